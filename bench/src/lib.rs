@@ -1,0 +1,1 @@
+//! The fio-style harness as a library.

@@ -1,0 +1,2 @@
+//! The `oxblock` command.
+fn main() {}

@@ -1,0 +1,1 @@
+//! Leaf drivers: null, memory, file, nvme.

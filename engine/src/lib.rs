@@ -1,0 +1,1 @@
+//! The path of one I/O: reactors, slots, queues.

@@ -1,0 +1,1 @@
+//! Memory that a device or another core may touch.

@@ -1,0 +1,1 @@
+//! NVMe on the wire: registers, commands, pages, status words, queue rings.

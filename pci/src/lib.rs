@@ -1,0 +1,1 @@
+//! PCI functions: registers, IOMMU, interrupts, reset.
