@@ -68,7 +68,9 @@ impl Rules {
     pub fn check(&self, op: &Op) -> Result<(), Fault> {
         let aligned = match self.block_mask {
             Some(mask) => (op.offset | op.len) & mask == 0,
-            None => op.offset % self.block_size == 0 && op.len % self.block_size == 0,
+            None => {
+                op.offset.is_multiple_of(self.block_size) && op.len.is_multiple_of(self.block_size)
+            }
         };
         let inside = op
             .offset
@@ -189,7 +191,7 @@ impl Rules {
                 }
                 previous_end = iova + len;
             }
-            if len % align != 0 {
+            if !len.is_multiple_of(align) {
                 return taken + len / align * align;
             }
             taken += len;

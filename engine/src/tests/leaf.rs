@@ -96,10 +96,13 @@ impl Driver for Awkward {
     }
 }
 
+/// Polls left, and what completes then.
+type Waiting = (usize, Token, Result<(), Fault>);
+
 struct AwkwardQueue {
     options: AwkwardOptions,
     shared: Arc<Shared>,
-    waiting: RefCell<VecDeque<(usize, Token, Result<(), Fault>)>>,
+    waiting: RefCell<VecDeque<Waiting>>,
 }
 
 impl AwkwardQueue {

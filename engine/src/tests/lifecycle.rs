@@ -95,7 +95,7 @@ fn a_panic_in_a_task_fails_its_engine_and_no_other() {
         Engine::with_cores(1, options(16)).unwrap(),
     );
     let hit = one.run(1, |_| async { panic!("the story of this panic") });
-    let error: Error = hit.map(|()| ()).unwrap_err();
+    let error: Error = hit.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Failed);
     assert!(
         error.to_string().contains("the story of this panic"),
