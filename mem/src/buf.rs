@@ -151,11 +151,7 @@ impl Buf {
     /// # Panics
     /// If `at` is beyond the end.
     pub fn split_off(&mut self, at: usize) -> Buf {
-        assert!(
-            at <= self.len,
-            "split at {at} beyond the end of a buffer of {}",
-            self.len
-        );
+        assert!(at <= self.len, "split at {at} beyond the end of a buffer of {}", self.len);
         let bufs = &self.header().bufs;
         if !self.is_shared() && bufs.load(Ordering::Acquire) == 1 {
             bufs.store(2, Ordering::Relaxed);
@@ -227,9 +223,7 @@ impl Drop for Buf {
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Buf");
-        out.field("addr", &self.ptr)
-            .field("len", &self.len)
-            .field("iova", &self.iova());
+        out.field("addr", &self.ptr).field("len", &self.len).field("iova", &self.iova());
         out.field("shared", &self.is_shared()).finish()
     }
 }

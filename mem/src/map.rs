@@ -23,10 +23,7 @@ impl Mapping {
     /// Maps and populates what the options ask for, with a line on what they did not get.
     pub(crate) fn new(options: &ArenaOptions) -> Result<(Mapping, Option<String>), MemError> {
         if options.size == 0 {
-            return Err(MemError::new(
-                libc::EINVAL,
-                "arena of 0 bytes: give it a size",
-            ));
+            return Err(MemError::new(libc::EINVAL, "arena of 0 bytes: give it a size"));
         }
         match (options.pages, &options.source) {
             (PagePolicy::Exactly(PageSize::Small4K), _) => small(options, Lock::Must),
@@ -58,9 +55,8 @@ impl Mapping {
 
     /// Maps the whole file, its base a multiple of `align`.
     fn of_file(fd: OwnedFd, len: usize, page_size: PageSize, align: usize) -> io::Result<Mapping> {
-        let room = len
-            .checked_add(align)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let room =
+            len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         // SAFETY: a new mapping of address space only, at an address of the system's choice.
         let space = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -75,14 +71,7 @@ impl Mapping {
         let base = unsafe {
             let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
             let at = space.add(skip).cast();
-            libc::mmap(
-                at,
-                len,
-                protection,
-                flags | libc::MAP_FIXED,
-                fd.as_raw_fd(),
-                0,
-            )
+            libc::mmap(at, len, protection, flags | libc::MAP_FIXED, fd.as_raw_fd(), 0)
         };
         let error = io::Error::last_os_error();
         let mapped = base != libc::MAP_FAILED;
@@ -100,13 +89,7 @@ impl Mapping {
             }
         }
         match NonNull::new(base.cast::<u8>()) {
-            Some(base) if mapped => Ok(Mapping {
-                base,
-                len,
-                page_size,
-                locked: false,
-                fd,
-            }),
+            Some(base) if mapped => Ok(Mapping { base, len, page_size, locked: false, fd }),
             _ => Err(error),
         }
     }
@@ -122,42 +105,22 @@ impl Mapping {
         let (addr, len) = (self.base.as_ptr(), self.len);
         // SAFETY: the mapping is ours, and the mask has the bits that max_node says.
         let rc = unsafe {
-            libc::syscall(
-                libc::SYS_mbind,
-                addr,
-                len,
-                MPOL_BIND,
-                mask.as_ptr(),
-                max_node,
-                0,
-            )
+            libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, mask.as_ptr(), max_node, 0)
         };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Makes the pages of the file, or fails where a later touch would raise SIGBUS.
     fn populate(&self) -> io::Result<()> {
         // SAFETY: a system call on our own file.
         let rc = unsafe { libc::fallocate(self.fd.as_raw_fd(), 0, 0, self.len as libc::off_t) };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     fn lock(&self) -> io::Result<()> {
         // SAFETY: the mapping is ours.
         let rc = unsafe { libc::mlock(self.base.as_ptr().cast(), self.len) };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 }
 
@@ -208,10 +171,7 @@ pub(crate) fn memlock_advice(len: usize) -> String {
 
 /// The limit in bytes; `None` if there is none.
 fn memlock_limit() -> Option<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the struct.
     let rc = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
     (rc == 0 && limit.rlim_cur != libc::RLIM_INFINITY).then_some(limit.rlim_cur)
@@ -255,11 +215,7 @@ fn small(options: &ArenaOptions, lock: Lock) -> Mapped {
     let fd = memfd(0, len).map_err(|error| MemError::os(&error, what()))?;
     // 2 MiB where that costs nothing: IOMMUs then use larger pages, and queues align.
     let huge = PageSize::Huge2M.bytes();
-    let align = if len >= huge {
-        huge
-    } else {
-        PageSize::Small4K.bytes()
-    };
+    let align = if len >= huge { huge } else { PageSize::Small4K.bytes() };
     let mut mapping = Mapping::of_file(fd, len, PageSize::Small4K, align)
         .map_err(|error| MemError::os(&error, format_args!("{}: mmap", what())))?;
     let mut notice = place(&mapping, options.node)?;
@@ -306,10 +262,7 @@ fn huge(options: &ArenaOptions, page_size: PageSize) -> Mapped {
         }
     };
     let explain = |error: io::Error| {
-        let what = format!(
-            "no {page_size} hugepages for {len} bytes: {}",
-            advice(page_size, len)
-        );
+        let what = format!("no {page_size} hugepages for {len} bytes: {}", advice(page_size, len));
         match error.raw_os_error() {
             // Not the caller's mistake: the kernel lacks this size.
             Some(libc::EINVAL) => MemError::new(libc::ENODEV, format!("{what}: {error}")),
@@ -345,23 +298,12 @@ fn place(mapping: &Mapping, node: Option<u32>) -> Result<Option<String>, MemErro
 
 /// Why there are no hugepages, and the command that makes them.
 fn advice(page_size: PageSize, len: usize) -> String {
-    let dir = format!(
-        "/sys/kernel/mm/hugepages/hugepages-{}kB",
-        page_size.bytes() >> 10
-    );
+    let dir = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page_size.bytes() >> 10);
     let number = |name: &str| -> Option<usize> {
-        fs::read_to_string(format!("{dir}/{name}"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(format!("{dir}/{name}")).ok()?.trim().parse().ok()
     };
     let need = len / page_size.bytes();
-    match (
-        number("nr_hugepages"),
-        number("free_hugepages"),
-        number("resv_hugepages"),
-    ) {
+    match (number("nr_hugepages"), number("free_hugepages"), number("resv_hugepages")) {
         (Some(total), Some(free), reserved) => {
             let free = free.saturating_sub(reserved.unwrap_or(0));
             let want = total + need.saturating_sub(free);
@@ -373,13 +315,9 @@ fn advice(page_size: PageSize, len: usize) -> String {
 
 fn round_up(size: usize, page_size: PageSize) -> Result<usize, MemError> {
     let len = size.checked_next_multiple_of(page_size.bytes());
-    len.filter(|&len| len <= isize::MAX as usize)
-        .ok_or_else(|| {
-            MemError::new(
-                libc::EINVAL,
-                format!("arena of {size} bytes: larger than any address space"),
-            )
-        })
+    len.filter(|&len| len <= isize::MAX as usize).ok_or_else(|| {
+        MemError::new(libc::EINVAL, format!("arena of {size} bytes: larger than any address space"))
+    })
 }
 
 /// An anonymous file of `len` bytes that nobody can resize, so that whoever gets its descriptor
@@ -428,15 +366,10 @@ fn hugetlbfs_page_size(path: &Path) -> Result<PageSize, MemError> {
     let mut info: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the name is a C string, and the struct is filled.
     if unsafe { libc::statfs(name.as_ptr(), &mut info) } != 0 {
-        return Err(MemError::last_os(format_args!(
-            "hugetlbfs at {}",
-            path.display()
-        )));
+        return Err(MemError::last_os(format_args!("hugetlbfs at {}", path.display())));
     }
     let sizes = [PageSize::Huge2M, PageSize::Huge1G];
-    let found = sizes
-        .into_iter()
-        .find(|size| size.bytes() as i64 == info.f_bsize as i64);
+    let found = sizes.into_iter().find(|size| size.bytes() as i64 == info.f_bsize as i64);
     match found {
         Some(size) if info.f_type as i64 == libc::HUGETLBFS_MAGIC => Ok(size),
         _ => Err(MemError::new(
@@ -453,9 +386,5 @@ fn hugetlbfs_page_size(path: &Path) -> Result<PageSize, MemError> {
 fn resize(fd: &OwnedFd, len: usize) -> io::Result<()> {
     // SAFETY: a system call on our own file.
     let rc = unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) };
-    if rc == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

@@ -53,11 +53,7 @@ pub struct Attachment {
 impl Memory {
     /// No memory yet, and no device.
     pub fn new() -> Memory {
-        Memory {
-            shared: Arc::new(MemoryShared {
-                state: Mutex::default(),
-            }),
-        }
+        Memory { shared: Arc::new(MemoryShared { state: Mutex::default() }) }
     }
 
     /// Maps a new arena, zeroed, and shows it to all attached devices.
@@ -96,11 +92,7 @@ impl Memory {
             let text = format!("register {len} bytes at {start:#x}: beyond the address space");
             return Err(MemError::new(libc::EINVAL, text));
         }
-        self.shared.add(RegionShared::of_caller(
-            ptr,
-            len,
-            Arc::downgrade(&self.shared),
-        ))
+        self.shared.add(RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared)))
     }
 
     /// Shows all regions, and those that come later, to a device. Every region has one IOVA for
@@ -113,10 +105,7 @@ impl Memory {
     /// region is not a multiple of the device's page; what the mapper says. Nothing stays mapped.
     pub fn attach(&self, mapper: Arc<dyn DmaMapper>) -> Result<Attachment, MemError> {
         self.shared.attach(&mapper)?;
-        Ok(Attachment {
-            memory: self.shared.clone(),
-            mapper,
-        })
+        Ok(Attachment { memory: self.shared.clone(), mapper })
     }
 
     /// All regions: arenas and registered memory.
@@ -137,9 +126,7 @@ impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.lock();
         let mut out = f.debug_struct("Memory");
-        out.field("regions", &state.regions.len())
-            .field("devices", &state.devices.len())
-            .finish()
+        out.field("regions", &state.regions.len()).field("devices", &state.devices.len()).finish()
     }
 }
 
@@ -203,12 +190,8 @@ impl MemoryShared {
             return Ok(());
         }
         let device = Device::new(mapper.clone());
-        let regions: Vec<_> = state
-            .regions
-            .iter()
-            .filter(|region| !region.is_closing())
-            .cloned()
-            .collect();
+        let regions: Vec<_> =
+            state.regions.iter().filter(|region| !region.is_closing()).cloned().collect();
         for region in &regions {
             device.check(region)?;
             state.place(region, Some(&device))?;
@@ -218,9 +201,7 @@ impl MemoryShared {
         for region in &regions {
             if let Err(error) = device.map(region) {
                 device.unmap_all();
-                state
-                    .devices
-                    .retain(|device| !device.is(mapper) || !device.mapped.is_empty());
+                state.devices.retain(|device| !device.is(mapper) || !device.mapped.is_empty());
                 return Err(error);
             }
         }
@@ -236,9 +217,7 @@ impl MemoryShared {
         if device.users == 0 {
             device.unmap_all();
             // What a mapper failed to unmap stays on the list, and so in its memory, for good.
-            state
-                .devices
-                .retain(|device| device.users > 0 || !device.mapped.is_empty());
+            state.devices.retain(|device| device.users > 0 || !device.mapped.is_empty());
         }
     }
 
@@ -321,17 +300,10 @@ impl State {
         let devices = || self.devices.iter().chain(new);
         let everything: RangeInclusive<u64> = 0..=u64::MAX - 1;
         let windows = devices().fold(vec![everything], |all, d| iova::intersect(&all, &d.windows));
-        let align = devices()
-            .map(|device| device.align(region))
-            .max()
-            .unwrap_or(1);
-        let others = self
-            .regions
-            .iter()
-            .filter(|other| !std::ptr::eq(&***other, region));
-        let taken: Vec<_> = others
-            .filter_map(|other| Some((other.iova()?, other.len() as u64)))
-            .collect();
+        let align = devices().map(|device| device.align(region)).max().unwrap_or(1);
+        let others = self.regions.iter().filter(|other| !std::ptr::eq(&***other, region));
+        let taken: Vec<_> =
+            others.filter_map(|other| Some((other.iova()?, other.len() as u64))).collect();
         let Some(iova) = iova::allocate(&windows, &taken, len, align) else {
             let windows = iova::words(&windows);
             return Err(MemError::new(
@@ -352,13 +324,7 @@ impl Device {
     fn new(mapper: Arc<dyn DmaMapper>) -> Device {
         let (windows, page_size) = (mapper.windows(), mapper.page_size_min());
         let page_size = page_size.max(1).next_power_of_two();
-        Device {
-            mapper,
-            windows,
-            page_size,
-            users: 1,
-            mapped: Vec::new(),
-        }
+        Device { mapper, windows, page_size, users: 1, mapped: Vec::new() }
     }
 
     fn is(&self, mapper: &Arc<dyn DmaMapper>) -> bool {
@@ -399,24 +365,15 @@ impl Device {
         let Some(iova) = region.iova() else {
             return Ok(());
         };
-        self.mapper
-            .map(&Region::for_device(region.clone()), iova)
-            .map_err(|error| {
-                error.context(format_args!(
-                    "map {} bytes for a device at {iova:#x}",
-                    region.len()
-                ))
-            })?;
+        self.mapper.map(&Region::for_device(region.clone()), iova).map_err(|error| {
+            error.context(format_args!("map {} bytes for a device at {iova:#x}", region.len()))
+        })?;
         self.mapped.push(region.clone());
         Ok(())
     }
 
     fn unmap(&mut self, region: &Arc<RegionShared>) -> Result<(), MemError> {
-        let Some(at) = self
-            .mapped
-            .iter()
-            .position(|other| Arc::ptr_eq(other, region))
-        else {
+        let Some(at) = self.mapped.iter().position(|other| Arc::ptr_eq(other, region)) else {
             return Ok(());
         };
         if let Some(iova) = region.iova() {
@@ -429,9 +386,7 @@ impl Device {
     fn unmap_all(&mut self) {
         let mapper = &self.mapper;
         self.mapped.retain(|region| {
-            region
-                .iova()
-                .is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
+            region.iova().is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
         });
     }
 }

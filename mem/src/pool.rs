@@ -56,11 +56,7 @@ impl Pool {
                 region: memory.header().region,
                 kind: Kind::Pool,
             },
-            next: AtomicU32::new(if index + 1 < count {
-                index as u32 + 1
-            } else {
-                END
-            }),
+            next: AtomicU32::new(if index + 1 < count { index as u32 + 1 } else { END }),
             index: index as u32,
             pool: this,
             // SAFETY: index * stride lies within the bytes allocated.
@@ -76,10 +72,7 @@ impl Pool {
             owed: AtomicIsize::new(count as isize + 1),
             _memory: memory,
         });
-        Ok(Pool {
-            shared: this,
-            _cells: PhantomData,
-        })
+        Ok(Pool { shared: this, _cells: PhantomData })
     }
 
     /// A buffer of [`buf_len`](Pool::buf_len) bytes, whatever they hold; `None` if all are out.
@@ -164,9 +157,7 @@ impl Drop for Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Pool");
-        out.field("buf_len", &self.buf_len())
-            .field("count", &self.count())
-            .finish()
+        out.field("buf_len", &self.buf_len()).field("count", &self.count()).finish()
     }
 }
 
@@ -208,10 +199,7 @@ impl PoolShared {
     fn adopt(&self) {
         let (owner, me) = (self.owner.load(Ordering::Relaxed), thread_number());
         if owner != me {
-            assert!(
-                owner == NO_THREAD,
-                "this pool belongs to the thread that took from it first"
-            );
+            assert!(owner == NO_THREAD, "this pool belongs to the thread that took from it first");
             self.owner.store(me, Ordering::Relaxed);
         }
     }
@@ -279,11 +267,7 @@ unsafe fn settle(pool: NonNull<PoolShared>, parts: isize) {
 fn thread_number() -> u64 {
     thread_local!(static NUMBER: Cell<u64> = const { Cell::new(NO_THREAD) });
     let number = NUMBER.get();
-    if number != NO_THREAD {
-        number
-    } else {
-        new_thread_number(&NUMBER)
-    }
+    if number != NO_THREAD { number } else { new_thread_number(&NUMBER) }
 }
 
 #[cold]

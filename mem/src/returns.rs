@@ -13,9 +13,7 @@ pub(crate) struct Returns {
 
 impl Returns {
     pub(crate) fn new() -> Returns {
-        Returns {
-            head: AtomicU32::new(END),
-        }
+        Returns { head: AtomicU32::new(END) }
     }
 
     /// Pushes the slot whose link is `next`; false if the stack is closed. Lock-free: it retries
@@ -29,8 +27,7 @@ impl Returns {
             next.store(head, Ordering::Relaxed);
             // Release: the taker sees the link, and all that was done to the slot's bytes.
             let pushed =
-                self.head
-                    .compare_exchange_weak(head, index, Ordering::Release, Ordering::Relaxed);
+                self.head.compare_exchange_weak(head, index, Ordering::Release, Ordering::Relaxed);
             match pushed {
                 Ok(_) => return true,
                 Err(seen) => head = seen,
