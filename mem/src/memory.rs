@@ -3,9 +3,9 @@ use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::map::{self, Mapping};
+use crate::map;
 use crate::region::RegionShared;
-use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova};
+use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova, pages};
 
 /// Every byte that the devices of one engine may reach. A handle; clones name the same memory.
 #[derive(Clone)]
@@ -63,7 +63,7 @@ impl Memory {
     /// [`PagePolicy`](crate::PagePolicy) demands are not there; what a mapper says; `EPERM` if
     /// its pages are not locked and an attached device needs that.
     pub fn add_arena(&self, options: &ArenaOptions) -> Result<Arena, MemError> {
-        let (mapping, notice) = Mapping::new(options)?;
+        let (mapping, notice) = pages::map(options)?;
         let region = RegionShared::of_mapping(mapping, Arc::downgrade(&self.shared));
         let region = self.shared.add(region)?;
         Ok(Arena::new(region, notice))
@@ -74,7 +74,8 @@ impl Memory {
     /// # Errors
     /// `EINVAL` if address or length is not a multiple of 4 KiB (of the page size, if it lies on
     /// hugepages); `ENOMEM` if some of it is not mapped; `EEXIST` if some of it is registered
-    /// already; what a mapper says.
+    /// already; what a mapper says; `EBUSY` if a mapper failed and another then did not let go:
+    /// the range must stay mapped for ever.
     ///
     /// # Safety
     /// The range stays mapped until [`Region::try_unregister`] returns `Ok`, for ever if the
@@ -111,7 +112,7 @@ impl Memory {
     /// All regions: arenas and registered memory.
     pub fn regions(&self) -> Vec<Region> {
         let state = self.shared.lock();
-        let open = state.regions.iter().filter(|region| !region.is_closing());
+        let open = state.regions.iter().filter(|region| !region.is_closed());
         open.map(|region| Region::new(region.clone())).collect()
     }
 }
@@ -174,7 +175,7 @@ impl MemoryShared {
         let handle = Region::new(region.clone());
         if let Err(error) = state.map_everywhere(&region) {
             drop(state);
-            if handle.is_shared() {
+            if handle.is_shared() && error.errno() != libc::EBUSY {
                 map::do_fork(region.base(), region.len());
             }
             return Err(error);
@@ -186,12 +187,11 @@ impl MemoryShared {
     fn attach(&self, mapper: &Arc<dyn DmaMapper>) -> Result<(), MemError> {
         let mut state = self.lock();
         if let Some(device) = state.devices.iter_mut().find(|device| device.is(mapper)) {
-            device.users += 1;
-            return Ok(());
+            return device.share();
         }
         let device = Device::new(mapper.clone());
         let regions: Vec<_> =
-            state.regions.iter().filter(|region| !region.is_closing()).cloned().collect();
+            state.regions.iter().filter(|region| !region.is_closed()).cloned().collect();
         for region in &regions {
             device.check(region)?;
             state.place(region, Some(&device))?;
@@ -269,13 +269,32 @@ impl State {
         self.place(region, None)?;
         for at in 0..self.devices.len() {
             if let Err(error) = self.devices[at].map(region) {
-                for device in &mut self.devices[..at] {
-                    let _ = device.unmap(region);
-                }
-                return Err(error);
+                return Err(self.unmap_again(region, at, error));
             }
         }
         Ok(())
+    }
+
+    /// Undoes the mappings of the first `devices`, after `error` of the next one.
+    fn unmap_again(
+        &mut self,
+        region: &Arc<RegionShared>,
+        devices: usize,
+        error: MemError,
+    ) -> MemError {
+        let mut stuck = false;
+        for device in &mut self.devices[..devices] {
+            stuck |= device.unmap(region).is_err();
+        }
+        if !stuck {
+            return error;
+        }
+        region.close_for_good();
+        self.regions.push(region.clone());
+        MemError::new(
+            libc::EBUSY,
+            format!("{error}; and another device does not let go of it: it must stay mapped"),
+        )
     }
 
     /// Sees to it that the region has an IOVA that suits all devices and `new`.
@@ -327,6 +346,17 @@ impl Device {
         Device { mapper, windows, page_size, users: 1, mapped: Vec::new() }
     }
 
+    /// One attachment more. After a detach that could not unmap everything the mapper is in no
+    /// state to be used again.
+    fn share(&mut self) -> Result<(), MemError> {
+        if self.users == 0 {
+            let text = "attach a device: its mapper failed to unmap memory before; reset it";
+            return Err(MemError::new(libc::EBUSY, text));
+        }
+        self.users += 1;
+        Ok(())
+    }
+
     fn is(&self, mapper: &Arc<dyn DmaMapper>) -> bool {
         std::ptr::addr_eq(Arc::as_ptr(&self.mapper), Arc::as_ptr(mapper))
     }
@@ -343,7 +373,7 @@ impl Device {
                 format!(
                     "attach a device: it needs locked memory, but the arena of {len} bytes is \
                      not; {}",
-                    map::memlock_advice(region.len())
+                    pages::memlock_advice(region.len())
                 ),
             ));
         }

@@ -157,3 +157,148 @@ impl<T> fmt::Debug for Consumer<T> {
         f.debug_struct("Consumer").field("len", &self.len()).finish_non_exhaustive()
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::rc::Rc;
+    use std::thread;
+
+    use super::*;
+
+    #[test]
+    fn it_is_full_at_its_capacity_and_empty_after() {
+        for capacity in 1..=9 {
+            let (mut tx, mut rx) = ring(capacity);
+            for round in 0..3 {
+                for value in 0..capacity {
+                    assert_eq!(tx.push((round, value)), Ok(()));
+                }
+                assert_eq!(tx.push((9, 9)), Err((9, 9)));
+                assert_eq!((tx.len(), rx.len(), rx.capacity()), (capacity, capacity, capacity));
+                for value in 0..capacity {
+                    assert_eq!(rx.pop(), Some((round, value)));
+                }
+                assert_eq!(rx.pop(), None);
+                assert!(rx.is_empty() && tx.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn indexes_may_wrap() {
+        let (mut tx, mut rx) = ring(3);
+        let start = usize::MAX - 1;
+        (tx.tail, tx.head_seen, rx.head, rx.tail_seen) = (start, start, start, start);
+        tx.shared.tail.store(start, Ordering::Relaxed);
+        tx.shared.head.store(start, Ordering::Relaxed);
+        for round in 0..5 {
+            for value in 0..3 {
+                assert_eq!(tx.push(round * 3 + value), Ok(()));
+            }
+            assert_eq!(tx.push(99), Err(99));
+            for value in 0..3 {
+                assert_eq!(rx.pop(), Some(round * 3 + value));
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_never_popped_is_dropped_once() {
+        let value = Rc::new(());
+        let (mut tx, mut rx) = ring(4);
+        for _ in 0..3 {
+            tx.push(value.clone()).unwrap();
+        }
+        drop(rx.pop());
+        drop(tx);
+        assert_eq!(Rc::strong_count(&value), 3);
+        assert!(rx.pop().is_some());
+        drop(rx);
+        assert_eq!(Rc::strong_count(&value), 1);
+    }
+
+    #[test]
+    fn two_threads_keep_the_order() {
+        let (mut tx, mut rx) = ring(7);
+        let producer = thread::spawn(move || {
+            for value in 0..100_000u64 {
+                let mut value = Box::new(value);
+                while let Err(back) = tx.push(value) {
+                    value = back;
+                    thread::yield_now();
+                }
+            }
+        });
+        let mut expected = 0;
+        while expected < 100_000 {
+            match rx.pop() {
+                Some(value) => {
+                    assert_eq!(*value, expected);
+                    expected += 1;
+                }
+                None => thread::yield_now(),
+            }
+        }
+        producer.join().unwrap();
+        assert!(rx.pop().is_none());
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::thread;
+
+    use super::*;
+
+    /// More values than room, so that the ring is full, empty and wrapped on the way. Boxes make
+    /// loom see a value that is read twice, or never dropped.
+    fn pass(capacity: usize, values: usize) {
+        loom::model(move || {
+            let (mut tx, mut rx) = ring(capacity);
+            let producer = thread::spawn(move || {
+                for value in 0..values {
+                    let mut value = loom::sync::Arc::new(value);
+                    while let Err(back) = tx.push(value) {
+                        value = back;
+                        thread::yield_now();
+                    }
+                }
+            });
+            for expected in 0..values {
+                let value = loop {
+                    match rx.pop() {
+                        Some(value) => break value,
+                        None => thread::yield_now(),
+                    }
+                };
+                assert_eq!(*value, expected);
+            }
+            producer.join().unwrap();
+            assert!(rx.pop().is_none());
+        });
+    }
+
+    #[test]
+    fn loom_values_pass_in_order_through_one_slot() {
+        pass(1, 3);
+    }
+
+    #[test]
+    fn loom_values_pass_in_order_through_two_slots() {
+        pass(2, 4);
+    }
+
+    #[test]
+    fn loom_what_is_left_is_dropped_by_the_last_end() {
+        loom::model(|| {
+            let (mut tx, mut rx) = ring(2);
+            let producer = thread::spawn(move || {
+                let _ = tx.push(loom::sync::Arc::new(1));
+                let _ = tx.push(loom::sync::Arc::new(2));
+            });
+            let _ = rx.pop();
+            drop(rx);
+            producer.join().unwrap();
+        });
+    }
+}
