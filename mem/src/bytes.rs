@@ -145,16 +145,6 @@ impl SharedBytes {
         self.clear(last, end - last);
     }
 
-    /// Asks for the first bytes at `at` ahead of a copy; 4 KiB at most, and only a hint.
-    #[inline]
-    pub fn prefetch(&self, at: usize, len: usize) {
-        const LINE: usize = 64;
-        let base = self.range(at, len);
-        for line in 0..len.min(LINES_AHEAD * LINE).div_ceil(LINE) {
-            prefetch_line(base.wrapping_add(line * LINE));
-        }
-    }
-
     #[inline]
     fn range(&self, at: usize, len: usize) -> *mut u8 {
         assert!(at <= self.len && len <= self.len - at, "{at} + {len} is beyond {}", self.len);

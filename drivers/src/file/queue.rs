@@ -333,8 +333,11 @@ impl Queue for FileQueue {
     }
 
     fn cancel(&mut self, token: Token) {
-        if let Some(slot) = self.entries.iter().position(|e| e.token == Some(token)) {
-            self.ring.cancel(slot as u16);
+        // Fragments of one operation share its token.
+        for slot in 0..self.entries.len() {
+            if self.entries[slot].token == Some(token) {
+                self.ring.cancel(slot as u16);
+            }
         }
     }
 
@@ -342,7 +345,7 @@ impl Queue for FileQueue {
         self.entries.len() - self.free.len()
     }
 
-    fn sleep(&mut self) -> Sleep {
+    fn sleep(&mut self) -> Sleep<'_> {
         if self.in_flight() == 0 { Sleep::Woken } else { Sleep::Fd(self.ring.fd()) }
     }
 

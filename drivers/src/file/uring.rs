@@ -10,7 +10,7 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
 use oxblock_engine::Request;
@@ -165,8 +165,9 @@ impl Ring {
     }
 
     /// The descriptor that turns readable when a call has completed.
-    pub(super) fn fd(&self) -> RawFd {
-        self.uring.as_raw_fd()
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the ring's descriptor, open as long as the ring is borrowed.
+        unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }
     }
 
     fn entry(&self, slot: u16, call: Call) -> squeue::Entry {

@@ -113,7 +113,7 @@ impl Queue for MemoryQueue {
         0
     }
 
-    fn sleep(&mut self) -> Sleep {
+    fn sleep(&mut self) -> Sleep<'_> {
         Sleep::Woken
     }
 

@@ -98,7 +98,7 @@ impl Queue for InstantQueue {
         0
     }
 
-    fn sleep(&mut self) -> Sleep {
+    fn sleep(&mut self) -> Sleep<'_> {
         Sleep::Woken
     }
 
@@ -170,7 +170,8 @@ impl Queue for DelayQueue {
     }
 
     fn cancel(&mut self, token: Token) {
-        if let Some(w) = self.waiting.iter_mut().find(|w| w.token == token && !w.cancelled) {
+        // Fragments of one operation share its token.
+        for w in self.waiting.iter_mut().filter(|w| w.token == token && !w.cancelled) {
             w.cancelled = true;
             self.cancelled += 1;
         }
@@ -180,7 +181,7 @@ impl Queue for DelayQueue {
         self.waiting.len()
     }
 
-    fn sleep(&mut self) -> Sleep {
+    fn sleep(&mut self) -> Sleep<'_> {
         match self.waiting.front() {
             _ if self.cancelled > 0 => Sleep::Never,
             Some(first) => Sleep::Until(first.due_ns),
