@@ -44,7 +44,11 @@ impl Rules {
             block_mask: block_size.is_power_of_two().then(|| block_size - 1),
             max_transfer: max_transfer.min(whole_blocks(1 << 30)),
             boundary: limits.boundary.into(),
-            max_segments: if limits.max_segments == 0 { usize::MAX } else { limits.max_segments as usize },
+            max_segments: if limits.max_segments == 0 {
+                usize::MAX
+            } else {
+                limits.max_segments as usize
+            },
             memory: limits.memory,
             max_write_zeroes: whole_blocks(limits.max_write_zeroes),
             max_discard: whole_blocks(limits.max_discard),
@@ -64,9 +68,14 @@ impl Rules {
     pub fn check(&self, op: &Op) -> Result<(), Fault> {
         let aligned = match self.block_mask {
             Some(mask) => (op.offset | op.len) & mask == 0,
-            None => op.offset % self.block_size == 0 && op.len % self.block_size == 0,
+            None => {
+                op.offset.is_multiple_of(self.block_size) && op.len.is_multiple_of(self.block_size)
+            }
         };
-        let inside = op.offset.checked_add(op.len).is_some_and(|end| end <= self.length);
+        let inside = op
+            .offset
+            .checked_add(op.len)
+            .is_some_and(|end| end <= self.length);
         let data_fits = !op.kind.has_data() || op.data.len() as u64 == op.len;
         if aligned && inside && data_fits && !(self.read_only && op.kind.is_write()) {
             return Ok(());
@@ -79,11 +88,17 @@ impl Rules {
         let (kind, text) = if !inside {
             (ErrorKind::Invalid, "the range ends beyond the node")
         } else if !aligned {
-            (ErrorKind::Invalid, "offset and length must be multiples of the node's block size")
+            (
+                ErrorKind::Invalid,
+                "offset and length must be multiples of the node's block size",
+            )
         } else if self.read_only && op.kind.is_write() {
             (ErrorKind::ReadOnly, "the node takes no writes")
         } else {
-            (ErrorKind::Invalid, "the length differs from that of the buffers")
+            (
+                ErrorKind::Invalid,
+                "the length differs from that of the buffers",
+            )
         };
         Fault::text(kind, op.offset, text)
     }
@@ -134,7 +149,11 @@ impl Rules {
     }
 
     fn to_boundary(&self, offset: u64) -> u64 {
-        if self.boundary == 0 { u64::MAX } else { self.boundary - offset % self.boundary }
+        if self.boundary == 0 {
+            u64::MAX
+        } else {
+            self.boundary - offset % self.boundary
+        }
     }
 
     fn allows(&self, view: View<'_>) -> bool {
@@ -162,7 +181,7 @@ impl Rules {
                 }
             };
             let align = u64::from(align.max(1));
-            if address % align != 0 {
+            if !address.is_multiple_of(align) {
                 return taken;
             }
             if let Some(page) = prp_page {
@@ -172,7 +191,7 @@ impl Rules {
                 }
                 previous_end = address + len;
             }
-            if len % align != 0 {
+            if !len.is_multiple_of(align) {
                 return taken + len / align * align;
             }
             taken += len;
