@@ -48,7 +48,10 @@ pub struct Fixture {
 impl Fixture {
     /// A node that needs nothing else.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, hold: Vec::new() }
+        Self {
+            node,
+            hold: Vec::new(),
+        }
     }
 }
 
@@ -57,7 +60,11 @@ pub fn run_with_slots<F>(subject: Subject, slots: usize, case: fn(Disk) -> F)
 where
     F: Future<Output = ()> + 'static,
 {
-    let options = Options { slots, arena: ArenaOptions::new(32 << 20), ..Options::default() };
+    let options = Options {
+        slots,
+        arena: ArenaOptions::new(32 << 20),
+        ..Options::default()
+    };
     let engine = Engine::with_cores(2, options).expect("an engine");
     let Subject { contents, open } = subject;
     let fixture = engine
@@ -69,7 +76,7 @@ where
         })
         .expect("the case");
     engine.shutdown().expect("an orderly shutdown");
-    drop(fixture);
+    drop(fixture.hold);
 }
 
 /// Runs a case with room for 64 operations.
