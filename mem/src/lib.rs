@@ -31,6 +31,7 @@
 
 mod arena;
 mod buf;
+mod bytes;
 mod cells;
 pub mod cycles;
 mod error;
@@ -54,6 +55,7 @@ mod view;
 
 pub use arena::Arena;
 pub use buf::Buf;
+pub use bytes::SharedBytes;
 pub use cells::Cells;
 pub use error::MemError;
 pub use iovector::{IoVector, Segment};
