@@ -26,7 +26,8 @@ fn main() -> Result<(), Error> {
         reactor.poll(); // one turn, beside whatever else your loop does
         channel.poll(|done| {
             done.result.expect("memory does not fail");
-            let (op, block) = (done.op, done.op.tag);
+            let op = done.op;
+            let block = op.tag;
             let next = if op.kind == OpKind::Write {
                 Op::read(op.offset, op.data).tag(block)
             } else {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_engine::{Core, Engine, Error, Node, Options};
+use oxblock_mem::IoVector;
 
 const BLOCK: u64 = 4096;
 const BLOCKS_EACH: u64 = 20_000;
@@ -37,11 +38,10 @@ fn main() -> Result<(), Error> {
 
 async fn fill(core: &Core, node: &Arc<Node>, half: u64, mark: u8) -> Result<(), Error> {
     let channel = core.open(node).await?;
-    let mut data = core.arena().alloc(BLOCK as usize, 4096)?.into();
+    let mut data = IoVector::from(core.arena().alloc(BLOCK as usize, 4096)?);
     for block in half * BLOCKS_EACH..(half + 1) * BLOCKS_EACH {
-        let mut ours: oxblock_mem::IoVector = data;
-        ours.fill(0, BLOCK as usize, mark);
-        let (back, result) = channel.write(block * BLOCK, ours).await;
+        data.fill(0, BLOCK as usize, mark);
+        let (back, result) = channel.write(block * BLOCK, data).await;
         result?;
         data = back;
     }
@@ -50,7 +50,7 @@ async fn fill(core: &Core, node: &Arc<Node>, half: u64, mark: u8) -> Result<(), 
 
 async fn check(core: &Core, node: &Arc<Node>, half: u64, mark: u8) -> Result<u64, Error> {
     let channel = core.open(node).await?;
-    let mut data = core.arena().alloc(BLOCK as usize, 4096)?.into();
+    let mut data = IoVector::from(core.arena().alloc(BLOCK as usize, 4096)?);
     for block in half * BLOCKS_EACH..(half + 1) * BLOCKS_EACH {
         let (back, result) = channel.read(block * BLOCK, data).await;
         result?;
