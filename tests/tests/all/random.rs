@@ -47,9 +47,7 @@ impl Random {
 
 /// The seed of this run: `OXBLOCK_SEED`, or `default`. Prints it when the test panics.
 pub fn seed(default: u64) -> Seed {
-    let told = std::env::var("OXBLOCK_SEED")
-        .ok()
-        .and_then(|text| text.parse().ok());
+    let told = std::env::var("OXBLOCK_SEED").ok().and_then(|text| text.parse().ok());
     Seed(told.unwrap_or(default))
 }
 

@@ -19,11 +19,7 @@ pub async fn every_kind(mut disk: Disk) {
     let mut random = seed.random(1);
     disk.check_all().await;
     for round in 0..150 {
-        let most = if round % 10 == 0 {
-            disk.blocks() / 3
-        } else {
-            33
-        };
+        let most = if round % 10 == 0 { disk.blocks() / 3 } else { 33 };
         disk.any_op(&mut random, most).await;
     }
     disk.check_all().await;
@@ -36,13 +32,7 @@ pub async fn boundaries(mut disk: Disk) {
     let mut random = seed.random(2);
     let (block, end) = (disk.block(), disk.blocks() * disk.block());
     let limits = disk.limits().clone();
-    let natural = [
-        limits.max_transfer,
-        limits.boundary,
-        limits.optimal_transfer,
-        4096,
-        2 << 20,
-    ];
+    let natural = [limits.max_transfer, limits.boundary, limits.optimal_transfer, 4096, 2 << 20];
     let mut edges: Vec<u64> = Vec::new();
     for step in natural.map(u64::from).into_iter().filter(|&step| step > 0) {
         edges.extend([step, 2 * step, 3 * step, 8 * step, end / step * step]);
@@ -92,11 +82,7 @@ pub async fn many_at_once(mut disk: Disk) {
         for tag in 0..running.len() {
             if running[tag].is_none() && left > 0 {
                 let range = disk.any_range(&mut random, 21);
-                if running
-                    .iter()
-                    .flatten()
-                    .any(|other| overlap(&other.range, &range))
-                {
+                if running.iter().flatten().any(|other| overlap(&other.range, &range)) {
                     continue;
                 }
                 left -= 1;
@@ -111,11 +97,7 @@ pub async fn many_at_once(mut disk: Disk) {
         disk.channel.poll(|completion| done.push(completion));
         for completion in done {
             let slot = &mut running[completion.op.tag as usize];
-            finish(
-                &mut disk,
-                slot.take().expect("one completion each"),
-                &completion,
-            );
+            finish(&mut disk, slot.take().expect("one completion each"), &completion);
         }
     }
     assert_eq!(disk.channel.in_flight(), 0);
@@ -149,10 +131,7 @@ fn start(disk: &mut Disk, random: &mut Random, range: Range<u64>, tag: u64) -> R
 
 fn finish(disk: &mut Disk, running: Running, done: &Completion) {
     let Running { range, read } = running;
-    assert_eq!(
-        done.op.offset, range.start,
-        "the completion of another operation"
-    );
+    assert_eq!(done.op.offset, range.start, "the completion of another operation");
     assert_eq!(done.result, Ok(()), "{} of {range:?}", done.op.kind);
     if let Some(scatter) = read {
         disk.check_read(&scatter, done, &range);
@@ -177,9 +156,7 @@ pub async fn more_tasks_than_slots(disk: Disk) {
             let bytes = random.bytes(3 * block as usize);
             let offset = task * 3 * block;
             for _ in 0..5 {
-                let data = Scatter::new(&core, &mut random, bytes.len(), 70)
-                    .with(&bytes)
-                    .data;
+                let data = Scatter::new(&core, &mut random, bytes.len(), 70).with(&bytes).data;
                 let (_, result) = channel.write(offset, data).await;
                 result.expect("a write");
                 let mut scatter = Scatter::new(&core, &mut random, bytes.len(), 70);
@@ -243,11 +220,7 @@ pub async fn dropped_futures(mut disk: Disk) {
             }
         }
         disk.settle().await;
-        assert_eq!(
-            pool.available(),
-            all,
-            "buffers are missing after round {round}"
-        );
+        assert_eq!(pool.available(), all, "buffers are missing after round {round}");
     }
     disk.check_all().await;
 }
@@ -273,9 +246,7 @@ pub async fn full_table(mut disk: Disk) {
                 continue;
             }
             let bytes = random.bytes(length(&range));
-            let data = Scatter::any(&disk.core, &mut random, bytes.len())
-                .with(&bytes)
-                .data;
+            let data = Scatter::any(&disk.core, &mut random, bytes.len()).with(&bytes).data;
             match disk.channel.submit(Op::write(range.start, data).tag(tag)) {
                 Ok(_) => {
                     submitted += 1;
@@ -294,16 +265,11 @@ pub async fn full_table(mut disk: Disk) {
                 }
             }
         }
-        assert!(
-            waiting.is_some(),
-            "{submitted} operations went into {slots} slots"
-        );
+        assert!(waiting.is_some(), "{submitted} operations went into {slots} slots");
         let mut done = 0;
         while done < submitted {
             disk.core.yield_now().await;
-            done += disk
-                .channel
-                .poll(|completion| assert_eq!(completion.result, Ok(())));
+            done += disk.channel.poll(|completion| assert_eq!(completion.result, Ok(())));
             if done > 0
                 && let Some(op) = waiting.take()
             {
@@ -329,9 +295,7 @@ pub async fn cancel(mut disk: Disk) {
             let first = tag * stretch;
             let range = first * disk.block()..(first + count) * disk.block();
             let bytes = random.bytes(length(&range));
-            let data = Scatter::any(&disk.core, &mut random, bytes.len())
-                .with(&bytes)
-                .data;
+            let data = Scatter::any(&disk.core, &mut random, bytes.len()).with(&bytes).data;
             let op = Op::write(range.start, data).tag(tag);
             let id = disk.channel.submit(op).expect("a slot");
             writes.push((range, bytes, id));
@@ -346,13 +310,9 @@ pub async fn cancel(mut disk: Disk) {
         while seen.contains(&false) {
             disk.core.yield_now().await;
             let mut ended = Vec::new();
-            disk.channel
-                .poll(|done| ended.push((done.op.tag as usize, done.result)));
+            disk.channel.poll(|done| ended.push((done.op.tag as usize, done.result)));
             for (tag, result) in ended {
-                assert!(
-                    !std::mem::replace(&mut seen[tag], true),
-                    "{tag} completed twice"
-                );
+                assert!(!std::mem::replace(&mut seen[tag], true), "{tag} completed twice");
                 let (range, bytes, id) = &writes[tag];
                 assert!(!disk.channel.cancel(*id), "it is over");
                 match result {
@@ -375,10 +335,7 @@ async fn take_mixed(disk: &mut Disk, range: &Range<u64>, new: &[u8]) {
         return;
     }
     let mut scatter = Scatter::plain(&disk.core, length(range));
-    let done = disk
-        .channel
-        .run(Op::read(range.start, scatter.take()))
-        .await;
+    let done = disk.channel.run(Op::read(range.start, scatter.take())).await;
     assert_eq!(done.result, Ok(()), "read of {range:?}");
     let now = scatter.bytes(&done.op.data);
     let old = &disk.oracle[range.start as usize..range.end as usize];
@@ -409,10 +366,7 @@ pub async fn two_cores(mut disk: Disk) {
     });
     let mut random = seed.random(9);
     stripes_of(&mut disk, &mut random, 0, stripes, STRIPE).await;
-    let written = other
-        .await
-        .and_then(|result| result)
-        .expect("the other core");
+    let written = other.await.and_then(|result| result).expect("the other core");
     for (range, bytes) in written {
         disk.note(&range, &bytes);
     }
@@ -453,12 +407,7 @@ pub async fn invalid(mut disk: Disk) {
     let (block, length) = (u64::from(disk.limits().block_size), disk.limits().length);
     let list = |len: u64| Scatter::plain(&disk.core, len as usize).data;
     let mut ops = Vec::new();
-    for offset in [
-        length,
-        length - block,
-        u64::MAX - block,
-        u64::MAX / block * block,
-    ] {
+    for offset in [length, length - block, u64::MAX - block, u64::MAX / block * block] {
         let len = 2 * block;
         ops.push(Op::read(offset, list(len)));
         ops.push(Op::write(offset, list(len)));
@@ -467,12 +416,7 @@ pub async fn invalid(mut disk: Disk) {
         ops.push(Op::discard(offset, len));
     }
     if block > 1 {
-        for (offset, len) in [
-            (1, block),
-            (block - 1, block),
-            (0, block - 1),
-            (block, block + 1),
-        ] {
+        for (offset, len) in [(1, block), (block - 1, block), (0, block - 1), (block, block + 1)] {
             ops.push(Op::read(offset, list(len)));
             ops.push(Op::write(offset, list(len)));
             ops.push(Op::write_zeroes(offset, len));
@@ -480,14 +424,8 @@ pub async fn invalid(mut disk: Disk) {
         }
     }
     for len in [0, block, 4 * block] {
-        ops.push(Op {
-            len,
-            ..Op::write(0, list(2 * block))
-        });
-        ops.push(Op {
-            len,
-            ..Op::read(0, list(2 * block))
-        });
+        ops.push(Op { len, ..Op::write(0, list(2 * block)) });
+        ops.push(Op { len, ..Op::read(0, list(2 * block)) });
     }
     ops.push(Op::write_zeroes(0, u64::MAX / block * block));
     ops.push(Op::discard(block, u64::MAX / block * block));
@@ -496,20 +434,12 @@ pub async fn invalid(mut disk: Disk) {
         let (kind, offset, len, bytes) = (op.kind, op.offset, op.len, op.data.len());
         let done = disk.channel.run(op).await;
         let fault = done.result.expect_err("an invalid operation succeeds");
-        assert_eq!(
-            fault.kind,
-            ErrorKind::Invalid,
-            "{kind} of {len} bytes at {offset}: {fault}"
-        );
+        assert_eq!(fault.kind, ErrorKind::Invalid, "{kind} of {len} bytes at {offset}: {fault}");
         assert_eq!(done.op.data.len(), bytes, "the buffers come back");
     }
     assert!(count > 20);
     // Nothing is nothing to complain of.
-    for op in [
-        Op::read(0, list(0)),
-        Op::write(length, list(0)),
-        Op::write_zeroes(block, 0),
-    ] {
+    for op in [Op::read(0, list(0)), Op::write(length, list(0)), Op::write_zeroes(block, 0)] {
         disk.run(op).await;
     }
     disk.check_all().await;
@@ -534,17 +464,13 @@ pub async fn durable(mut disk: Disk) {
         }
         let start = (first + 16) * disk.block();
         let block = disk.block();
-        let zeroes = Op::write_zeroes(start, block)
-            .flags(OpFlags::MAY_UNMAP)
-            .fua();
+        let zeroes = Op::write_zeroes(start, block).flags(OpFlags::MAY_UNMAP).fua();
         disk.oracle[start as usize..(start + block) as usize].fill(0);
         disk.channel.submit(zeroes).expect("a slot");
         count += 1;
         while count > 0 {
             disk.core.yield_now().await;
-            count -= disk
-                .channel
-                .poll(|done| assert_eq!(done.result, Ok(()), "{:?}", done.op));
+            count -= disk.channel.poll(|done| assert_eq!(done.result, Ok(()), "{:?}", done.op));
         }
     }
     assert_counted(&disk, OpKind::Flush, 48);

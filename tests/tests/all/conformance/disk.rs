@@ -28,13 +28,7 @@ impl Disk {
     pub async fn open(core: &Core, node: Arc<Node>, contents: Contents) -> Self {
         let channel = core.open(&node).await.expect("a channel");
         let oracle = vec![0; node.limits().length as usize];
-        Self {
-            core: core.clone(),
-            node,
-            channel,
-            contents,
-            oracle,
-        }
+        Self { core: core.clone(), node, channel, contents, oracle }
     }
 
     /// The node's limits.
@@ -70,9 +64,7 @@ impl Disk {
     /// A write of random bytes, noted in the oracle as done.
     pub fn write_op(&mut self, random: &mut Random, range: &Range<u64>) -> Op {
         let bytes = random.bytes(length(range));
-        let data = Scatter::any(&self.core, random, bytes.len())
-            .with(&bytes)
-            .take();
+        let data = Scatter::any(&self.core, random, bytes.len()).with(&bytes).take();
         self.note(range, &bytes);
         Op::write(range.start, data)
     }
@@ -100,11 +92,7 @@ impl Disk {
 
     /// Compares what a read brought with the oracle.
     pub fn check_read(&self, scatter: &Scatter, done: &Completion, range: &Range<u64>) {
-        assert_eq!(
-            done.op.data.len(),
-            length(range),
-            "the buffers come back whole"
-        );
+        assert_eq!(done.op.data.len(), length(range), "the buffers come back whole");
         let bytes = scatter.bytes(&done.op.data);
         if self.contents != Contents::Nothing {
             let expected = &self.oracle[range.start as usize..range.end as usize];
@@ -115,11 +103,7 @@ impl Disk {
     /// Zeroes a range in one of the ways there are.
     pub async fn zero(&mut self, random: &mut Random, range: Range<u64>) {
         let op = Op::write_zeroes(range.start, length(&range) as u64);
-        let op = if random.one_in(2) {
-            op.flags(OpFlags::MAY_UNMAP)
-        } else {
-            op
-        };
+        let op = if random.one_in(2) { op.flags(OpFlags::MAY_UNMAP) } else { op };
         let op = if random.one_in(3) { op.fua() } else { op };
         self.oracle[range.start as usize..range.end as usize].fill(0);
         self.run(op).await;
@@ -128,8 +112,7 @@ impl Disk {
     /// Discards a range, and takes over what it reads as afterwards: in each block zeroes or
     /// the old bytes.
     pub async fn discard(&mut self, range: Range<u64>) {
-        self.run(Op::discard(range.start, length(&range) as u64))
-            .await;
+        self.run(Op::discard(range.start, length(&range) as u64)).await;
         if self.contents == Contents::Kept {
             let scatter = Scatter::plain(&self.core, length(&range));
             let bytes = self.read_plain(scatter, range.start).await;
@@ -138,10 +121,7 @@ impl Disk {
                 let start = range.start as usize + at * block;
                 let before = &self.oracle[start..start + now.len()];
                 let zeroes = now.iter().all(|&byte| byte == 0);
-                assert!(
-                    zeroes || now == before,
-                    "a discarded block at {start} has new bytes"
-                );
+                assert!(zeroes || now == before, "a discarded block at {start} has new bytes");
             }
             self.note(&range, &bytes);
         }
@@ -157,36 +137,18 @@ impl Disk {
     pub async fn compare(&self, random: &mut Random, range: Range<u64>) {
         let mut bytes = self.oracle[range.start as usize..range.end as usize].to_vec();
         let scatter = Scatter::any(&self.core, random, bytes.len()).with(&bytes);
-        let done = self
-            .channel
-            .run(Op::compare(range.start, scatter.data))
-            .await;
-        assert_eq!(
-            done.result,
-            Ok(()),
-            "compare of {range:?} with what it holds"
-        );
+        let done = self.channel.run(Op::compare(range.start, scatter.data)).await;
+        assert_eq!(done.result, Ok(()), "compare of {range:?} with what it holds");
 
         let at = random.within(0..bytes.len() as u64);
         bytes[at as usize] ^= 1 << random.within(0..8);
         let scatter = Scatter::any(&self.core, random, bytes.len()).with(&bytes);
-        let done = self
-            .channel
-            .run(Op::compare(range.start, scatter.data))
-            .await;
+        let done = self.channel.run(Op::compare(range.start, scatter.data)).await;
         if self.contents != Contents::Nothing {
             let fault = done.result.expect_err("other bytes compare as equal");
-            assert_eq!(
-                fault.kind,
-                ErrorKind::Mismatch,
-                "compare of {range:?}: {fault}"
-            );
+            assert_eq!(fault.kind, ErrorKind::Mismatch, "compare of {range:?}: {fault}");
             let found = range.start..range.start + at + 1;
-            assert!(
-                found.contains(&fault.offset),
-                "{} is not in {found:?}",
-                fault.offset
-            );
+            assert!(found.contains(&fault.offset), "{} is not in {found:?}", fault.offset);
         }
     }
 
@@ -230,21 +192,14 @@ impl Disk {
         while self.core.stats().slots_used > 0 {
             self.core.yield_now().await;
         }
-        assert_eq!(
-            self.core.stats().spurious_completions,
-            0,
-            "completions of nothing"
-        );
+        assert_eq!(self.core.stats().spurious_completions, 0, "completions of nothing");
     }
 }
 
 /// The statistics of a kind must tell of at least so many operations.
 pub fn assert_counted(disk: &Disk, kind: OpKind, ops: u64) {
     let counted = disk.channel.stats().kind(kind).ops;
-    assert!(
-        counted >= ops,
-        "{counted} of {ops} operations of kind {kind} were counted"
-    );
+    assert!(counted >= ops, "{counted} of {ops} operations of kind {kind} were counted");
 }
 
 /// The length of a range of bytes.

@@ -48,10 +48,7 @@ pub struct Fixture {
 impl Fixture {
     /// A node that needs nothing else.
     pub fn new(node: Arc<Node>) -> Self {
-        Self {
-            node,
-            hold: Vec::new(),
-        }
+        Self { node, hold: Vec::new() }
     }
 }
 
@@ -60,11 +57,7 @@ pub fn run_with_slots<F>(subject: Subject, slots: usize, case: fn(Disk) -> F)
 where
     F: Future<Output = ()> + 'static,
 {
-    let options = Options {
-        slots,
-        arena: ArenaOptions::new(32 << 20),
-        ..Options::default()
-    };
+    let options = Options { slots, arena: ArenaOptions::new(32 << 20), ..Options::default() };
     let engine = Engine::with_cores(2, options).expect("an engine");
     let Subject { contents, open } = subject;
     let fixture = engine

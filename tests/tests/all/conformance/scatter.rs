@@ -22,10 +22,7 @@ impl Scatter {
         let mut guards = IoVector::new();
         for part in parts(random, len, pieces) {
             let (before, after) = (random.within(0..70) as usize, random.within(0..70) as usize);
-            let buf = core
-                .arena()
-                .alloc(before + part + after, 1)
-                .expect("memory of the arena");
+            let buf = core.arena().alloc(before + part + after, 1).expect("memory of the arena");
             let mut whole = cut(random, buf);
             whole.fill(0, whole.len(), GUARD);
             let mut middle = whole.split_off(before);
@@ -39,10 +36,7 @@ impl Scatter {
 
     /// One aligned buffer, as a pool gives them.
     pub fn plain(core: &Core, len: usize) -> Self {
-        let buf = core
-            .arena()
-            .alloc(len.max(1), 4096)
-            .expect("memory of the arena");
+        let buf = core.arena().alloc(len.max(1), 4096).expect("memory of the arena");
         let mut data = IoVector::from(buf);
         let mut guards = data.split_off(len);
         guards.fill(0, guards.len(), GUARD);
@@ -93,11 +87,7 @@ fn parts(random: &mut Random, len: usize, pieces: usize) -> Vec<usize> {
     while left > 0 {
         let fair = (2 * len / pieces).max(2) as u64;
         let last = parts.len() + 1 >= pieces;
-        let part = if last {
-            left
-        } else {
-            (random.within(1..fair) as usize | 1).min(left)
-        };
+        let part = if last { left } else { (random.within(1..fair) as usize | 1).min(left) };
         parts.push(part);
         left -= part;
     }
