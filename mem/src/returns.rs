@@ -88,6 +88,7 @@ mod loom_tests {
     }
 
     fn give_back(slots: &Slots, index: usize) -> bool {
+        // SAFETY: the model's own bytes; loom checks that nobody else is at them.
         slots.bytes[index].with_mut(|bytes| unsafe { *bytes += 1 });
         slots.returns.push(index as u32, &slots.next[index])
     }
@@ -96,7 +97,9 @@ mod loom_tests {
     fn walk(slots: &Slots, mut at: u32) -> Vec<u32> {
         let mut found = Vec::new();
         while at != END {
-            slots.bytes[at as usize].with_mut(|bytes| assert_eq!(unsafe { *bytes }, 1));
+            // SAFETY: as in `give_back`.
+            let byte = slots.bytes[at as usize].with_mut(|bytes| unsafe { *bytes });
+            assert_eq!(byte, 1);
             found.push(at);
             at = slots.next[at as usize].load(Ordering::Relaxed);
         }
