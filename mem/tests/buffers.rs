@@ -7,7 +7,10 @@ use std::sync::mpsc;
 use std::thread;
 
 use common::{arena, inode, is_mapped};
-use oxblock_mem::{ArenaOptions, Buf, Cells, Memory, PagePolicy, PageSize, Pool};
+use oxblock_mem::{
+    Arena, ArenaOptions, ArenaSource, Attachment, Buf, Cells, IoVector, Lender, Memory, PagePolicy,
+    PageSize, Pool, Region,
+};
 use proptest::collection::vec;
 use proptest::prelude::*;
 
@@ -297,6 +300,48 @@ fn page_policies_are_kept_or_refused() {
         with(usize::MAX, PagePolicy::Unlocked).unwrap_err().errno(),
         libc::EINVAL
     );
+}
+
+#[test]
+fn a_folder_that_is_no_hugetlbfs_is_named() {
+    let memory = Memory::new();
+    let with = |pages, folder: &str| {
+        let source = ArenaSource::HugetlbFs(folder.into());
+        memory.add_arena(&ArenaOptions {
+            pages,
+            source,
+            ..ArenaOptions::new(8192)
+        })
+    };
+    let error = with(PagePolicy::Exactly(PageSize::Huge2M), "/proc").unwrap_err();
+    assert!(
+        error.to_string().contains("/proc is not a hugetlbfs"),
+        "{error}"
+    );
+    let best = with(PagePolicy::Best, "/proc").unwrap();
+    assert!(best.notice().unwrap().contains("/proc is not a hugetlbfs"));
+    let error = with(PagePolicy::Exactly(PageSize::Huge2M), "/nonexistent").unwrap_err();
+    assert_eq!(error.errno(), libc::ENOENT, "{error}");
+    assert!(error.to_string().contains("/nonexistent"), "{error}");
+    assert_eq!(
+        with(PagePolicy::Unlocked, "/proc").unwrap_err().errno(),
+        libc::EINVAL
+    );
+}
+
+#[test]
+fn handles_travel_between_threads() {
+    fn send<T: Send>() {}
+    fn both<T: Send + Sync>() {}
+    send::<IoVector>();
+    send::<Pool>();
+    send::<Lender>();
+    both::<Buf>();
+    both::<Cells>();
+    both::<Arena>();
+    both::<Region>();
+    both::<Memory>();
+    both::<Attachment>();
 }
 
 #[test]
