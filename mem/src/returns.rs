@@ -16,7 +16,10 @@ pub(crate) struct Returns {
 
 impl Returns {
     pub(crate) fn new(slots: usize) -> Returns {
-        Returns { head: AtomicU32::new(END), owed: AtomicUsize::new(slots + 1) }
+        Returns {
+            head: AtomicU32::new(END),
+            owed: AtomicUsize::new(slots + 1),
+        }
     }
 
     /// Brings the slot home whose link is `next`. True if all slots and the owner are home now:
@@ -28,7 +31,10 @@ impl Returns {
             next.store(head, Ordering::Relaxed);
             // Release: the taker sees the link, and comes after all that was done to the bytes.
             let (success, failure) = (Ordering::Release, Ordering::Relaxed);
-            match self.head.compare_exchange_weak(head, index, success, failure) {
+            match self
+                .head
+                .compare_exchange_weak(head, index, success, failure)
+            {
                 Ok(_) => return false,
                 Err(seen) => head = seen,
             }
@@ -82,6 +88,7 @@ mod loom_tests {
     }
 
     fn give_back(slots: &Slots, index: usize) -> bool {
+        // SAFETY: the model's own bytes; loom checks that nobody else is at them.
         slots.bytes[index].with_mut(|bytes| unsafe { *bytes += 1 });
         slots.returns.push(index as u32, &slots.next[index])
     }
@@ -90,7 +97,9 @@ mod loom_tests {
     fn walk(slots: &Slots, mut at: u32) -> Vec<u32> {
         let mut found = Vec::new();
         while at != END {
-            slots.bytes[at as usize].with_mut(|bytes| assert_eq!(unsafe { *bytes }, 1));
+            // SAFETY: as in `give_back`.
+            let byte = slots.bytes[at as usize].with_mut(|bytes| unsafe { *bytes });
+            assert_eq!(byte, 1);
             found.push(at);
             at = slots.next[at as usize].load(Ordering::Relaxed);
         }
@@ -107,9 +116,14 @@ mod loom_tests {
                     thread::spawn(move || assert!(!give_back(&slots, index)))
                 })
                 .collect();
-            let mut found = walk(&slots, slots.returns.take_all());
-            pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
-            found.extend(walk(&slots, slots.returns.take_all()));
+            let mut found = Vec::new();
+            while found.len() < 2 {
+                found.extend(walk(&slots, slots.returns.take_all()));
+                thread::yield_now();
+            }
+            pushers
+                .into_iter()
+                .for_each(|pusher| pusher.join().unwrap());
             found.sort_unstable();
             assert_eq!(found, [0, 1]);
         });
