@@ -131,10 +131,8 @@ impl fmt::Debug for Reg64 {
 }
 
 fn check(bar: &dyn Bar, offset: u64, size: u64) -> Result<(), PciError> {
-    let inside = offset
-        .checked_add(size)
-        .is_some_and(|end| end <= bar.len());
-    if offset % size == 0 && inside {
+    let inside = offset.checked_add(size).is_some_and(|end| end <= bar.len());
+    if offset.is_multiple_of(size) && inside {
         return Ok(());
     }
     Err(PciError::new(

@@ -215,6 +215,8 @@ fn range<const N: usize>(at: u16) -> Result<std::ops::Range<usize>, PciError> {
     }
     Err(PciError::new(
         PciErrorKind::OutOfRange,
-        format!("{N} bytes at {at:#x} of a configuration space of {LEN} bytes: misaligned or past its end"),
+        format!(
+            "{N} bytes at {at:#x} of a configuration space of {LEN} bytes: misaligned or past its end"
+        ),
     ))
 }

@@ -56,6 +56,15 @@ struct Mapping {
     region: Region,
 }
 
+impl Mapping {
+    #[inline]
+    fn buf(&self, offset: u64, len: usize) -> Result<Buf, MemError> {
+        // SAFETY: this is the device's side of the memory: what is asked for here is what a
+        // command or a queue of the host that mapped the region names.
+        unsafe { self.region.device_buf(offset as usize, len) }
+    }
+}
+
 impl SoftIommu {
     /// An IOMMU with nothing mapped and bus mastering off.
     #[must_use]
@@ -122,7 +131,10 @@ impl SoftIommu {
         if table.mappings.len() >= self.options.mappings_max {
             return Err(error(
                 libc::ENOSPC,
-                format!("all {} DMA mappings are taken; unmap some", table.mappings.len()),
+                format!(
+                    "all {} DMA mappings are taken; unmap some",
+                    table.mappings.len()
+                ),
             ));
         }
         let at = table.mappings.partition_point(|m| m.iova < iova);
@@ -268,6 +280,12 @@ impl Translator {
         changed
     }
 
+    /// How many mappings this view holds on to.
+    #[must_use]
+    pub fn mappings(&self) -> usize {
+        self.table.mappings.len()
+    }
+
     /// The memory behind a range that lies in one mapping.
     ///
     /// # Errors
@@ -276,7 +294,7 @@ impl Translator {
     pub fn buf(&mut self, iova: u64, len: usize) -> Result<Buf, DmaFault> {
         self.sync();
         let (mapping, offset) = self.find(iova, len as u64)?;
-        let buf = mapping.region.buf(offset as usize, len);
+        let buf = mapping.buf(offset, len);
         buf.map_err(|_| self.fault(iova, len as u64))
     }
 
@@ -287,11 +305,11 @@ impl Translator {
     #[inline]
     pub fn extend(&mut self, iova: u64, len: usize, into: &mut IoVector) -> Result<(), DmaFault> {
         self.sync();
-        if let Some((mapping, offset)) = self.hit(iova, len as u64) {
-            if let Ok(buf) = mapping.region.buf(offset as usize, len) {
-                into.push(buf);
-                return Ok(());
-            }
+        if let Some((mapping, offset)) = self.hit(iova, len as u64)
+            && let Ok(buf) = mapping.buf(offset, len)
+        {
+            into.push(buf);
+            return Ok(());
         }
         self.extend_slowly(iova, len, into)
     }
@@ -358,7 +376,7 @@ impl Translator {
         self.sync();
         let (mapping, offset) = self.find(at, 1)?;
         let n = left.min(mapping.len - offset) as usize;
-        match mapping.region.buf(offset as usize, n) {
+        match mapping.buf(offset, n) {
             Ok(buf) => Ok((buf, n)),
             Err(_) => Err(self.fault(at, left)),
         }

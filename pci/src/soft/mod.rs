@@ -167,7 +167,7 @@ impl Shared {
     /// Whether an access of `size` bytes at `offset` of a BAR of `len` bytes is answered.
     #[inline]
     fn answers(&self, offset: u64, size: u64, len: u64) -> bool {
-        offset % size == 0
+        offset.is_multiple_of(size)
             && offset.checked_add(size).is_some_and(|end| end <= len)
             && self.decodes.load(Ordering::Acquire)
             && self.present.load(Ordering::Acquire)
