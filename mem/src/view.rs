@@ -314,15 +314,16 @@ impl<'a> Piece<'a> {
     fn after(self, len: usize) -> Option<Piece<'a>> {
         let rest = self.len.checked_sub(len).filter(|&rest| rest > 0)?;
         // SAFETY: len < self.len.
+        let ptr = unsafe { self.ptr.add(len) };
         Some(Piece {
-            ptr: unsafe { self.ptr.add(len) },
+            ptr,
             len: rest,
             ..self
         })
     }
 
     fn is_all(&self, byte: u8) -> bool {
-        self.chunks(|_, bytes| bytes.iter().all(|&b| b == byte))
+        self.chunks(|_, bytes| bytes[0] == byte && bytes[1..] == bytes[..bytes.len() - 1])
     }
 
     fn compare(&self, other: &[u8]) -> Option<usize> {
@@ -341,6 +342,11 @@ impl<'a> Piece<'a> {
     /// Shows all bytes in order, with their offset, while `check` says true. Shared bytes are
     /// shown as private copies, so that `check` judges bytes that stay as they are.
     fn chunks(&self, mut check: impl FnMut(usize, &[u8]) -> bool) -> bool {
+        if !self.is_shared() {
+            // SAFETY: LIVE; the list is borrowed by our thread, and `check` can not write it: it
+            // is a closure of this module that knows no view (CELL).
+            return check(0, unsafe { std::slice::from_raw_parts(self.ptr, self.len) });
+        }
         let mut copy = [0; CHUNK];
         let mut at = 0;
         let mut rest = Some(*self);
@@ -352,7 +358,7 @@ impl<'a> Piece<'a> {
                 return false;
             }
             at += chunk.len;
-            rest = piece.after(CHUNK.min(piece.len));
+            rest = piece.after(chunk.len);
         }
         true
     }
