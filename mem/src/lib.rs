@@ -33,6 +33,7 @@
 mod arena;
 mod buf;
 mod cells;
+pub mod cycles;
 mod error;
 mod extents;
 mod iova;
