@@ -146,11 +146,12 @@ impl Core {
 
     fn push(&self, core: usize, message: Message) -> Result<(), Message> {
         let Some(outbox) = self.0.outboxes.get(core) else {
-            return Ok(drop(message));
+            return Ok(());
         };
         match &mut *outbox.borrow_mut() {
             Some(ring) if !self.0.shared.mailboxes[core].is_closed() => ring.push(message),
-            _ => Ok(drop(message)),
+            // Dropped, the message fulfils its handle with an error.
+            _ => Ok(()),
         }
     }
 

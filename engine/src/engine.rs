@@ -167,16 +167,9 @@ fn reactor_thread(
     let mut reactor = Reactor::with_plan(plan, id, rings);
     reactor.yields = crowded;
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| reactor.run())) {
-        plan.shared
-            .fail(format!("core {id} panicked: {}", panic_text(&*panic)));
+        plan.shared.fail_by_panic(id, &*panic);
     }
     reactor.end();
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
 }
 
 /// Whether two reactors share a processor.

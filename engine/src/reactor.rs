@@ -188,7 +188,8 @@ impl Reactor {
             message(&self.core);
             count += 1;
         }
-        for index in 0..inner.inboxes.borrow().len() {
+        let rings = inner.inboxes.borrow().len();
+        for index in 0..rings {
             while let Some(message) = pop_ring(inner, index) {
                 message(&self.core);
                 count += 1;

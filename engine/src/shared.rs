@@ -1,5 +1,6 @@
 //! What the cores of one engine share: each other's mailboxes, and the engine's end.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -84,6 +85,11 @@ impl EngineShared {
         self.wake_all();
     }
 
+    /// A task or a poller panicked.
+    pub fn fail_by_panic(&self, core: usize, panic: &(dyn Any + Send)) {
+        self.fail(format!("core {core} panicked: {}", panic_text(panic)));
+    }
+
     pub fn has_failed(&self) -> bool {
         self.failed.load(Ordering::Relaxed)
     }
@@ -106,4 +112,10 @@ impl EngineShared {
             CoreWaker(mailbox.clone()).wake();
         }
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".into())
 }

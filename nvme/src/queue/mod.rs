@@ -26,6 +26,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use oxblock_mem::Cells;
+
 /// Atomic words that a device or another core shares with us. Indexes count words of the width
 /// asked for; the 32-bit and the 64-bit words are the same memory.
 ///
@@ -54,6 +56,40 @@ pub trait Words {
     #[inline]
     fn load_entry(&self, index: usize) -> [u64; 8] {
         std::array::from_fn(|i| self.load64(index + i, Ordering::Relaxed))
+    }
+}
+
+impl Words for Cells {
+    fn len_bytes(&self) -> usize {
+        Cells::len_bytes(self)
+    }
+    #[inline]
+    fn load64(&self, index: usize, order: Ordering) -> u64 {
+        self.u64(index).load(order)
+    }
+    #[inline]
+    fn store64(&self, index: usize, value: u64, order: Ordering) {
+        self.u64(index).store(value, order);
+    }
+    #[inline]
+    fn load32(&self, index: usize, order: Ordering) -> u32 {
+        self.u32(index).load(order)
+    }
+    #[inline]
+    fn store32(&self, index: usize, value: u32, order: Ordering) {
+        self.u32(index).store(value, order);
+    }
+    #[inline]
+    fn store_entry(&self, index: usize, words: &[u64; 8]) {
+        for (cell, word) in self.u64s::<8>(index).iter().zip(words) {
+            cell.store(*word, Ordering::Relaxed);
+        }
+    }
+    #[inline]
+    fn load_entry(&self, index: usize) -> [u64; 8] {
+        self.u64s::<8>(index)
+            .each_ref()
+            .map(|cell| cell.load(Ordering::Relaxed))
     }
 }
 
@@ -147,4 +183,30 @@ const fn distance(from: u32, to: u32, entries: u32) -> u32 {
 #[inline]
 const fn after(at: u32, entries: u32) -> u32 {
     if at + 1 == entries { 0 } else { at + 1 }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+    use oxblock_mem::{ArenaOptions, Memory};
+
+    #[test]
+    fn cells_are_words_of_both_widths() {
+        let arena = Memory::new().add_arena(&ArenaOptions::default());
+        let Ok(arena) = arena else {
+            panic!("no memory for the test: {:?}", arena.err());
+        };
+        let cells = Cells::new(arena.alloc(4096, 4096).unwrap()).unwrap();
+        let entry = [1, 2, 3, 4, 5, 6, 7, 0x0000_0009_0000_0008];
+        cells.store_entry(504, &entry);
+        assert_eq!(cells.load_entry(504), entry);
+        assert_eq!(cells.load32(1022, Ordering::Relaxed), 8);
+        assert_eq!(cells.load64(511, Ordering::Relaxed) >> 32, 9);
+        cells.store32(0, 5, Ordering::Relaxed);
+        cells.store64(1, 6, Ordering::Relaxed);
+        assert_eq!(
+            (cells.load64(0, Ordering::Relaxed), cells.len_bytes()),
+            (5, 4096)
+        );
+    }
 }
