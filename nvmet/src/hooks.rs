@@ -45,10 +45,6 @@ pub(crate) trait Hooks {
     fn may_be_ready(&mut self) -> bool {
         true
     }
-
-    /// Counts a flush that reached a node.
-    #[inline(always)]
-    fn flushed(&mut self) {}
 }
 
 /// No hooks.

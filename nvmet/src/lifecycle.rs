@@ -7,7 +7,8 @@ use oxblock_nvme::{Command, Completion, Status};
 use crate::hooks::Hooks;
 use crate::nvm::long::Kind;
 use crate::queue::{CompletionQueue, Place, SubmissionQueue, Work};
-use crate::service::{Service, Stalled};
+use crate::registers::Control;
+use crate::service::Service;
 use crate::transport::pci::Notice;
 use oxblock_nvme::event::{Event, NOTICE_NAMESPACE_CHANGED, TYPE_NOTICE};
 use oxblock_nvme::log::LID_CHANGED_NAMESPACES;
@@ -42,7 +43,7 @@ pub(crate) enum Phase {
 
 impl<H: Hooks> Service<H> {
     /// Acts on CC.
-    pub(crate) fn control(&mut self, now_ms: u64) {
+    pub(crate) fn control(&mut self) {
         let control = self.shared.registers.control();
         if matches!(self.phase, Phase::Stopping | Phase::Stopped | Phase::Resetting) {
             // What CC says is looked at when this is over.
@@ -52,17 +53,33 @@ impl<H: Hooks> Service<H> {
             if self.phase != Phase::Disabled {
                 return self.begin_reset();
             }
-            self.edges = control.edges;
-            self.shared.registers.acknowledge(control.edges);
-            if control.cc.en() {
-                return self.begin_enable(control.cc);
-            }
+            return self.start_over(control);
+        }
+        if self.phase == Phase::Enabling {
+            // Looked at again when it is ready.
+            return;
         }
         let shn = control.cc.shn();
+        if shn == self.shn {
+            return;
+        }
+        self.shn = shn;
         if shn == regs::SHN_NORMAL || shn == regs::SHN_ABRUPT {
             self.begin_shutdown(shn == regs::SHN_ABRUPT);
         }
-        let _ = now_ms;
+    }
+
+    /// Disabled, and quiet: shows it, and enables again if that is what CC says by now.
+    fn start_over(&mut self, control: Control) {
+        self.edges = control.edges;
+        // A notification that stayed in CC over the reset is old news.
+        self.shn = control.cc.shn();
+        self.phase = Phase::Disabled;
+        self.shared.registers.set_csts(Csts::default());
+        self.shared.registers.acknowledge(control.edges);
+        if control.cc.en() {
+            self.begin_enable(control.cc);
+        }
     }
 
     /// What there is to do outside of [`Phase::Ready`].
@@ -105,11 +122,8 @@ impl<H: Hooks> Service<H> {
             Some(()) => {
                 self.phase = Phase::Ready;
                 self.shared.registers.set_csts(Csts::default().with_rdy(true));
-                // A shutdown may have been asked for in the same breath.
-                let shn = self.shared.registers.control().cc.shn();
-                if shn == regs::SHN_NORMAL || shn == regs::SHN_ABRUPT {
-                    self.begin_shutdown(shn == regs::SHN_ABRUPT);
-                }
+                // A shutdown may have been asked for meanwhile.
+                self.control();
             }
             None => self.fail(),
         }
@@ -162,14 +176,7 @@ impl<H: Hooks> Service<H> {
         self.forget_queues();
         self.admin.reset(now_ms);
         self.rules.write_cache = self.admin.features.write_cache();
-        let control = self.shared.registers.control();
-        self.edges = control.edges;
-        self.phase = Phase::Disabled;
-        self.shared.registers.set_csts(Csts::default());
-        self.shared.registers.acknowledge(control.edges);
-        if control.cc.en() {
-            self.begin_enable(control.cc);
-        }
+        self.start_over(self.shared.registers.control());
     }
 
     fn begin_shutdown(&mut self, abrupt: bool) {
@@ -341,13 +348,4 @@ pub(crate) fn place(iova: u64, entries: u32, entry_bytes: usize) -> Place {
         iova,
         bytes: entries as usize * entry_bytes,
     }
-}
-
-/// A command that waits for a place belongs to this slot.
-pub(crate) fn waits_for(stalled: &Stalled, sqid: u16, slot: u16) -> bool {
-    let tag = match stalled {
-        Stalled::Op(_, op) => crate::queue::Tag::from_bits(op.tag),
-        Stalled::Long(tag, _) => *tag,
-    };
-    tag.sqid == sqid && tag.slot == slot
 }

@@ -6,9 +6,11 @@
 //! completion that finds its queue full waits in a line that the slots bound.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
 use oxblock_engine::OpId;
 use oxblock_mem::Cells;
+use oxblock_nvme::completion::PHASE;
 use oxblock_nvme::queue::{CompletionSink, RingError, ShadowSource, SubmissionSource};
 use oxblock_nvme::{Command, Completion, Status};
 
@@ -101,26 +103,11 @@ pub(crate) struct SubmissionQueue {
     pub(crate) source: SubmissionSource<Cells>,
     slots: Box<[Slot]>,
     free: Vec<u16>,
-    /// What could not be started yet; nothing is fetched meanwhile.
-    pub(crate) blocked: Option<Blocked>,
     /// The admin slot of the command that deletes this queue.
     pub(crate) deleting: Option<u16>,
     pub(crate) shadow: Option<ShadowSource<Cells>>,
     /// The last doorbell value that was refused, to report it once.
     pub(crate) refused: Option<u32>,
-}
-
-/// A command that waits for room: in the engine, or among the long commands.
-pub(crate) enum Blocked {
-    /// An operation that found the engine's table full.
-    Op {
-        /// Index of the namespace.
-        namespace: usize,
-        /// Its operation; boxed nowhere, since there is one for each queue.
-        op: oxblock_engine::Op,
-    },
-    /// A long command that found none of its places free.
-    Long(u16, Command),
 }
 
 impl SubmissionQueue {
@@ -140,7 +127,6 @@ impl SubmissionQueue {
             source,
             slots: vec![FREE; usize::from(count)].into(),
             free: (0..count).rev().collect(),
-            blocked: None,
             deleting: None,
             shadow: None,
             refused: None,
@@ -292,10 +278,23 @@ impl CompletionQueue {
             Posting::Lost => {}
             Posting::Late(passes) => self.held_back.push((passes, completion)),
             Posting::Torn(passes) => {
-                self.sink.tear(completion);
+                self.tear(completion);
                 self.held_back.push((passes, completion));
             }
         }
+    }
+
+    /// Writes an entry but for its phase tag, which stays that of the lap before.
+    fn tear(&mut self, completion: Completion) {
+        if self.sink.is_full() || !self.overflow.is_empty() {
+            return;
+        }
+        let at = usize::from(self.sink.tail()) * 2;
+        let words = self.sink.words();
+        let old = words.u64(at + 1).load(Ordering::Relaxed) & PHASE;
+        words.u64(at).store(completion.0[0], Ordering::Relaxed);
+        let high = completion.0[1] & !PHASE | old;
+        words.u64(at + 1).store(high, Ordering::Release);
     }
 
     /// One pass less for what a hook holds back; posts what is due.
@@ -325,6 +324,8 @@ pub(crate) struct Queues {
     cqs: Box<[Option<Box<CompletionQueue>>]>,
     /// Submission queues that exist, in the order of their creation.
     active: Vec<u16>,
+    /// Completion queues that exist, likewise.
+    active_cqs: Vec<u16>,
     generation: u32,
 }
 
@@ -336,6 +337,7 @@ impl Queues {
             sqs: (0..count).map(|_| None).collect(),
             cqs: (0..count).map(|_| None).collect(),
             active: Vec::with_capacity(count),
+            active_cqs: Vec::with_capacity(count),
             generation: 0,
         }
     }
@@ -367,6 +369,12 @@ impl Queues {
         &self.active
     }
 
+    /// Identifiers of the completion queues that exist.
+    #[inline]
+    pub(crate) fn active_cqs(&self) -> &[u16] {
+        &self.active_cqs
+    }
+
     pub(crate) fn sqs(&mut self) -> impl Iterator<Item = &mut SubmissionQueue> {
         self.sqs.iter_mut().filter_map(Option::as_deref_mut)
     }
@@ -377,9 +385,7 @@ impl Queues {
 
     /// Whether any I/O queue exists.
     pub(crate) fn has_io_queues(&self) -> bool {
-        let io = |index: usize| index > 0;
-        self.sqs.iter().enumerate().any(|(i, q)| io(i) && q.is_some())
-            || self.cqs.iter().enumerate().any(|(i, q)| io(i) && q.is_some())
+        self.active.iter().chain(&self.active_cqs).any(|&id| id != 0)
     }
 
     /// The generation for the next submission queue.
@@ -390,8 +396,10 @@ impl Queues {
 
     /// Adds a completion queue in its free place.
     pub(crate) fn add_cq(&mut self, cq: CompletionQueue) {
-        if let Some(place) = self.cqs.get_mut(usize::from(cq.cqid)) {
+        let cqid = cq.cqid;
+        if let Some(place) = self.cqs.get_mut(usize::from(cqid)) {
             *place = Some(Box::new(cq));
+            self.active_cqs.push(cqid);
         }
     }
 
@@ -421,6 +429,7 @@ impl Queues {
     pub(crate) fn remove_cq(&mut self, cqid: u16) {
         if let Some(place) = self.cqs.get_mut(usize::from(cqid)) {
             *place = None;
+            self.active_cqs.retain(|&id| id != cqid);
         }
     }
 
@@ -429,6 +438,7 @@ impl Queues {
         self.sqs.iter_mut().for_each(|q| *q = None);
         self.cqs.iter_mut().for_each(|q| *q = None);
         self.active.clear();
+        self.active_cqs.clear();
     }
 
     /// Completes the command of a slot: frees the slot and posts. Returns what was in it.

@@ -38,6 +38,8 @@ pub(crate) struct Service<H: Hooks> {
     pub(crate) phase: Phase,
     /// The count of EN's moves that led to this phase.
     pub(crate) edges: u32,
+    /// CC.SHN as it was acted on.
+    pub(crate) shn: u8,
     /// CC as it was when the controller was enabled.
     pub(crate) cc: Cc,
     pub(crate) memory: HostMemory,
@@ -91,6 +93,7 @@ impl<H: Hooks> Service<H> {
             shared: parts.shared,
             phase: Phase::Disabled,
             edges: 0,
+            shn: 0,
             cc: Cc::default(),
             memory: parts.memory,
             signals: parts.signals,
@@ -133,7 +136,7 @@ impl<H: Hooks> Service<H> {
 
     /// Takes the tail of a queue, and copies out as many commands as can be in work.
     #[inline]
-    fn fetch(&mut self, sqid: u16, most: usize) -> usize {
+    fn fetch(&mut self, sqid: u16, core: &Core) -> usize {
         let Some((sq, cq)) = self.queues.pair(sqid) else {
             return 0;
         };
@@ -155,6 +158,9 @@ impl<H: Hooks> Service<H> {
         if waiting == 0 || !cq.overflow.is_empty() || sq.deleting.is_some() {
             return 0;
         }
+        // A slot of the engine for each command, so that none is fetched in vain.
+        let stats = core.stats();
+        let most = stats.slots.saturating_sub(stats.slots_used);
         let count = waiting.min(sq.room()).min(most).min(BURST);
         // All of them first: the loads from the host's cache overlap.
         let mut fetched = 0;
@@ -168,9 +174,7 @@ impl<H: Hooks> Service<H> {
 
     #[inline]
     fn serve_io(&mut self, sqid: u16, core: &Core) -> usize {
-        // A slot of the engine for each command, so that none is fetched in vain.
-        let stats = core.stats();
-        let count = self.fetch(sqid, stats.slots - stats.slots_used);
+        let count = self.fetch(sqid, core);
         for index in 0..count {
             let command = self.batch[index];
             let Some(tag) = self.queues.sq(sqid).and_then(|sq| sq.take(&command)) else {
@@ -182,7 +186,7 @@ impl<H: Hooks> Service<H> {
     }
 
     fn serve_admin(&mut self, core: &Core) -> usize {
-        let count = self.fetch(0, BURST);
+        let count = self.fetch(0, core);
         for index in 0..count {
             let command = self.batch[index];
             let Some(tag) = self.queues.sq(0).and_then(|sq| sq.take(&command)) else {
@@ -337,7 +341,7 @@ impl<H: Hooks> Service<H> {
             work += channel.poll(|completion| {
                 let bits = completion.op.tag;
                 if bits & LONG != 0 {
-                    count(usage, &completion, shared, hooks);
+                    count(usage, &completion, shared);
                     if let Some(job) = jobs.get(bits as u8) {
                         job.completed(completion);
                         stepped |= 1 << (bits as u8);
@@ -348,7 +352,7 @@ impl<H: Hooks> Service<H> {
                     Ok(()) => Status::SUCCESS,
                     Err(fault) => status::of_fault(fault, completion.op.kind),
                 };
-                count(usage, &completion, shared, hooks);
+                count(usage, &completion, shared);
                 let tag = Tag::from_bits(bits);
                 let slot = queues.complete(tag, 0, status, hooks);
                 if !status.is_success() && let Some(slot) = slot {
@@ -379,7 +383,10 @@ impl<H: Hooks> Service<H> {
     #[inline]
     fn finish_pass(&mut self) {
         let (shared, signals, admin) = (&self.shared, &mut self.signals, &mut self.admin);
-        for cq in self.queues.cqs() {
+        let mut index = 0;
+        while let Some(&cqid) = self.queues.active_cqs().get(index) {
+            index += 1;
+            let Some(cq) = self.queues.cq(cqid) else { continue };
             if H::ACTIVE && cq.holds_back() {
                 cq.age();
             }
@@ -419,7 +426,7 @@ impl<H: Hooks> Service<H> {
 
     /// Notes that host threads left.
     #[cold]
-    fn handle(&mut self, events: Events, now_ms: u64) {
+    fn handle(&mut self, events: Events) {
         if events.has(Events::INVALID_DOORBELL) && self.is_running() {
             let status = Status::INVALID_FIELD;
             self.admin.raise_error(ERROR_INVALID_DOORBELL_REGISTER, 0, status);
@@ -428,7 +435,7 @@ impl<H: Hooks> Service<H> {
             self.take_notices();
         }
         if events.has(Events::CONTROL) {
-            self.control(now_ms);
+            self.control();
         }
         if events.has(Events::STOP) {
             self.begin_stop();
@@ -463,7 +470,7 @@ impl<H: Hooks> Poller for Service<H> {
         let events = self.shared.registers.take_events();
         let mut work = 0;
         if !events.is_empty() {
-            self.handle(events, core.pass_now() / 1_000_000);
+            self.handle(events);
             work += 1;
         }
         if self.memory.translator.sync() {
@@ -510,7 +517,7 @@ fn unknown_namespace(command: &Command) -> Status {
 
 /// Counts an operation that has ended.
 #[inline]
-fn count<H: Hooks>(usage: &mut Usage, completion: &Completion, shared: &Shared, hooks: &mut H) {
+fn count(usage: &mut Usage, completion: &Completion, shared: &Shared) {
     let op = &completion.op;
     if completion.result.is_err() {
         usage.media_errors += u64::from(is_media_error(completion));

@@ -4,7 +4,6 @@
 //! behind, so that the host does not ring. Before it sleeps it says up to where it has seen,
 //! and looks once more.
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use oxblock_mem::Cells;
@@ -132,9 +131,9 @@ struct ShadowCells {
 
 impl ShadowCells {
     /// The doorbell, at `value` to begin with.
-    fn source(self, value: u32) -> Option<ShadowSource<Arc<Cells>>> {
+    fn source(self, value: u32) -> Option<ShadowSource<Cells>> {
         self.shadow.u32(self.index).store(value, Ordering::Release);
         self.event_index.u32(self.index).store(value, Ordering::Release);
-        ShadowSource::new(Arc::new(self.shadow), Arc::new(self.event_index), self.index)
+        ShadowSource::new(self.shadow, self.event_index, self.index)
     }
 }
