@@ -158,11 +158,7 @@ impl Controller {
         });
         poller.set(Some(core.add_poller(Box::new(service))));
         stop_at_shutdown(core, Arc::clone(&shared));
-        Ok(Controller {
-            shared,
-            function,
-            iommu,
-        })
+        Ok(Controller { shared, function, iommu })
     }
 }
 

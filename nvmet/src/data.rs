@@ -38,12 +38,7 @@ pub(crate) struct HostMemory {
 
 impl HostMemory {
     pub(crate) fn new(translator: Translator, sgl: bool) -> HostMemory {
-        HostMemory {
-            translator,
-            page_bytes: 4096,
-            sgl,
-            spares: Vec::with_capacity(SPARES),
-        }
+        HostMemory { translator, page_bytes: 4096, sgl, spares: Vec::with_capacity(SPARES) }
     }
 
     /// Sets the page size that CC.MPS says.
@@ -76,7 +71,7 @@ impl HostMemory {
     fn map_prp(&mut self, command: &Command, len: usize) -> Result<IoVector, Status> {
         let prp1 = command.prp1();
         let in_page = self.page_bytes - (prp1 & (self.page_bytes - 1));
-        if prp1 % 4 == 0 && len as u64 <= in_page {
+        if prp1.is_multiple_of(4) && len as u64 <= in_page {
             let buf = self.translator.buf(prp1, len);
             return buf.map(IoVector::from).map_err(|_| Status::DATA_TRANSFER_ERROR);
         }
@@ -98,11 +93,8 @@ impl HostMemory {
 
     fn map_sgl(&mut self, command: &Command, len: usize) -> Result<IoVector, Status> {
         let runs = RefCell::new(Runs::new(&mut self.translator, self.spares.pop()));
-        let limits = WalkLimits {
-            descriptors: DESCRIPTORS_MAX,
-            bit_buckets: true,
-            longer_than_data: true,
-        };
+        let limits =
+            WalkLimits { descriptors: DESCRIPTORS_MAX, bit_buckets: true, longer_than_data: true };
         let walked = sgl::walk(
             command.sgl1(),
             len as u64,
@@ -150,12 +142,7 @@ struct Runs<'a> {
 
 impl<'a> Runs<'a> {
     fn new(translator: &'a mut Translator, spare: Option<Vec<Buf>>) -> Runs<'a> {
-        Runs {
-            translator,
-            data: spare.map_or_else(IoVector::new, IoVector::from),
-            iova: 0,
-            len: 0,
-        }
+        Runs { translator, data: spare.map_or_else(IoVector::new, IoVector::from), iova: 0, len: 0 }
     }
 
     fn push(&mut self, iova: u64, len: u64) -> Result<(), Status> {

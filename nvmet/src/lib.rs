@@ -27,6 +27,7 @@ mod admin;
 mod controller;
 mod data;
 mod doorbells;
+pub mod fault;
 mod hooks;
 mod lifecycle;
 mod namespace;

@@ -183,10 +183,7 @@ impl<H: Hooks> Service<H> {
         let csts = self.shared.registers.csts();
         match self.phase {
             Phase::Ready => {
-                self.phase = Phase::ShuttingDown {
-                    flushing: false,
-                    abrupt,
-                };
+                self.phase = Phase::ShuttingDown { flushing: false, abrupt };
                 self.shared.registers.set_csts(csts.with_shst(SHST_OCCURRING));
             }
             // There is nothing to shut down.
@@ -206,10 +203,7 @@ impl<H: Hooks> Service<H> {
         job.owner = None;
         job.namespace = 0;
         self.jobs.keep();
-        self.phase = Phase::ShuttingDown {
-            flushing: true,
-            abrupt,
-        };
+        self.phase = Phase::ShuttingDown { flushing: true, abrupt };
         self.step_long(place);
     }
 
@@ -344,8 +338,5 @@ impl<H: Hooks> Service<H> {
 
 /// Where a queue lies.
 pub(crate) fn place(iova: u64, entries: u32, entry_bytes: usize) -> Place {
-    Place {
-        iova,
-        bytes: entries as usize * entry_bytes,
-    }
+    Place { iova, bytes: entries as usize * entry_bytes }
 }

@@ -55,7 +55,7 @@ impl Geometry {
         let shift = options.block_size.trailing_zeros();
         let boundary = u16::try_from(limits.boundary >> shift).unwrap_or(0);
         // A boundary inside a block is none that a host could keep to.
-        let whole = limits.boundary % options.block_size == 0;
+        let whole = limits.boundary.is_multiple_of(options.block_size);
         let noiob = if whole { boundary } else { 0 };
         Geometry {
             nsid,
@@ -65,10 +65,6 @@ impl Geometry {
             noiob: options.noiob.unwrap_or(noiob),
             limits,
         }
-    }
-
-    pub(crate) fn block_size(&self) -> u32 {
-        1 << self.shift
     }
 
     /// The bytes of `blocks` blocks from `slba` on.
@@ -82,10 +78,7 @@ impl Geometry {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
         // In range of the node's length in bytes, so the shifts lose nothing.
-        Ok(Range {
-            offset: slba << self.shift,
-            len: blocks << self.shift,
-        })
+        Ok(Range { offset: slba << self.shift, len: blocks << self.shift })
     }
 
     /// Refuses to change a namespace that is write protected.

@@ -78,21 +78,12 @@ pub(crate) enum Work {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Slot {
     pub(crate) cid: u16,
-    pub(crate) opcode: u8,
     pub(crate) work: Work,
     pub(crate) nsid: u32,
-    pub(crate) blocks: u32,
     pub(crate) slba: u64,
 }
 
-const FREE: Slot = Slot {
-    cid: 0,
-    opcode: 0,
-    work: Work::Free,
-    nsid: 0,
-    blocks: 0,
-    slba: 0,
-};
+const FREE: Slot = Slot { cid: 0, work: Work::Free, nsid: 0, slba: 0 };
 
 /// A submission queue.
 pub(crate) struct SubmissionQueue {
@@ -155,17 +146,11 @@ impl SubmissionQueue {
         let slot = self.free.pop()?;
         *self.slots.get_mut(usize::from(slot))? = Slot {
             cid: command.cid(),
-            opcode: command.opcode(),
             work: Work::Starting,
             nsid: command.nsid(),
-            blocks: command.blocks(),
             slba: command.slba(),
         };
-        Some(Tag {
-            sqid: self.sqid,
-            slot,
-            generation: self.generation,
-        })
+        Some(Tag { sqid: self.sqid, slot, generation: self.generation })
     }
 
     /// The command of a slot, if it is in work.

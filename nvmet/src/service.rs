@@ -102,10 +102,7 @@ impl<H: Hooks> Service<H> {
             admin: parts.admin,
             jobs: parts.jobs,
             hooks: parts.hooks,
-            rules: Rules {
-                transfer_max,
-                write_cache,
-            },
+            rules: Rules { transfer_max, write_cache },
             shadow: None,
             stalled: std::collections::VecDeque::new(),
             deletions: 0,
@@ -146,11 +143,7 @@ impl<H: Hooks> Service<H> {
         };
         if tail != u32::from(sq.source.tail()) && sq.source.set_tail(tail).is_err() {
             if sq.refused.replace(tail) != Some(tail) {
-                self.admin.raise_error(
-                    ERROR_INVALID_DOORBELL_VALUE,
-                    sqid,
-                    Status::INVALID_FIELD,
-                );
+                self.admin.raise_error(ERROR_INVALID_DOORBELL_VALUE, sqid, Status::INVALID_FIELD);
             }
             return 0;
         }
@@ -199,7 +192,9 @@ impl<H: Hooks> Service<H> {
 
     #[inline]
     fn start_io(&mut self, tag: Tag, command: &Command) {
-        if H::ACTIVE && let Some((dword, status)) = self.hooks.command(tag.sqid, command) {
+        if H::ACTIVE
+            && let Some((dword, status)) = self.hooks.command(tag.sqid, command)
+        {
             return self.complete(tag, dword, status);
         }
         let started = if commands::is_long(command) {
@@ -299,7 +294,9 @@ impl<H: Hooks> Service<H> {
             }
         }
         let mut left = self.stalled.len();
-        while left > 0 && let Some(stalled) = self.stalled.pop_front() {
+        while left > 0
+            && let Some(stalled) = self.stalled.pop_front()
+        {
             left -= 1;
             match stalled {
                 Stalled::Op(index, op) => self.resubmit(index, op),
@@ -355,7 +352,9 @@ impl<H: Hooks> Service<H> {
                 count(usage, &completion, shared);
                 let tag = Tag::from_bits(bits);
                 let slot = queues.complete(tag, 0, status, hooks);
-                if !status.is_success() && let Some(slot) = slot {
+                if !status.is_success()
+                    && let Some(slot) = slot
+                {
                     admin.logs.record(tag.sqid, slot.cid, slot.nsid, slot.slba, status);
                 }
                 memory.recycle(completion.op.data);
@@ -373,7 +372,9 @@ impl<H: Hooks> Service<H> {
     pub(crate) fn complete(&mut self, tag: Tag, dword: u32, status: Status) {
         let status = status::settled(status);
         let slot = self.queues.complete(tag, dword, status, &mut self.hooks);
-        if !status.is_success() && let Some(slot) = slot {
+        if !status.is_success()
+            && let Some(slot) = slot
+        {
             let lba = if tag.sqid == 0 { 0 } else { slot.slba };
             self.admin.logs.record(tag.sqid, slot.cid, slot.nsid, lba, status);
         }
@@ -415,11 +416,7 @@ impl<H: Hooks> Service<H> {
     fn report_events(&mut self) {
         while let Some((slot, event)) = self.admin.events.next() {
             let Some(generation) = self.queues.sq(0).map(|sq| sq.generation) else { return };
-            let tag = Tag {
-                sqid: 0,
-                slot,
-                generation,
-            };
+            let tag = Tag { sqid: 0, slot, generation };
             self.complete(tag, event.to_dword(), Status::SUCCESS);
         }
     }
@@ -491,7 +488,9 @@ impl<H: Hooks> Poller for Service<H> {
             work += self.progress(core.pass_now() / 1_000_000);
         }
         self.finish_pass();
-        if self.phase == Phase::Stopped && let Some(id) = self.poller.take() {
+        if self.phase == Phase::Stopped
+            && let Some(id) = self.poller.take()
+        {
             core.remove_poller(id);
         }
         work
@@ -534,7 +533,6 @@ fn count(usage: &mut Usage, completion: &Completion, shared: &Shared) {
         }
         OpKind::Flush => {
             shared.flushes.fetch_add(1, Ordering::Relaxed);
-            hooks.flushed();
         }
         OpKind::WriteZeroes | OpKind::Discard => {}
     }

@@ -8,10 +8,7 @@ use oxblock_nvme::status::{SCT_COMMAND, SCT_GENERIC};
 #[cold]
 pub(crate) fn of_fault(fault: &Fault, kind: OpKind) -> Status {
     if let Source::Nvme { sct, sc, dnr } = fault.source {
-        return Status {
-            dnr,
-            ..Status::new(sct, sc)
-        };
+        return Status { dnr, ..Status::new(sct, sc) };
     }
     let is_read = matches!(kind, OpKind::Read | OpKind::Compare);
     match fault.kind {

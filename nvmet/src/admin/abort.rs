@@ -18,11 +18,7 @@ impl<H: Hooks> Service<H> {
         let found = self.queues.sq(sqid).and_then(|sq| {
             let generation = sq.generation;
             let (slot, found) = sq.in_work().find(|(_, slot)| slot.cid == cid)?;
-            let tag = Tag {
-                sqid,
-                slot,
-                generation,
-            };
+            let tag = Tag { sqid, slot, generation };
             Some((tag, found.work, found.nsid))
         });
         let Some((tag, work, nsid)) = found else {

@@ -43,11 +43,7 @@ impl<H: Hooks> Service<H> {
         if command.psdt() != PSDT_PRP || !aligned || shadow == event_index {
             return Err(Status::INVALID_FIELD);
         }
-        let pages = ShadowPages {
-            shadow,
-            event_index,
-            bytes: page as usize,
-        };
+        let pages = ShadowPages { shadow, event_index, bytes: page as usize };
         if !pages.is_mapped(&mut self.memory.translator) {
             return Err(Status::INVALID_FIELD);
         }
@@ -92,7 +88,9 @@ impl<H: Hooks> Service<H> {
         }
         for cq in self.queues.cqs() {
             let seen = cq.sink.head();
-            if !cq.overflow.is_empty() && let Some(shadow) = &cq.shadow {
+            if !cq.overflow.is_empty()
+                && let Some(shadow) = &cq.shadow
+            {
                 let value = shadow.arm(seen);
                 news |= value != u32::from(seen) && cq.refused != Some(value);
             }
@@ -115,11 +113,7 @@ impl<H: Hooks> Service<H> {
         let translator = &mut self.memory.translator;
         let shadow = translator.cells(pages.shadow, pages.bytes).ok()?;
         let event_index = translator.cells(pages.event_index, pages.bytes).ok()?;
-        Some(ShadowCells {
-            shadow,
-            event_index,
-            index,
-        })
+        Some(ShadowCells { shadow, event_index, index })
     }
 }
 

@@ -171,11 +171,7 @@ impl Identity {
         n.nsze = g.blocks.into();
         n.ncap = g.blocks.into();
         n.nuse = g.blocks.into();
-        n.lbaf[0] = LbaFormat {
-            ms: 0.into(),
-            lbads: g.shift as u8,
-            rp: 0,
-        };
+        n.lbaf[0] = LbaFormat { ms: 0.into(), lbads: g.shift as u8, rp: 0 };
         n.dlfeat = NamespacePage::DEAC;
         n.nvmcap = (u128::from(g.blocks) << g.shift).into();
         n.noiob = g.noiob.into();
@@ -256,7 +252,8 @@ fn hints(n: &mut NamespacePage, g: &Geometry) {
         n.nawun = nawun.into();
         n.nawupf = g.blocks_of(limits.atomic_write_power_fail).unwrap_or(0).into();
     }
-    let (npdg, nows) = (g.blocks_of(limits.discard_alignment), g.blocks_of(limits.optimal_transfer));
+    let (npdg, nows) =
+        (g.blocks_of(limits.discard_alignment), g.blocks_of(limits.optimal_transfer));
     if npdg.is_some() || nows.is_some() {
         n.nsfeat |= NamespacePage::OPTIMAL;
         n.npdg = npdg.unwrap_or(0).into();
@@ -336,10 +333,8 @@ mod tests {
     use crate::namespace::tests::geometry;
 
     fn identity() -> Identity {
-        let namespaces = [(1, 9), (2, 12), (3, 12)].map(|(nsid, shift)| Geometry {
-            nsid,
-            ..geometry(1000, shift)
-        });
+        let namespaces = [(1, 9), (2, 12), (3, 12)]
+            .map(|(nsid, shift)| Geometry { nsid, ..geometry(1000, shift) });
         Identity {
             serial: "S1".into(),
             model: "M".into(),

@@ -89,12 +89,7 @@ impl Wanted {
         if lid == log::LID_EFFECTS && csi != 0 {
             return Err(Status::COMMAND_SET_NOT_SUPPORTED);
         }
-        Ok(Wanted {
-            lid,
-            retain: command.cdw10() & 1 << 15 != 0,
-            len: (dwords + 1) * 4,
-            offset,
-        })
+        Ok(Wanted { lid, retain: command.cdw10() & 1 << 15 != 0, len: (dwords + 1) * 4, offset })
     }
 }
 

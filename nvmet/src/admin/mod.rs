@@ -25,11 +25,8 @@ use identify::Identity;
 use logs::{Health, Logs, Wanted};
 
 /// SMART event: the temperature is past a threshold.
-const TEMPERATURE_EVENT: Event = Event {
-    kind: event::TYPE_SMART,
-    information: 1,
-    log_page: LID_SMART,
-};
+const TEMPERATURE_EVENT: Event =
+    Event { kind: event::TYPE_SMART, information: 1, log_page: LID_SMART };
 
 /// What the admin commands of one controller know.
 pub(crate) struct Admin {
@@ -95,11 +92,7 @@ impl Admin {
     /// Something went wrong that belongs to no command: an entry in the error log, and an event.
     pub(crate) fn raise_error(&mut self, information: u8, sqid: u16, status: Status) {
         self.logs.record(sqid, 0xffff, 0, 0, status);
-        let event = Event {
-            kind: event::TYPE_ERROR,
-            information,
-            log_page: LID_ERROR,
-        };
+        let event = Event { kind: event::TYPE_ERROR, information, log_page: LID_ERROR };
         self.events.raise(event, self.features.events());
     }
 

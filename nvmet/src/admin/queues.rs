@@ -43,7 +43,9 @@ impl DataPath for AdminData<'_> {
 impl<H: Hooks> Service<H> {
     /// Carries out an admin command that was just fetched.
     pub(crate) fn start_admin(&mut self, tag: Tag, command: &Command, core: &Core) {
-        if H::ACTIVE && let Some((dword, status)) = self.hooks.command(0, command) {
+        if H::ACTIVE
+            && let Some((dword, status)) = self.hooks.command(0, command)
+        {
             return self.complete(tag, dword, status);
         }
         match self.admin_outcome(tag, command, core) {
@@ -63,8 +65,8 @@ impl<H: Hooks> Service<H> {
         command: &Command,
         core: &Core,
     ) -> Result<Outcome, Status> {
-        let conflict = |cid| move |(slot, other): (u16, &crate::queue::Slot)| {
-            slot != tag.slot && other.cid == cid
+        let conflict = |cid| {
+            move |(slot, other): (u16, &crate::queue::Slot)| slot != tag.slot && other.cid == cid
         };
         if self.queues.sq(0).is_some_and(|sq| sq.in_work().any(conflict(command.cid()))) {
             return Err(Status::CID_CONFLICT);
@@ -93,11 +95,8 @@ impl<H: Hooks> Service<H> {
             has_io_queues: self.queues.has_io_queues(),
             now_ms: core.now() / 1_000_000,
         };
-        let around = Surroundings {
-            usage: self.usage(),
-            situation,
-            data: &mut AdminData(&mut self.memory),
-        };
+        let around =
+            Surroundings { usage: self.usage(), situation, data: &mut AdminData(&mut self.memory) };
         let dword = self.admin.execute(command, around, &mut self.hooks)?;
         self.rules.write_cache = self.admin.features.write_cache();
         Ok(dword)
@@ -169,7 +168,7 @@ impl<H: Hooks> Service<H> {
         if command.cdw11() & CONTIGUOUS == 0 {
             return Err(Status::INVALID_FIELD);
         }
-        if command.prp1() % page != 0 {
+        if !command.prp1().is_multiple_of(page) {
             return Err(Status::PRP_OFFSET_INVALID);
         }
         Ok(command.prp1())
@@ -222,7 +221,9 @@ impl<H: Hooks> Service<H> {
     /// Completes what of a queue has not reached the engine.
     fn drop_stalled_of(&mut self, sqid: u16) {
         let mut left = self.stalled.len();
-        while left > 0 && let Some(stalled) = self.stalled.pop_front() {
+        while left > 0
+            && let Some(stalled) = self.stalled.pop_front()
+        {
             left -= 1;
             let tag = stalled.tag();
             if tag.sqid == sqid {
@@ -235,16 +236,16 @@ impl<H: Hooks> Service<H> {
 
     /// Completes deletions whose queues are idle by now.
     pub(crate) fn finish_deletions(&mut self) {
-        let over = |sq: &mut SubmissionQueue| sq.is_idle().then_some((sq.sqid, sq.deleting?));
-        while let Some((sqid, slot)) = self.queues.sqs().find_map(over) {
+        let over = |sq: &mut SubmissionQueue| match sq.deleting {
+            Some(slot) if sq.is_idle() => Some((sq.sqid, slot)),
+            _ => None,
+        };
+        loop {
+            let Some((sqid, slot)) = self.queues.sqs().find_map(over) else { return };
             self.deletions -= 1;
             self.queues.remove_sq(sqid);
             if let Some(generation) = self.queues.sq(0).map(|sq| sq.generation) {
-                let tag = Tag {
-                    sqid: 0,
-                    slot,
-                    generation,
-                };
+                let tag = Tag { sqid: 0, slot, generation };
                 self.complete(tag, 0, Status::SUCCESS);
             }
         }

@@ -236,10 +236,7 @@ impl Jobs {
     pub(crate) fn new(arena: &Arena) -> Result<Jobs, oxblock_mem::MemError> {
         let scratch = || arena.alloc(COPY_BYTES as usize, 4096);
         let places: Result<Vec<Job>, _> = (0..PLACES).map(|_| scratch().map(Job::new)).collect();
-        Ok(Jobs {
-            places: places?,
-            free: (0..PLACES as u8).rev().collect(),
-        })
+        Ok(Jobs { places: places?, free: (0..PLACES as u8).rev().collect() })
     }
 
     /// A free place, if there is one. It is taken for good with [`Jobs::keep`].

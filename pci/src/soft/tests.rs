@@ -36,11 +36,7 @@ impl Device for Scratch {
     fn write(&self, _: u8, offset: u64, size: u8, value: u64) {
         let word = &mut self.words.lock().unwrap()[(offset / 8) as usize];
         let shift = offset % 8 * 8;
-        let mask = if size == 4 {
-            0xffff_ffff << shift
-        } else {
-            u64::MAX
-        };
+        let mask = if size == 4 { 0xffff_ffff << shift } else { u64::MAX };
         *word = *word & !mask | value << shift & mask;
     }
     fn reset(&self) {
@@ -115,11 +111,7 @@ fn configuration_space_tells_identity_and_capabilities() {
     assert_eq!(Ids::read(config).unwrap(), IDS);
     let list = capabilities(config).unwrap();
     let ids: Vec<_> = list.iter().map(|c| c.id).collect();
-    let want = [
-        CapabilityId::POWER,
-        CapabilityId::MSIX,
-        CapabilityId::EXPRESS,
-    ];
+    let want = [CapabilityId::POWER, CapabilityId::MSIX, CapabilityId::EXPRESS];
     assert_eq!(ids, want);
     assert_eq!(config.read16(list[1].offset + 2).unwrap() & 0x7ff, 4);
     assert!(config.read32(2).is_err());
@@ -149,10 +141,7 @@ fn a_translator_follows_the_table() {
     let (one, two) = (region(&memory, 2), region(&memory, 1));
     let mut translator = iommu.translator();
     iommu.map(&one, 0x10_0000).unwrap();
-    assert!(
-        translator.buf(0x10_0000, 16).is_err(),
-        "bus mastering is off"
-    );
+    assert!(translator.buf(0x10_0000, 16).is_err(), "bus mastering is off");
     enable(function.config()).unwrap();
     let buf = translator.buf(0x10_1ff0, 16).unwrap();
     assert_eq!(buf.addr().addr(), one.addr().addr() + 0x1ff0);
@@ -169,9 +158,7 @@ fn a_translator_follows_the_table() {
     assert!(translator.extend(0x10_2000, 0x1001, &mut vector).is_err());
     drop(vector);
 
-    translator
-        .write(0x10_1ffc, &[1, 2, 3, 4, 5, 6, 7, 8])
-        .unwrap();
+    translator.write(0x10_1ffc, &[1, 2, 3, 4, 5, 6, 7, 8]).unwrap();
     let mut back = [0; 8];
     translator.read(0x10_1ffc, &mut back).unwrap();
     assert_eq!(back, [1, 2, 3, 4, 5, 6, 7, 8]);
@@ -215,11 +202,7 @@ fn mappings_are_checked() {
     let memory = Memory::new();
     let region = region(&memory, 2);
     for bad in [0, 0x1800, 0x7000, 0x8000, 0x1_f000, u64::MAX - 0xfff] {
-        assert_eq!(
-            iommu.map(&region, bad).unwrap_err().errno(),
-            libc::EINVAL,
-            "{bad:#x}"
-        );
+        assert_eq!(iommu.map(&region, bad).unwrap_err().errno(), libc::EINVAL, "{bad:#x}");
     }
     iommu.map(&region, 0x3000).unwrap();
     for taken in [0x2000, 0x3000, 0x4000] {
@@ -228,12 +211,7 @@ fn mappings_are_checked() {
     iommu.map(&region, 0x5000).unwrap();
     let full = iommu.map(&region, 0x1_0000).unwrap_err();
     assert_eq!(full.errno(), libc::ENOSPC);
-    for (iova, len) in [
-        (0x3000, 0x1000),
-        (0x4000, 0x1000),
-        (0x4000, 0x3000),
-        (0x1000, 0x1000),
-    ] {
+    for (iova, len) in [(0x3000, 0x1000), (0x4000, 0x1000), (0x4000, 0x3000), (0x1000, 0x1000)] {
         assert!(iommu.unmap(iova, len).is_err(), "{iova:#x}");
     }
     iommu.unmap(0x3000, 0x4000).unwrap();
