@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oxblock_engine::{
-    Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token,
-};
+use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
 
 use super::Shared;
 use super::uring::{Call, Ring};
@@ -115,13 +113,30 @@ impl FileQueue {
         }
         let call = match e.step {
             Step::Read => Call::Read { offset },
-            Step::Write | Step::DoubtedWrite(_) => Call::Write { offset, durable: false },
-            Step::DurableWrite => Call::Write { offset, durable: true },
-            Step::PunchHole => Call::Allocate { mode: PUNCH, offset, len },
-            Step::ZeroRange => Call::Allocate { mode: ZERO, offset, len },
+            Step::Write | Step::DoubtedWrite(_) => Call::Write {
+                offset,
+                durable: false,
+            },
+            Step::DurableWrite => Call::Write {
+                offset,
+                durable: true,
+            },
+            Step::PunchHole => Call::Allocate {
+                mode: PUNCH,
+                offset,
+                len,
+            },
+            Step::ZeroRange => Call::Allocate {
+                mode: ZERO,
+                offset,
+                len,
+            },
             Step::WriteZeroes => {
                 self.ring.load_zeroes(slot, len);
-                Call::Write { offset, durable: false }
+                Call::Write {
+                    offset,
+                    durable: false,
+                }
             }
             Step::Sync => Call::Sync,
         };
@@ -130,7 +145,11 @@ impl FileQueue {
                 self.entries[usize::from(slot)].call = number;
                 Ok(())
             }
-            None => Err(Fault::text(ErrorKind::Busy, offset, "io_uring's submission ring is full")),
+            None => Err(Fault::text(
+                ErrorKind::Busy,
+                offset,
+                "io_uring's submission ring is full",
+            )),
         }
     }
 
@@ -295,7 +314,9 @@ impl Queue for FileQueue {
                 return Ok(());
             }
         };
-        let Some(slot) = self.free.pop() else { return Err(Busy) };
+        let Some(slot) = self.free.pop() else {
+            return Err(Busy);
+        };
         self.entries[usize::from(slot)] = Entry {
             token: Some(request.token),
             kind: request.kind,
@@ -346,7 +367,11 @@ impl Queue for FileQueue {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.in_flight() == 0 { Sleep::Woken } else { Sleep::Fd(self.ring.fd()) }
+        if self.in_flight() == 0 {
+            Sleep::Woken
+        } else {
+            Sleep::Fd(self.ring.fd())
+        }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {

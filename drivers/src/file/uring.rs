@@ -75,7 +75,10 @@ impl Ring {
     pub(super) fn load(&mut self, slot: u16, request: &Request<'_>) -> bool {
         let list = &mut self.lists[usize::from(slot)];
         list.clear();
-        request.data.pieces().all(|piece| list.push(piece.addr(), piece.len()))
+        request
+            .data
+            .pieces()
+            .all(|piece| list.push(piece.addr(), piece.len()))
     }
 
     /// Points the slot's list at zeroes, to be written, and returns how many.
@@ -115,7 +118,9 @@ impl Ring {
 
     /// Asks the kernel to end the slot's call early, if there is room to ask.
     pub(super) fn cancel(&mut self, slot: u16) {
-        let entry = opcode::AsyncCancel::new(u64::from(slot)).build().user_data(CANCEL);
+        let entry = opcode::AsyncCancel::new(u64::from(slot))
+            .build()
+            .user_data(CANCEL);
         self.push_cancel(&entry);
     }
 
@@ -180,7 +185,9 @@ impl Ring {
                     .build()
             }
             (Call::Read { offset }, many) => {
-                opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32).offset(offset).build()
+                opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32)
+                    .offset(offset)
+                    .build()
             }
             (Call::Write { offset, durable }, [one]) => {
                 opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
@@ -194,12 +201,13 @@ impl Ring {
                     .rw_flags(write_flags(durable))
                     .build()
             }
-            (Call::Sync, _) => {
-                opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build()
-            }
-            (Call::Allocate { mode, offset, len }, _) => {
-                opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
-            }
+            (Call::Sync, _) => opcode::Fsync::new(FILE)
+                .flags(types::FsyncFlags::DATASYNC)
+                .build(),
+            (Call::Allocate { mode, offset, len }, _) => opcode::Fallocate::new(FILE, len)
+                .offset(offset)
+                .mode(mode)
+                .build(),
         }
     }
 
@@ -250,8 +258,15 @@ struct List {
 
 impl List {
     fn new() -> Self {
-        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        Self { entries: [none; SEGMENTS_MAX], first: 0, end: 0 }
+        let none = libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        };
+        Self {
+            entries: [none; SEGMENTS_MAX],
+            first: 0,
+            end: 0,
+        }
     }
 
     fn live(&self) -> &[libc::iovec] {
@@ -275,8 +290,13 @@ impl List {
     }
 
     fn push_apart(&mut self, base: *mut u8, len: usize) -> bool {
-        let Some(entry) = self.entries.get_mut(self.end) else { return false };
-        *entry = libc::iovec { iov_base: base.cast(), iov_len: len };
+        let Some(entry) = self.entries.get_mut(self.end) else {
+            return false;
+        };
+        *entry = libc::iovec {
+            iov_base: base.cast(),
+            iov_len: len,
+        };
         self.end += 1;
         true
     }
@@ -306,7 +326,12 @@ fn build(depth: u32) -> io::Result<IoUring> {
     let entries = depth.next_power_of_two() * 2;
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp();
-    match builder.clone().setup_coop_taskrun().setup_taskrun_flag().build(entries) {
+    match builder
+        .clone()
+        .setup_coop_taskrun()
+        .setup_taskrun_flag()
+        .build(entries)
+    {
         // Older than Linux 5.19.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => builder.build(entries),
         other => other,
@@ -333,8 +358,15 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
     let mut buf = std::mem::MaybeUninit::<libc::statx>::zeroed();
     let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
     // SAFETY: an open descriptor, a terminated empty path and a buffer of the right type.
-    let rc =
-        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, buf.as_mut_ptr()) };
+    let rc = unsafe {
+        libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            flags,
+            mask,
+            buf.as_mut_ptr(),
+        )
+    };
     if rc != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -353,7 +385,9 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
 /// changes nothing.
 pub(super) fn can_punch(file: &File, length: u64) -> bool {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let Ok(at) = libc::off_t::try_from(length.next_multiple_of(1 << 20)) else { return false };
+    let Ok(at) = libc::off_t::try_from(length.next_multiple_of(1 << 20)) else {
+        return false;
+    };
     // SAFETY: an open descriptor; no memory is passed.
     unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 1 << 20) == 0 }
 }
