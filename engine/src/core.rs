@@ -206,11 +206,7 @@ impl Core {
         let leaf = match known {
             Some(leaf) => leaf,
             None => {
-                let queue = node
-                    .driver()
-                    .queue(self)
-                    .await
-                    .map_err(|e| e.node(node.name()))?;
+                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
                 let known = self.0.io.borrow().leaf_of(node);
                 match known {
                     Some(leaf) => leaf,
@@ -223,11 +219,7 @@ impl Core {
     }
 
     fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
-        let leaf = self
-            .0
-            .io
-            .borrow_mut()
-            .add_leaf(node, queue, &self.0.arena)?;
+        let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));
         Ok(leaf)
@@ -248,10 +240,7 @@ impl Core {
     where
         F: FnOnce(Core) -> LocalFuture<'static, Result<(), Error>> + Send + 'static,
     {
-        self.0.shared.add_closer(Closer {
-            core: self.id(),
-            close: Box::new(close),
-        });
+        self.0.shared.add_closer(Closer { core: self.id(), close: Box::new(close) });
     }
 
     /// What the slot table holds and saw.

@@ -32,21 +32,13 @@ impl Engine {
     /// No memory, no eventfd, no thread, or an empty list.
     pub fn new(cpus: &[usize], options: Options) -> Result<Self, Error> {
         if cpus.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "an engine needs at least one processor",
-            ));
+            return Err(Error::new(ErrorKind::Invalid, "an engine needs at least one processor"));
         }
         let known = core_affinity::get_core_ids().unwrap_or_default();
         let crowded = crowded(cpus);
         let plan = Arc::new(Plan::new(options, cpus.len())?);
         let (shared, memory) = (plan.shared.clone(), plan.memory.clone());
-        let mut engine = Self {
-            shared,
-            memory,
-            arena: plan.arena.clone(),
-            threads: Vec::new(),
-        };
+        let mut engine = Self { shared, memory, arena: plan.arena.clone(), threads: Vec::new() };
         for ((id, rings), &cpu) in rings(cpus.len()).into_iter().enumerate().zip(cpus) {
             let pin = known.iter().copied().find(|core| core.id == cpu);
             let plan = plan.clone();
@@ -66,9 +58,8 @@ impl Engine {
     pub fn with_cores(count: usize, options: Options) -> Result<Self, Error> {
         let known = core_affinity::get_core_ids().unwrap_or_default();
         let known: Vec<usize> = known.iter().map(|core| core.id).collect();
-        let cpus: Vec<usize> = (0..count)
-            .map(|n| known.get(n % known.len().max(1)).copied().unwrap_or(0))
-            .collect();
+        let cpus: Vec<usize> =
+            (0..count).map(|n| known.get(n % known.len().max(1)).copied().unwrap_or(0)).collect();
         Self::new(&cpus, options)
     }
 

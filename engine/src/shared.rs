@@ -38,18 +38,12 @@ impl EngineShared {
     }
 
     pub fn add_closer(&self, closer: Closer) {
-        self.closers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(closer);
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
     }
 
     /// The next closer of an orderly shutdown.
     pub fn take_closer(&self) -> Option<Closer> {
-        self.closers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// From now on nothing is opened.
@@ -77,10 +71,7 @@ impl EngineShared {
 
     /// The engine failed: every core stops its devices and ends.
     pub fn fail(&self, reason: String) {
-        self.reason
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(reason);
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.failed.store(true, Ordering::SeqCst);
         self.wake_all();
     }
@@ -101,10 +92,7 @@ impl EngineShared {
         }
         let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let reason = reason.as_deref().unwrap_or("unknown reason");
-        Err(Error::new(
-            ErrorKind::Failed,
-            format!("the engine failed: {reason}"),
-        ))
+        Err(Error::new(ErrorKind::Failed, format!("the engine failed: {reason}")))
     }
 
     fn wake_all(&self) {
@@ -116,6 +104,5 @@ impl EngineShared {
 
 fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

@@ -75,10 +75,7 @@ impl Ring {
     pub(super) fn load(&mut self, slot: u16, request: &Request<'_>) -> bool {
         let list = &mut self.lists[usize::from(slot)];
         list.clear();
-        request
-            .data
-            .pieces()
-            .all(|piece| list.push(piece.addr(), piece.len()))
+        request.data.pieces().all(|piece| list.push(piece.addr(), piece.len()))
     }
 
     /// Points the slot's list at zeroes, to be written, and returns how many.
@@ -118,9 +115,7 @@ impl Ring {
 
     /// Asks the kernel to end the slot's call early, if there is room to ask.
     pub(super) fn cancel(&mut self, slot: u16) {
-        let entry = opcode::AsyncCancel::new(u64::from(slot))
-            .build()
-            .user_data(CANCEL);
+        let entry = opcode::AsyncCancel::new(u64::from(slot)).build().user_data(CANCEL);
         self.push_cancel(&entry);
     }
 
@@ -185,9 +180,7 @@ impl Ring {
                     .build()
             }
             (Call::Read { offset }, many) => {
-                opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32)
-                    .offset(offset)
-                    .build()
+                opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32).offset(offset).build()
             }
             (Call::Write { offset, durable }, [one]) => {
                 opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
@@ -201,13 +194,10 @@ impl Ring {
                     .rw_flags(write_flags(durable))
                     .build()
             }
-            (Call::Sync, _) => opcode::Fsync::new(FILE)
-                .flags(types::FsyncFlags::DATASYNC)
-                .build(),
-            (Call::Allocate { mode, offset, len }, _) => opcode::Fallocate::new(FILE, len)
-                .offset(offset)
-                .mode(mode)
-                .build(),
+            (Call::Sync, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
+            (Call::Allocate { mode, offset, len }, _) => {
+                opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
+            }
         }
     }
 
@@ -258,15 +248,8 @@ struct List {
 
 impl List {
     fn new() -> Self {
-        let none = libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        };
-        Self {
-            entries: [none; SEGMENTS_MAX],
-            first: 0,
-            end: 0,
-        }
+        let none = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        Self { entries: [none; SEGMENTS_MAX], first: 0, end: 0 }
     }
 
     fn live(&self) -> &[libc::iovec] {
@@ -293,10 +276,7 @@ impl List {
         let Some(entry) = self.entries.get_mut(self.end) else {
             return false;
         };
-        *entry = libc::iovec {
-            iov_base: base.cast(),
-            iov_len: len,
-        };
+        *entry = libc::iovec { iov_base: base.cast(), iov_len: len };
         self.end += 1;
         true
     }
@@ -326,12 +306,7 @@ fn build(depth: u32) -> io::Result<IoUring> {
     let entries = depth.next_power_of_two() * 2;
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp();
-    match builder
-        .clone()
-        .setup_coop_taskrun()
-        .setup_taskrun_flag()
-        .build(entries)
-    {
+    match builder.clone().setup_coop_taskrun().setup_taskrun_flag().build(entries) {
         // Older than Linux 5.19.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => builder.build(entries),
         other => other,
@@ -358,15 +333,7 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
     let mut buf = std::mem::MaybeUninit::<libc::statx>::zeroed();
     let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
     // SAFETY: an open descriptor, a terminated empty path and a buffer of the right type.
-    let rc = unsafe {
-        libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            flags,
-            mask,
-            buf.as_mut_ptr(),
-        )
-    };
+    let rc = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, buf.as_mut_ptr()) };
     if rc != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -375,10 +342,7 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
     if stat.stx_mask & libc::STATX_DIOALIGN == 0 {
         return Ok(None);
     }
-    Ok(Some(DirectAlignment {
-        memory: stat.stx_dio_mem_align,
-        offset: stat.stx_dio_offset_align,
-    }))
+    Ok(Some(DirectAlignment { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align }))
 }
 
 /// Whether the file system can punch holes: asked for past the end of the file, where a hole

@@ -26,12 +26,7 @@ impl AwkwardOptions {
         limits.max_discard = length;
         limits.max_write_zeroes = length;
         limits.compare = true;
-        Self {
-            limits,
-            depth: 2,
-            delay: 2,
-            bad_byte: None,
-        }
+        Self { limits, depth: 2, delay: 2, bad_byte: None }
     }
 }
 
@@ -59,11 +54,7 @@ struct Shared {
 impl Awkward {
     pub fn new(options: AwkwardOptions) -> Self {
         let shared = Arc::new(Shared::default());
-        shared
-            .bytes
-            .lock()
-            .unwrap()
-            .resize(options.limits.length as usize, 0);
+        shared.bytes.lock().unwrap().resize(options.limits.length as usize, 0);
         Self { options, shared }
     }
 
@@ -161,9 +152,7 @@ impl Queue for AwkwardQueue {
             pieces: request.data.pieces().count(),
         });
         let result = self.carry_out(request);
-        self.waiting
-            .get_mut()
-            .push_back((self.options.delay, request.token, result));
+        self.waiting.get_mut().push_back((self.options.delay, request.token, result));
         Ok(())
     }
 
@@ -171,9 +160,7 @@ impl Queue for AwkwardQueue {
 
     fn poll(&mut self, pass: &mut Pass) -> usize {
         let waiting = self.waiting.get_mut();
-        waiting
-            .iter_mut()
-            .for_each(|entry| entry.0 = entry.0.saturating_sub(1));
+        waiting.iter_mut().for_each(|entry| entry.0 = entry.0.saturating_sub(1));
         let mut count = 0;
         // The youngest first.
         while waiting.back().is_some_and(|entry| entry.0 == 0) {
@@ -188,12 +175,7 @@ impl Queue for AwkwardQueue {
     }
 
     fn cancel(&mut self, token: Token) {
-        for entry in self
-            .waiting
-            .get_mut()
-            .iter_mut()
-            .filter(|entry| entry.1 == token)
-        {
+        for entry in self.waiting.get_mut().iter_mut().filter(|entry| entry.1 == token) {
             entry.2 = Err(Fault::new(ErrorKind::Cancelled, 0));
         }
     }
@@ -203,11 +185,7 @@ impl Queue for AwkwardQueue {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.waiting.get_mut().is_empty() {
-            Sleep::Woken
-        } else {
-            Sleep::Never
-        }
+        if self.waiting.get_mut().is_empty() { Sleep::Woken } else { Sleep::Never }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {

@@ -14,17 +14,11 @@ fn cores_call_each_other_both_ways() {
     let sum = engine.run(0, |core| async move {
         let mut sum = 0;
         for n in 0..3000 {
-            sum += core
-                .call(1 + n % 2, move |there| async move { there.id() * n })
-                .await
-                .unwrap();
+            sum += core.call(1 + n % 2, move |there| async move { there.id() * n }).await.unwrap();
         }
         sum
     });
-    assert_eq!(
-        sum.unwrap(),
-        (0..3000).map(|n| (1 + n % 2) * n).sum::<usize>()
-    );
+    assert_eq!(sum.unwrap(), (0..3000).map(|n| (1 + n % 2) * n).sum::<usize>());
     engine.shutdown().unwrap();
 }
 
@@ -37,11 +31,7 @@ fn an_idle_core_sleeps_and_wakes_for_messages_and_timers() {
         assert_eq!(engine.run(0, |_| async { 7 }).unwrap(), 7);
     }
     let begun = Instant::now();
-    engine
-        .run(0, |core| async move {
-            core.sleep(Duration::from_millis(30)).await
-        })
-        .unwrap();
+    engine.run(0, |core| async move { core.sleep(Duration::from_millis(30)).await }).unwrap();
     assert!(begun.elapsed() >= Duration::from_millis(30));
     engine.shutdown().unwrap();
 }
@@ -55,14 +45,7 @@ fn shutdown_waits_for_io_in_flight_and_closes_in_reverse_order() {
     let engine = Engine::with_cores(2, options(16)).unwrap();
     let completed = Arc::new(AtomicUsize::new(0));
     for (core, name) in [(0, "first"), (1, "second")] {
-        let (order, node) = (
-            order.clone(),
-            if core == 0 {
-                first.clone()
-            } else {
-                second.clone()
-            },
-        );
+        let (order, node) = (order.clone(), if core == 0 { first.clone() } else { second.clone() });
         let completed = completed.clone();
         engine
             .run(core, move |core| async move {
@@ -72,9 +55,7 @@ fn shutdown_waits_for_io_in_flight_and_closes_in_reverse_order() {
                 });
                 let channel = core.open(&node).await.unwrap();
                 core.clone().spawn(async move {
-                    let write = channel
-                        .run(Op::write(0, buf(channel.core(), &[1; 4096])))
-                        .await;
+                    let write = channel.run(Op::write(0, buf(channel.core(), &[1; 4096]))).await;
                     assert!(write.result.is_ok());
                     completed.fetch_add(1, Ordering::SeqCst);
                 });
@@ -90,17 +71,12 @@ fn shutdown_waits_for_io_in_flight_and_closes_in_reverse_order() {
 
 #[test]
 fn a_panic_in_a_task_fails_its_engine_and_no_other() {
-    let (one, other) = (
-        Engine::with_cores(2, options(16)).unwrap(),
-        Engine::with_cores(1, options(16)).unwrap(),
-    );
+    let (one, other) =
+        (Engine::with_cores(2, options(16)).unwrap(), Engine::with_cores(1, options(16)).unwrap());
     let hit = one.run(1, |_| async { panic!("the story of this panic") });
     let error: Error = hit.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Failed);
-    assert!(
-        error.to_string().contains("the story of this panic"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("the story of this panic"), "{error}");
     let after = one.run(0, |_| async {}).unwrap_err();
     assert_eq!(after.kind(), ErrorKind::Failed);
     assert!(one.shutdown().is_err());
@@ -136,13 +112,9 @@ fn trace(seed: u64) -> Vec<(u64, usize, u64)> {
                 let (node, trace, core) = (node.clone(), ours.clone(), core.clone());
                 tasks.push(core.clone().spawn(async move {
                     let work = core.call(n as usize % 3, move |core| async move {
-                        core.sleep(Duration::from_nanos(core.random() % 50_000))
-                            .await;
+                        core.sleep(Duration::from_nanos(core.random() % 50_000)).await;
                         let channel = core.open(&node).await.unwrap();
-                        channel
-                            .discard(core.random() % 100 * 512, 512)
-                            .await
-                            .unwrap();
+                        channel.discard(core.random() % 100 * 512, 512).await.unwrap();
                         trace.lock().unwrap().push((core.now(), core.id(), n));
                     });
                     work.await.unwrap();
@@ -153,9 +125,7 @@ fn trace(seed: u64) -> Vec<(u64, usize, u64)> {
             }
         })
         .unwrap();
-    Arc::try_unwrap(trace)
-        .map(|t| t.into_inner().unwrap())
-        .unwrap_or_default()
+    Arc::try_unwrap(trace).map(|t| t.into_inner().unwrap()).unwrap_or_default()
 }
 
 #[test]
@@ -169,8 +139,6 @@ fn a_simulation_replays_from_its_seed() {
 #[test]
 fn a_simulation_reports_a_deadlock() {
     let mut simulation = Simulation::new(2, 1, options(4)).unwrap();
-    let error = simulation
-        .run(0, |_| std::future::pending::<()>())
-        .unwrap_err();
+    let error = simulation.run(0, |_| std::future::pending::<()>()).unwrap_err();
     assert!(error.to_string().contains("deadlock"), "{error}");
 }

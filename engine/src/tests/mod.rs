@@ -12,16 +12,9 @@ use oxblock_mem::{ArenaOptions, Buf, PagePolicy};
 use crate::{Core, Node, Options, Reactor};
 
 fn options(slots: usize) -> Options {
-    let arena = ArenaOptions {
-        size: 8 << 20,
-        pages: PagePolicy::Unlocked,
-        ..ArenaOptions::default()
-    };
-    Options {
-        slots,
-        arena,
-        ..Options::default()
-    }
+    let arena =
+        ArenaOptions { size: 8 << 20, pages: PagePolicy::Unlocked, ..ArenaOptions::default() };
+    Options { slots, arena, ..Options::default() }
 }
 
 fn reactor(slots: usize) -> Reactor {
@@ -39,7 +32,5 @@ fn buf(core: &Core, bytes: &[u8]) -> Buf {
 }
 
 fn pattern(len: usize, seed: u8) -> Vec<u8> {
-    (0..len)
-        .map(|i| (i / 7) as u8 ^ (i as u8).wrapping_mul(31) ^ seed)
-        .collect()
+    (0..len).map(|i| (i / 7) as u8 ^ (i as u8).wrapping_mul(31) ^ seed).collect()
 }

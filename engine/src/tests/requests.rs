@@ -33,14 +33,8 @@ where
 
 async fn write_and_read_back(channel: &Channel, offset: u64, bytes: &[u8]) {
     let core = channel.core();
-    channel
-        .write(offset, buf(core, bytes))
-        .await
-        .1
-        .expect("a write");
-    let (data, result) = channel
-        .read(offset, buf(core, &vec![0xee; bytes.len()]))
-        .await;
+    channel.write(offset, buf(core, bytes)).await.1.expect("a write");
+    let (data, result) = channel.read(offset, buf(core, &vec![0xee; bytes.len()])).await;
     result.expect("a read");
     let mut back = vec![0; bytes.len()];
     data.read_at(0, &mut back);
@@ -67,19 +61,10 @@ fn too_many_pieces_are_cut_or_bounced() {
     with_channel(1, options, |channel| async move {
         let bytes = pattern(4096, 9);
         for cut in [100, 512, 1000] {
-            let pieces: Vec<_> = bytes
-                .chunks(cut)
-                .map(|part| buf(channel.core(), part))
-                .collect();
-            channel
-                .write(1024, IoVector::from(pieces))
-                .await
-                .1
-                .expect("a write");
-            let pieces: Vec<_> = bytes
-                .chunks(cut)
-                .map(|part| buf(channel.core(), &vec![0; part.len()]))
-                .collect();
+            let pieces: Vec<_> = bytes.chunks(cut).map(|part| buf(channel.core(), part)).collect();
+            channel.write(1024, IoVector::from(pieces)).await.1.expect("a write");
+            let pieces: Vec<_> =
+                bytes.chunks(cut).map(|part| buf(channel.core(), &vec![0; part.len()])).collect();
             let (data, result) = channel.read(1024, IoVector::from(pieces)).await;
             result.expect("a read");
             assert_eq!(data.view(0, 4096).compare(&bytes), None, "cut at {cut}");
@@ -90,20 +75,14 @@ fn too_many_pieces_are_cut_or_bounced() {
 #[test]
 fn memory_that_a_device_cannot_reach_is_bounced() {
     let mut options = AwkwardOptions::new(LEN, 512);
-    options.limits.memory = MemoryRule::Dma {
-        segment_align: 4,
-        prp_page: Some(4096),
-    };
+    options.limits.memory = MemoryRule::Dma { segment_align: 4, prp_page: Some(4096) };
     let seen = with_channel(1, options, |channel| async move {
         // No device is attached, so no memory has an IOVA.
         write_and_read_back(&channel, 0, &pattern(300 << 10, 3)).await;
         let same = buf(channel.core(), &pattern(300 << 10, 3));
         channel.compare(0, same).await.1.expect("equal");
     });
-    assert!(
-        seen.iter()
-            .all(|seen| seen.pieces <= 1 && seen.len <= 128 << 10)
-    );
+    assert!(seen.iter().all(|seen| seen.pieces <= 1 && seen.len <= 128 << 10));
 }
 
 #[test]
@@ -112,27 +91,12 @@ fn a_compare_is_emulated_and_names_the_byte() {
     options.limits.compare = false;
     with_channel(2, options, |channel| async move {
         let bytes = pattern(200 << 10, 5);
-        channel
-            .write(512, buf(channel.core(), &bytes))
-            .await
-            .1
-            .expect("a write");
-        channel
-            .compare(512, buf(channel.core(), &bytes))
-            .await
-            .1
-            .expect("equal");
+        channel.write(512, buf(channel.core(), &bytes)).await.1.expect("a write");
+        channel.compare(512, buf(channel.core(), &bytes)).await.1.expect("equal");
         let mut other = bytes.clone();
         other[150_000] ^= 1;
-        let error = channel
-            .compare(512, buf(channel.core(), &other))
-            .await
-            .1
-            .unwrap_err();
-        assert_eq!(
-            (error.kind(), error.offset()),
-            (ErrorKind::Mismatch, Some(150_512))
-        );
+        let error = channel.compare(512, buf(channel.core(), &other)).await.1.unwrap_err();
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Mismatch, Some(150_512)));
     });
 }
 
@@ -188,15 +152,8 @@ fn a_failed_fragment_fails_the_request_with_its_byte() {
     with_channel(1, options, |channel| async move {
         let (_, result) = channel.read(0, buf(channel.core(), &[0; 16 << 10])).await;
         let error: Error = result.unwrap_err();
-        assert_eq!(
-            (error.kind(), error.offset()),
-            (ErrorKind::Media, Some(5000))
-        );
-        assert!(
-            error
-                .to_string()
-                .starts_with("disk: read: media error at offset 5000")
-        );
+        assert_eq!((error.kind(), error.offset()), (ErrorKind::Media, Some(5000)));
+        assert!(error.to_string().starts_with("disk: read: media error at offset 5000"));
         write_and_read_back(&channel, 8192, &pattern(512, 2)).await;
     });
 }
@@ -206,17 +163,12 @@ fn a_full_table_hands_the_operation_back_and_order_is_kept() {
     let node = node(AwkwardOptions::new(LEN, 512));
     let reactor = reactor(4);
     let core = reactor.core().clone();
-    let channel = reactor
-        .block_on(async move { core.open(&node).await })
-        .unwrap()
-        .unwrap();
+    let channel = reactor.block_on(async move { core.open(&node).await }).unwrap().unwrap();
     for n in 0..4 {
         let op = Op::write(n * 512, buf(reactor.core(), &[n as u8; 512])).tag(n);
         channel.submit(op).expect("room");
     }
-    let Err(Full(op)) = channel.submit(Op::flush().tag(77)) else {
-        panic!("a fifth slot of four")
-    };
+    let Err(Full(op)) = channel.submit(Op::flush().tag(77)) else { panic!("a fifth slot of four") };
     assert_eq!(op.tag, 77);
     let mut tags = Vec::new();
     while tags.len() < 4 {
@@ -235,25 +187,21 @@ fn a_full_table_hands_the_operation_back_and_order_is_kept() {
 fn futures_wait_for_a_slot_in_a_table_of_one() {
     let done = Rc::new(Cell::new(0));
     let counted = done.clone();
-    with_channel(
-        1,
-        AwkwardOptions::new(LEN, 512),
-        move |channel| async move {
-            let channel = Rc::new(channel);
-            let tasks: Vec<_> = (0..20u64)
-                .map(|n| {
-                    let (channel, counted) = (channel.clone(), counted.clone());
-                    channel.core().clone().spawn(async move {
-                        write_and_read_back(&channel, n * 1024, &pattern(1024, n as u8)).await;
-                        counted.set(counted.get() + 1);
-                    })
+    with_channel(1, AwkwardOptions::new(LEN, 512), move |channel| async move {
+        let channel = Rc::new(channel);
+        let tasks: Vec<_> = (0..20u64)
+            .map(|n| {
+                let (channel, counted) = (channel.clone(), counted.clone());
+                channel.core().clone().spawn(async move {
+                    write_and_read_back(&channel, n * 1024, &pattern(1024, n as u8)).await;
+                    counted.set(counted.get() + 1);
                 })
-                .collect();
-            for task in tasks {
-                task.await.expect("a task");
-            }
-        },
-    );
+            })
+            .collect();
+        for task in tasks {
+            task.await.expect("a task");
+        }
+    });
     assert_eq!(done.get(), 20);
 }
 
@@ -269,20 +217,12 @@ fn a_dropped_future_detaches_and_its_write_still_lands() {
             });
             assert!(pending.await, "the leaf completes nothing at once");
         }
-        assert_eq!(
-            channel.core().stats().slots_used,
-            1,
-            "the slot keeps the buffer"
-        );
+        assert_eq!(channel.core().stats().slots_used, 1, "the slot keeps the buffer");
         channel.flush().await.expect("a flush");
         while channel.core().stats().slots_used > 0 {
             channel.core().yield_now().await;
         }
-        assert_eq!(
-            channel.core().arena().available(),
-            before,
-            "the buffer came back"
-        );
+        assert_eq!(channel.core().arena().available(), before, "the buffer came back");
         let (data, _) = channel.read(0, buf(channel.core(), &[0; 512])).await;
         assert_eq!(data.view(0, 512).compare(&bytes), None);
     });
@@ -295,16 +235,9 @@ fn a_cancelled_request_in_line_never_reaches_the_leaf() {
     let node = Node::new("disk", Box::new(driver));
     let reactor = reactor(8);
     let core = reactor.core().clone();
-    let channel = reactor
-        .block_on(async move { core.open(&node).await })
-        .unwrap()
-        .unwrap();
+    let channel = reactor.block_on(async move { core.open(&node).await }).unwrap().unwrap();
     let ids: Vec<_> = (0..5u64)
-        .map(|n| {
-            channel
-                .submit(Op::discard(n * 512, 512).tag(n))
-                .expect("room")
-        })
+        .map(|n| channel.submit(Op::discard(n * 512, 512).tag(n)).expect("room"))
         .collect();
     assert!(channel.cancel(ids[3]), "it waits behind a queue of two");
     assert!(!channel.cancel(ids[3]), "it is over");

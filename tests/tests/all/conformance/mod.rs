@@ -69,7 +69,7 @@ where
         })
         .expect("the case");
     engine.shutdown().expect("an orderly shutdown");
-    drop(fixture);
+    drop(fixture.hold);
 }
 
 /// Runs a case with room for 64 operations.
