@@ -23,10 +23,7 @@ impl Doorbells {
     /// Doorbells of the admin queues and `io_queues` pairs of I/O queues.
     pub(crate) fn new(io_queues: u16, dstrd: u8) -> Doorbells {
         let count = 2 * (usize::from(io_queues) + 1);
-        Doorbells {
-            bells: (0..count).map(|_| Doorbell::default()).collect(),
-            dstrd,
-        }
+        Doorbells { bells: (0..count).map(|_| Doorbell::default()).collect(), dstrd }
     }
 
     /// Bytes that they take behind the other registers.

@@ -63,12 +63,7 @@ impl NamespaceOptions {
     /// A writable namespace over a node.
     #[must_use]
     pub fn new(node: Arc<Node>, block_size: u32) -> NamespaceOptions {
-        NamespaceOptions {
-            node,
-            block_size,
-            read_only: false,
-            noiob: None,
-        }
+        NamespaceOptions { node, block_size, read_only: false, noiob: None }
     }
 }
 
@@ -120,7 +115,7 @@ impl NamespaceOptions {
         let limits = self.node.limits();
         let size = self.block_size;
         let power = size.is_power_of_two() && (512..=65_536).contains(&size);
-        let fits = power && limits.block_size != 0 && size % limits.block_size == 0;
+        let fits = power && limits.block_size != 0 && size.is_multiple_of(limits.block_size);
         if fits {
             return Ok(());
         }

@@ -134,10 +134,7 @@ impl Registers {
 
     pub(crate) fn control(&self) -> Control {
         let word = self.cc.load(Ordering::Acquire);
-        Control {
-            cc: Cc(word as u32),
-            edges: (word >> 32) as u32,
-        }
+        Control { cc: Cc(word as u32), edges: (word >> 32) as u32 }
     }
 
     pub(crate) fn aqa(&self) -> regs::Aqa {
@@ -249,7 +246,7 @@ mod tests {
         assert_eq!(r.asq(), 0x7_2345_6000);
         r.write(regs::AQA, 4, u64::MAX);
         assert_eq!(r.aqa().0, 0x0fff_0fff);
-        assert_eq!(r.read(regs::AQA, 8), 0x0fff_0fff);
+        assert_eq!(r.read(regs::AQA, 4), 0x0fff_0fff);
     }
 
     #[test]

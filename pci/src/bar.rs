@@ -46,10 +46,7 @@ impl Reg32 {
     /// The offset is not a multiple of four, or the register does not lie inside the BAR.
     pub fn new(bar: &Arc<dyn Bar>, offset: u64) -> Result<Reg32, PciError> {
         check(&**bar, offset, 4)?;
-        Ok(Reg32 {
-            bar: Arc::clone(bar),
-            offset,
-        })
+        Ok(Reg32 { bar: Arc::clone(bar), offset })
     }
 
     /// Reads the register; memory read afterwards is at least as new as this value.
@@ -95,10 +92,7 @@ impl Reg64 {
     /// The offset is not a multiple of eight, or the register does not lie inside the BAR.
     pub fn new(bar: &Arc<dyn Bar>, offset: u64) -> Result<Reg64, PciError> {
         check(&**bar, offset, 8)?;
-        Ok(Reg64 {
-            bar: Arc::clone(bar),
-            offset,
-        })
+        Ok(Reg64 { bar: Arc::clone(bar), offset })
     }
 
     /// Reads the register; memory read afterwards is at least as new as this value.
@@ -131,10 +125,8 @@ impl fmt::Debug for Reg64 {
 }
 
 fn check(bar: &dyn Bar, offset: u64, size: u64) -> Result<(), PciError> {
-    let inside = offset
-        .checked_add(size)
-        .is_some_and(|end| end <= bar.len());
-    if offset % size == 0 && inside {
+    let inside = offset.checked_add(size).is_some_and(|end| end <= bar.len());
+    if offset.is_multiple_of(size) && inside {
         return Ok(());
     }
     Err(PciError::new(
@@ -216,16 +208,10 @@ mod tests {
         assert!(Reg32::new(&bar, 12).is_ok());
         assert!(Reg64::new(&bar, 8).is_ok());
         for offset in [13, 16, 20, u64::MAX - 3, u64::MAX] {
-            assert_eq!(
-                Reg32::new(&bar, offset).unwrap_err().kind(),
-                PciErrorKind::OutOfRange
-            );
+            assert_eq!(Reg32::new(&bar, offset).unwrap_err().kind(), PciErrorKind::OutOfRange);
         }
         for offset in [4, 12, 16, u64::MAX - 7] {
-            assert_eq!(
-                Reg64::new(&bar, offset).unwrap_err().kind(),
-                PciErrorKind::OutOfRange
-            );
+            assert_eq!(Reg64::new(&bar, offset).unwrap_err().kind(), PciErrorKind::OutOfRange);
         }
     }
 

@@ -26,20 +26,12 @@ pub struct PciError {
 impl PciError {
     /// An error that says what happened, where, and what to do.
     pub fn new(kind: PciErrorKind, text: impl Into<String>) -> PciError {
-        PciError {
-            kind,
-            text: text.into(),
-            source: None,
-        }
+        PciError { kind, text: text.into(), source: None }
     }
 
     /// An error of the operating system, with what was tried.
     pub fn io(text: impl Into<String>, source: io::Error) -> PciError {
-        PciError {
-            kind: PciErrorKind::Io,
-            text: text.into(),
-            source: Some(source),
-        }
+        PciError { kind: PciErrorKind::Io, text: text.into(), source: Some(source) }
     }
 
     /// What kind of error it is.

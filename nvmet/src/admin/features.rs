@@ -112,18 +112,12 @@ impl Features {
             under_temperature: 0,
             error_recovery: vec![0; limits.namespaces as usize],
             write_cache: limits.volatile_cache,
-            queues: QueueCounts {
-                submission: limits.io_queues,
-                completion: limits.io_queues,
-            },
+            queues: QueueCounts { submission: limits.io_queues, completion: limits.io_queues },
             coalescing: 0,
             vectors: vec![false; usize::from(limits.vectors)],
             write_atomicity: 0,
             events: EventMask::empty(),
-            timestamp: Timestamp {
-                at_ms: now_ms,
-                ..Timestamp::default()
-            },
+            timestamp: Timestamp { at_ms: now_ms, ..Timestamp::default() },
             host_behavior: [0; HOST_BEHAVIOR_BYTES],
         }
     }
@@ -232,9 +226,7 @@ impl Features {
         let value = match fid {
             feature::ARBITRATION => self.arbitration,
             feature::POWER_MANAGEMENT => self.power,
-            feature::TEMPERATURE_THRESHOLD => {
-                u32::from(*self.temperature(command.cdw11())?)
-            }
+            feature::TEMPERATURE_THRESHOLD => u32::from(*self.temperature(command.cdw11())?),
             feature::ERROR_RECOVERY => *self.error_recovery_of(command.nsid())?,
             feature::VOLATILE_WRITE_CACHE if !self.limits.volatile_cache => {
                 return Err(Status::INVALID_FIELD);
@@ -396,18 +388,11 @@ fn supported(fid: u8) -> Result<u32, Status> {
 mod tests {
     use super::*;
 
-    const QUIET: Situation = Situation {
-        has_io_queues: false,
-        now_ms: 0,
-    };
+    const QUIET: Situation = Situation { has_io_queues: false, now_ms: 0 };
 
     fn features() -> Features {
-        let limits = FeatureLimits {
-            io_queues: 4,
-            vectors: 3,
-            namespaces: 2,
-            volatile_cache: true,
-        };
+        let limits =
+            FeatureLimits { io_queues: 4, vectors: 3, namespaces: 2, volatile_cache: true };
         Features::new(limits, 0)
     }
 

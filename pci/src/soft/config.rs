@@ -39,18 +39,12 @@ impl SoftConfig {
         vectors: u32,
         on_command: OnCommand,
     ) -> SoftConfig {
-        let mut bytes = Bytes {
-            value: Box::new([0; LEN]),
-            writable: Box::new([0; LEN]),
-            present: true,
-        };
+        let mut bytes =
+            Bytes { value: Box::new([0; LEN]), writable: Box::new([0; LEN]), present: true };
         bytes.header(&ids);
         bytes.bars(bar_len);
         bytes.capabilities(vectors);
-        SoftConfig {
-            bytes: Mutex::new(bytes),
-            on_command,
-        }
+        SoftConfig { bytes: Mutex::new(bytes), on_command }
     }
 
     /// Makes the whole space read as all ones, or undoes that.
@@ -215,6 +209,8 @@ fn range<const N: usize>(at: u16) -> Result<std::ops::Range<usize>, PciError> {
     }
     Err(PciError::new(
         PciErrorKind::OutOfRange,
-        format!("{N} bytes at {at:#x} of a configuration space of {LEN} bytes: misaligned or past its end"),
+        format!(
+            "{N} bytes at {at:#x} of a configuration space of {LEN} bytes: misaligned or past its end"
+        ),
     ))
 }

@@ -34,11 +34,7 @@ impl SoftInterrupts {
     /// What a controller's core raises interrupts with.
     #[must_use]
     pub fn signals(self: &Arc<SoftInterrupts>) -> Signals {
-        Signals {
-            shared: Arc::clone(self),
-            table: Arc::from([]),
-            generation: 0,
-        }
+        Signals { shared: Arc::clone(self), table: Arc::from([]), generation: 0 }
     }
 
     fn set(&self, vector: u32, event: Option<Arc<EventFd>>) -> Result<(), PciError> {
@@ -99,11 +95,7 @@ impl Signals {
 
     #[cold]
     fn refresh(&mut self) {
-        let table = self
-            .shared
-            .table
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let table = self.shared.table.lock().unwrap_or_else(PoisonError::into_inner);
         self.generation = self.shared.generation.load(Ordering::Acquire);
         self.table = Arc::clone(&table);
     }

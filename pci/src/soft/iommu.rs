@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use oxblock_mem::{Buf, Cells, DmaMapper, IoVector, MemError, Region};
+use oxblock_mem::{Buf, Cells, DmaMapper, IoVector, Lender, MemError, Region};
 
 /// What a [`SoftIommu`] is like.
 #[derive(Clone, Debug)]
@@ -72,12 +72,7 @@ impl SoftIommu {
     /// A view of the table for one core.
     #[must_use]
     pub fn translator(self: &Arc<SoftIommu>) -> Translator {
-        Translator {
-            iommu: Arc::clone(self),
-            table: Arc::default(),
-            generation: 0,
-            last: 0,
-        }
+        Translator { iommu: Arc::clone(self), views: Vec::new(), generation: 0, last: 0 }
     }
 
     /// Lets the function reach memory, or not: while off every translation faults.
@@ -243,7 +238,8 @@ pub struct DmaFault {
     pub len: u64,
 }
 
-/// One core's view of a [`SoftIommu`]. A hit on the mapping used last costs a handful of
+/// One core's view of a [`SoftIommu`]. The thread that uses it first must go on to use it, and
+/// drop it. A hit on the mapping used last costs a handful of
 /// instructions; no lock is taken unless the table has changed.
 ///
 /// What it hands out stays valid memory for as long as it is held, also when the host unmaps
@@ -251,9 +247,35 @@ pub struct DmaFault {
 /// from a device that still has the address in its cache.
 pub struct Translator {
     iommu: Arc<SoftIommu>,
-    table: Arc<Table>,
+    /// The mappings as of `generation`, sorted by address; none while bus mastering is off.
+    views: Vec<View>,
     generation: u64,
     last: usize,
+}
+
+/// A mapping, and this core's source of buffers on its memory.
+struct View {
+    iova: u64,
+    len: u64,
+    lender: Lender,
+}
+
+impl View {
+    fn new(mapping: &Mapping) -> Result<View, MemError> {
+        // SAFETY: this is the device's side of the memory: what is asked for here is what a
+        // command or a queue of the host that mapped the region names.
+        let lender = unsafe { mapping.region.device_lender() }?;
+        Ok(View { iova: mapping.iova, len: mapping.len, lender })
+    }
+
+    #[inline]
+    fn buf(&self, offset: u64, len: usize) -> Result<Buf, MemError> {
+        self.lender.buf(offset as usize, len)
+    }
+
+    fn is(&self, mapping: &Mapping) -> bool {
+        self.iova == mapping.iova && *self.lender.region() == mapping.region
+    }
 }
 
 impl Translator {
@@ -268,6 +290,12 @@ impl Translator {
         changed
     }
 
+    /// How many mappings this view holds on to.
+    #[must_use]
+    pub fn mappings(&self) -> usize {
+        self.views.len()
+    }
+
     /// The memory behind a range that lies in one mapping.
     ///
     /// # Errors
@@ -276,7 +304,7 @@ impl Translator {
     pub fn buf(&mut self, iova: u64, len: usize) -> Result<Buf, DmaFault> {
         self.sync();
         let (mapping, offset) = self.find(iova, len as u64)?;
-        let buf = mapping.region.buf(offset as usize, len);
+        let buf = mapping.buf(offset, len);
         buf.map_err(|_| self.fault(iova, len as u64))
     }
 
@@ -287,11 +315,11 @@ impl Translator {
     #[inline]
     pub fn extend(&mut self, iova: u64, len: usize, into: &mut IoVector) -> Result<(), DmaFault> {
         self.sync();
-        if let Some((mapping, offset)) = self.hit(iova, len as u64) {
-            if let Ok(buf) = mapping.region.buf(offset as usize, len) {
-                into.push(buf);
-                return Ok(());
-            }
+        if let Some((mapping, offset)) = self.hit(iova, len as u64)
+            && let Ok(buf) = mapping.buf(offset, len)
+        {
+            into.push(buf);
+            return Ok(());
         }
         self.extend_slowly(iova, len, into)
     }
@@ -358,7 +386,7 @@ impl Translator {
         self.sync();
         let (mapping, offset) = self.find(at, 1)?;
         let n = left.min(mapping.len - offset) as usize;
-        match mapping.region.buf(offset as usize, n) {
+        match mapping.buf(offset, n) {
             Ok(buf) => Ok((buf, n)),
             Err(_) => Err(self.fault(at, left)),
         }
@@ -366,7 +394,7 @@ impl Translator {
 
     /// The mapping that holds a range, and the offset into it.
     #[inline]
-    fn find(&mut self, iova: u64, len: u64) -> Result<(&Mapping, u64), DmaFault> {
+    fn find(&mut self, iova: u64, len: u64) -> Result<(&View, u64), DmaFault> {
         if self.hit(iova, len).is_none() {
             self.search(iova, len)?;
         }
@@ -376,8 +404,8 @@ impl Translator {
 
     /// The mapping used last, if it holds the range.
     #[inline]
-    fn hit(&self, iova: u64, len: u64) -> Option<(&Mapping, u64)> {
-        let mapping = self.table.mappings.get(self.last)?;
+    fn hit(&self, iova: u64, len: u64) -> Option<(&View, u64)> {
+        let mapping = self.views.get(self.last)?;
         let offset = iova.wrapping_sub(mapping.iova);
         let inside = offset < mapping.len && len <= mapping.len - offset && len > 0;
         inside.then_some((mapping, offset))
@@ -386,7 +414,7 @@ impl Translator {
     /// Makes the mapping that holds a range the last one used.
     #[cold]
     fn search(&mut self, iova: u64, len: u64) -> Result<(), DmaFault> {
-        let after = self.table.mappings.partition_point(|m| m.iova <= iova);
+        let after = self.views.partition_point(|m| m.iova <= iova);
         self.last = after.wrapping_sub(1);
         match self.hit(iova, len) {
             Some(_) => Ok(()),
@@ -406,12 +434,14 @@ impl Translator {
             let generation = self.iommu.generation.load(Ordering::Acquire);
             (Arc::clone(&table), generation)
         };
-        // With bus mastering off nothing may be reached: an empty table says so.
-        self.table = if table.bus_master {
-            table
-        } else {
-            Arc::default()
-        };
+        let mut old = std::mem::take(&mut self.views);
+        let mappings = if table.bus_master { &table.mappings[..] } else { &[] };
+        for mapping in mappings {
+            let known = old.iter().position(|view| view.is(mapping));
+            // A region that is being unregistered is as good as unmapped.
+            let view = known.map_or_else(|| View::new(mapping), |at| Ok(old.swap_remove(at)));
+            self.views.extend(view);
+        }
         self.generation = generation;
         self.last = 0;
     }

@@ -82,14 +82,7 @@ impl SoftFunction {
                 iommu.set_bus_master(command & Command::BUS_MASTER != 0);
             })
         });
-        Arc::new(SoftFunction {
-            address: address.into(),
-            shared,
-            config,
-            iommu,
-            interrupts,
-            msix,
-        })
+        Arc::new(SoftFunction { address: address.into(), shared, config, iommu, interrupts, msix })
     }
 
     /// Pulls the function from its bus, or puts it back. While it is absent, configuration
@@ -117,22 +110,14 @@ impl Function for SoftFunction {
         if index == MSIX_BAR {
             return Ok(Arc::clone(&self.msix) as Arc<dyn Bar>);
         }
-        let len = if index < MSIX_BAR {
-            self.shared.device.bar_len(index)
-        } else {
-            0
-        };
+        let len = if index < MSIX_BAR { self.shared.device.bar_len(index) } else { 0 };
         if len == 0 {
             return Err(PciError::new(
                 PciErrorKind::NotSupported,
                 format!("{} has no BAR {index}", self.address),
             ));
         }
-        Ok(Arc::new(SoftBar {
-            index,
-            len,
-            shared: Arc::clone(&self.shared),
-        }))
+        Ok(Arc::new(SoftBar { index, len, shared: Arc::clone(&self.shared) }))
     }
 
     fn iommu(&self) -> Arc<dyn DmaMapper> {
@@ -167,7 +152,7 @@ impl Shared {
     /// Whether an access of `size` bytes at `offset` of a BAR of `len` bytes is answered.
     #[inline]
     fn answers(&self, offset: u64, size: u64, len: u64) -> bool {
-        offset % size == 0
+        offset.is_multiple_of(size)
             && offset.checked_add(size).is_some_and(|end| end <= len)
             && self.decodes.load(Ordering::Acquire)
             && self.present.load(Ordering::Acquire)
@@ -223,10 +208,7 @@ struct MsixBar {
 impl MsixBar {
     fn new(vectors: u32, shared: Arc<Shared>) -> MsixBar {
         let len = config::msix_bar_len(vectors);
-        MsixBar {
-            words: (0..len / 4).map(|_| AtomicU32::new(0)).collect(),
-            shared,
-        }
+        MsixBar { words: (0..len / 4).map(|_| AtomicU32::new(0)).collect(), shared }
     }
 
     fn word(&self, offset: u64) -> Option<&AtomicU32> {
