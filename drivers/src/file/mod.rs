@@ -77,9 +77,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     let file = open_file(&options).map_err(|e| fail(open_hint(&options, &e), e))?;
     let metadata = file.metadata().map_err(|e| fail("look at it", e))?;
     if !metadata.is_file() {
-        return Err(invalid(
-            "it is no regular file; give the name of a regular file".into(),
-        ));
+        return Err(invalid("it is no regular file; give the name of a regular file".into()));
     }
     let mut file_length = metadata.len();
     if let Some(size) = options.size
@@ -94,34 +92,20 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         false => None,
     };
     let finest = direct.map_or(1, |d| d.offset);
-    let block_size = if options.block_size == 0 {
-        finest
-    } else {
-        options.block_size
-    };
+    let block_size = if options.block_size == 0 { finest } else { options.block_size };
     if !block_size.is_multiple_of(finest) {
         let text = format!("direct I/O takes multiples of {finest} bytes, not of {block_size}");
         return Err(invalid(text));
     }
     let can_punch = !options.read_only && uring::can_punch(&file, file_length);
-    let limits = limits(
-        file_length,
-        block_size,
-        direct,
-        can_punch,
-        options.read_only,
-    );
+    let limits = limits(file_length, block_size, direct, can_punch, options.read_only);
     let shared = Shared {
         file,
         direct_block: direct.map(|d| d.offset),
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
     };
-    Ok(Box::new(FileDriver {
-        path: options.path,
-        limits,
-        shared: Arc::new(shared),
-    }))
+    Ok(Box::new(FileDriver { path: options.path, limits, shared: Arc::new(shared) }))
 }
 
 fn open_file(options: &FileOptions) -> io::Result<File> {
@@ -152,10 +136,7 @@ fn direct_alignment(path: &Path, file: &File) -> Result<uring::DirectAlignment, 
     let path = path.display();
     let told = uring::direct_alignment(file)
         .map_err(|e| Error::from_io(format!("file {path}: cannot ask for its alignment"), e))?;
-    let page = uring::DirectAlignment {
-        memory: 4096,
-        offset: 4096,
-    };
+    let page = uring::DirectAlignment { memory: 4096, offset: 4096 };
     match told.unwrap_or(page) {
         uring::DirectAlignment { offset: 0, .. } => {
             let text = format!("file {path}: it cannot do direct I/O; open it without `direct`");
@@ -177,18 +158,13 @@ fn limits(
     Limits {
         max_transfer: transfer_max.max(block_size),
         max_segments: SEGMENTS_MAX as u32,
-        memory: direct.map_or(MemoryRule::Any, |d| {
-            MemoryRule::Aligned(d.memory.max(d.offset))
-        }),
+        memory: direct.map_or(MemoryRule::Any, |d| MemoryRule::Aligned(d.memory.max(d.offset))),
         max_write_zeroes: allocate_max,
         max_discard: if can_punch { allocate_max } else { 0 },
         volatile_cache: true,
         fua: true,
         read_only,
-        ..Limits::new(
-            file_length.next_multiple_of(u64::from(block_size)),
-            block_size,
-        )
+        ..Limits::new(file_length.next_multiple_of(u64::from(block_size)), block_size)
     }
 }
 
@@ -212,10 +188,7 @@ impl Shared {
     /// Whether a read of so many bytes stopped at the end of the file: at nothing, or with
     /// direct I/O inside a block.
     fn is_end(&self, bytes: usize) -> bool {
-        bytes == 0
-            || self
-                .direct_block
-                .is_some_and(|block| bytes % block as usize != 0)
+        bytes == 0 || self.direct_block.is_some_and(|block| bytes % block as usize != 0)
     }
 }
 

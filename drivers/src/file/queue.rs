@@ -113,30 +113,13 @@ impl FileQueue {
         }
         let call = match e.step {
             Step::Read => Call::Read { offset },
-            Step::Write | Step::DoubtedWrite(_) => Call::Write {
-                offset,
-                durable: false,
-            },
-            Step::DurableWrite => Call::Write {
-                offset,
-                durable: true,
-            },
-            Step::PunchHole => Call::Allocate {
-                mode: PUNCH,
-                offset,
-                len,
-            },
-            Step::ZeroRange => Call::Allocate {
-                mode: ZERO,
-                offset,
-                len,
-            },
+            Step::Write | Step::DoubtedWrite(_) => Call::Write { offset, durable: false },
+            Step::DurableWrite => Call::Write { offset, durable: true },
+            Step::PunchHole => Call::Allocate { mode: PUNCH, offset, len },
+            Step::ZeroRange => Call::Allocate { mode: ZERO, offset, len },
             Step::WriteZeroes => {
                 self.ring.load_zeroes(slot, len);
-                Call::Write {
-                    offset,
-                    durable: false,
-                }
+                Call::Write { offset, durable: false }
             }
             Step::Sync => Call::Sync,
         };
@@ -145,11 +128,7 @@ impl FileQueue {
                 self.entries[usize::from(slot)].call = number;
                 Ok(())
             }
-            None => Err(Fault::text(
-                ErrorKind::Busy,
-                offset,
-                "io_uring's submission ring is full",
-            )),
+            None => Err(Fault::text(ErrorKind::Busy, offset, "io_uring's submission ring is full")),
         }
     }
 
@@ -367,11 +346,7 @@ impl Queue for FileQueue {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.in_flight() == 0 {
-            Sleep::Woken
-        } else {
-            Sleep::Fd(self.ring.fd())
-        }
+        if self.in_flight() == 0 { Sleep::Woken } else { Sleep::Fd(self.ring.fd()) }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {

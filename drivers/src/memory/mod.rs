@@ -20,10 +20,7 @@ pub struct MemoryOptions {
 impl Default for MemoryOptions {
     /// 64 MiB of 512-byte blocks.
     fn default() -> Self {
-        Self {
-            size: 64 << 20,
-            block_size: 512,
-        }
+        Self { size: 64 << 20, block_size: 512 }
     }
 }
 
@@ -38,10 +35,7 @@ pub fn open(options: MemoryOptions) -> Result<Box<dyn Driver>, Error> {
     let size = usize::try_from(options.size)
         .map_err(|_| Error::new(ErrorKind::Invalid, "memory: larger than any address space"))?;
     let bytes = SharedBytes::new(size).map_err(|e| Error::from(e).context("memory"))?;
-    Ok(Box::new(MemoryDriver {
-        options,
-        bytes: Arc::new(bytes),
-    }))
+    Ok(Box::new(MemoryDriver { options, bytes: Arc::new(bytes) }))
 }
 
 struct MemoryDriver {
@@ -65,9 +59,7 @@ impl Driver for MemoryDriver {
     }
 
     fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
-        let queue: Box<dyn Queue> = Box::new(MemoryQueue {
-            bytes: self.bytes.clone(),
-        });
+        let queue: Box<dyn Queue> = Box::new(MemoryQueue { bytes: self.bytes.clone() });
         Box::pin(async move { Ok(queue) })
     }
 
@@ -93,10 +85,7 @@ impl MemoryQueue {
             OpKind::WriteZeroes | OpKind::Discard => self.bytes.release(at, len),
             OpKind::Compare => {
                 if let Some(differs) = self.bytes.compare(at, request.data) {
-                    return Err(Fault::new(
-                        ErrorKind::Mismatch,
-                        request.offset + differs as u64,
-                    ));
+                    return Err(Fault::new(ErrorKind::Mismatch, request.offset + differs as u64));
                 }
             }
             OpKind::Flush => {}

@@ -24,12 +24,7 @@ pub struct NullOptions {
 impl Default for NullOptions {
     /// 1 GiB of 512-byte blocks, no latency, buffers left alone.
     fn default() -> Self {
-        Self {
-            size: 1 << 30,
-            block_size: 512,
-            latency_ns: 0,
-            read_zeroes: false,
-        }
+        Self { size: 1 << 30, block_size: 512, latency_ns: 0, read_zeroes: false }
     }
 }
 
@@ -86,11 +81,7 @@ struct InstantQueue {
 impl Queue for InstantQueue {
     #[inline]
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        let result = if self.read_zeroes {
-            zeroes(request)
-        } else {
-            Ok(())
-        };
+        let result = if self.read_zeroes { zeroes(request) } else { Ok(()) };
         pass.done(request.token, result);
         Ok(())
     }
@@ -136,13 +127,7 @@ struct Waiting {
 impl DelayQueue {
     fn new(read_zeroes: bool, latency_ns: u64, depth: usize) -> Self {
         let waiting = VecDeque::with_capacity(depth);
-        Self {
-            read_zeroes,
-            latency_ns,
-            depth,
-            waiting,
-            cancelled: 0,
-        }
+        Self { read_zeroes, latency_ns, depth, waiting, cancelled: 0 }
     }
 
     fn reap_cancelled(&mut self, pass: &mut Pass) -> usize {
@@ -163,29 +148,16 @@ impl Queue for DelayQueue {
         if self.waiting.len() == self.depth {
             return Err(Busy);
         }
-        let result = if self.read_zeroes {
-            zeroes(request)
-        } else {
-            Ok(())
-        };
+        let result = if self.read_zeroes { zeroes(request) } else { Ok(()) };
         let due_ns = pass.now().saturating_add(self.latency_ns);
-        self.waiting.push_back(Waiting {
-            due_ns,
-            token: request.token,
-            result,
-            cancelled: false,
-        });
+        self.waiting.push_back(Waiting { due_ns, token: request.token, result, cancelled: false });
         Ok(())
     }
 
     fn kick(&mut self, _: &mut Pass) {}
 
     fn poll(&mut self, pass: &mut Pass) -> usize {
-        let mut reaped = if self.cancelled > 0 {
-            self.reap_cancelled(pass)
-        } else {
-            0
-        };
+        let mut reaped = if self.cancelled > 0 { self.reap_cancelled(pass) } else { 0 };
         while let Some(first) = self.waiting.front() {
             if first.due_ns > pass.now() {
                 break;
@@ -199,11 +171,7 @@ impl Queue for DelayQueue {
 
     fn cancel(&mut self, token: Token) {
         // Fragments of one operation share its token.
-        for w in self
-            .waiting
-            .iter_mut()
-            .filter(|w| w.token == token && !w.cancelled)
-        {
+        for w in self.waiting.iter_mut().filter(|w| w.token == token && !w.cancelled) {
             w.cancelled = true;
             self.cancelled += 1;
         }
