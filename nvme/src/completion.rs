@@ -17,6 +17,7 @@ impl Completion {
     pub const BYTES: usize = 16;
 
     /// An entry with its phase tag clear; the ring sets it.
+    #[inline]
     pub const fn new(result: u64, sqhd: u16, sqid: u16, cid: u16, status: Status) -> Self {
         let high = sqhd as u64
             | (sqid as u64) << 16
@@ -34,6 +35,7 @@ impl Completion {
         (u128::from(self.0[1]) << 64 | u128::from(self.0[0])).to_le_bytes()
     }
     /// Dword 0: the command specific result.
+    #[inline]
     pub const fn dw0(&self) -> u32 {
         self.0[0] as u32
     }
@@ -42,26 +44,32 @@ impl Completion {
         (self.0[0] >> 32) as u32
     }
     /// SQ Head Pointer: what the controller says it has fetched. To be checked.
+    #[inline]
     pub const fn sqhd(&self) -> u16 {
         self.0[1] as u16
     }
     /// SQ Identifier.
+    #[inline]
     pub const fn sqid(&self) -> u16 {
         (self.0[1] >> 16) as u16
     }
     /// Command Identifier. To be checked.
+    #[inline]
     pub const fn cid(&self) -> u16 {
         (self.0[1] >> 32) as u16
     }
     /// Phase Tag.
+    #[inline]
     pub const fn phase(&self) -> bool {
         self.0[1] & PHASE != 0
     }
     /// Status, without the phase tag.
+    #[inline]
     pub const fn status(&self) -> Status {
         Status::from_bits((self.0[1] >> 48) as u16)
     }
     /// SCT and SC are both zero: the same as `status().is_success()`, in one test.
+    #[inline]
     pub const fn is_success(&self) -> bool {
         // SC is bits 8:1 and SCT bits 11:9 of the status half-word.
         self.0[1] >> 49 & 0x7ff == 0

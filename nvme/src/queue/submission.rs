@@ -91,6 +91,13 @@ impl<W: Words> SubmissionQueue<W> {
         Ok(())
     }
 
+    /// Every command that was rung has completed, so that the controller must have fetched it,
+    /// whatever SQHD it sent: a ring is not full for ever because of a head that was not believed.
+    #[inline]
+    pub fn drained(&mut self) {
+        self.head = self.rung;
+    }
+
     /// The memory of the ring.
     pub fn words(&self) -> &W {
         &self.words
