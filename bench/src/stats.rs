@@ -117,6 +117,8 @@ pub struct DirectionStats {
     pub ios: u64,
     /// Bytes moved by them.
     pub bytes: u64,
+    /// How long the job worked in this direction, ns.
+    pub runtime_ns: u64,
     /// From submission to completion; see [`crate::job`] for how it is taken.
     pub latency: Latency,
     /// I/Os and bytes a second, sampled through the run.
@@ -128,18 +130,19 @@ impl DirectionStats {
     pub fn merge(&mut self, other: &DirectionStats) {
         self.ios += other.ios;
         self.bytes += other.bytes;
+        self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
         self.latency.merge(&other.latency);
         self.samples.merge(&other.samples);
     }
 
-    /// I/Os a second over `runtime_ns`.
-    pub fn iops(&self, runtime_ns: u64) -> f64 {
-        per_second(self.ios, runtime_ns)
+    /// I/Os a second.
+    pub fn iops(&self) -> f64 {
+        per_second(self.ios, self.runtime_ns)
     }
 
-    /// Bytes a second over `runtime_ns`.
-    pub fn bandwidth(&self, runtime_ns: u64) -> f64 {
-        per_second(self.bytes, runtime_ns)
+    /// Bytes a second.
+    pub fn bandwidth(&self) -> f64 {
+        per_second(self.bytes, self.runtime_ns)
     }
 }
 
