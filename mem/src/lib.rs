@@ -1,1 +1,62 @@
 //! Memory that a device or another core may touch.
+//!
+//! One [`Memory`] holds every byte that the devices of one engine may reach: [`Arena`]s, which
+//! this crate maps, and caller-owned memory that was registered. Both are [`Region`]s. A device
+//! is attached through its [`DmaMapper`] and then sees every region at one and the same I/O
+//! virtual address (IOVA). Commands name memory through [`Buf`]s, alone or in an [`IoVector`];
+//! a [`Pool`] hands them out on the I/O path without allocating, locking or blocking.
+//!
+//! # Invariants
+//!
+//! This crate is one of the two that hold unsafe code. Its `SAFETY` comments cite these:
+//!
+//! - **LIVE**: bytes stay mapped while anything names them. A `Buf` counts in its header, the
+//!   header keeps its region allocated, and only the drop of a region's last owner unmaps it.
+//!   Registered memory belongs to the caller, who may unmap it only after
+//!   [`Region::try_unregister`] succeeded: no `Buf`, handle or mapping is left then.
+//! - **OWNED**: two private `Buf`s never overlap. Arenas hand out disjoint ranges, pools disjoint
+//!   slots, [`Buf::split_off`] disjoint halves.
+//! - **SHARED**: bytes that others may write at any time (registered memory, a device's view of
+//!   an arena) are never a `&[u8]`. They are copied by calls that the compiler cannot see into
+//!   (module `raw`) or reached as atomics ([`Cells`]).
+//! - **CELL**: bytes inside an [`IoVector`] are like a `Cell`: written through `&`, never lent as
+//!   a slice while shared, and not reachable from two threads (`IoVector`, [`Segment`], [`View`]
+//!   and [`Piece`] are not `Sync`).
+//! - **COUNT**: a header whose count is one belongs to the holder of that `Buf` alone, because
+//!   only a holder makes further `Buf`s of it. Region headers are the exception and always count
+//!   atomically.
+//! - **HOME**: the plain free list of a pool is touched only by the thread that took first.
+//!   Every thread has a number of its own that is never used again.
+
+#![warn(missing_docs)]
+
+mod arena;
+mod buf;
+mod cells;
+pub mod counting_alloc;
+mod error;
+mod extents;
+mod iova;
+mod iovector;
+mod map;
+mod memory;
+mod options;
+mod pool;
+mod raw;
+mod region;
+mod returns;
+pub mod spsc;
+mod sync;
+pub mod thread_usage;
+mod view;
+
+pub use arena::Arena;
+pub use buf::Buf;
+pub use cells::Cells;
+pub use error::MemError;
+pub use iovector::{IoVector, Segment};
+pub use memory::{Attachment, DmaMapper, Memory};
+pub use options::{ArenaOptions, ArenaSource, PagePolicy, PageSize};
+pub use pool::Pool;
+pub use region::Region;
+pub use view::{Piece, Pieces, View};
