@@ -297,7 +297,7 @@ impl Worker {
         self.in_flight -= count as u32;
         self.counts.last_ns = now;
         self.counts.report.completed.record(count - 1, 1);
-        for done in self.done.drain(..) {
+        for mut done in self.done.drain(..) {
             let ns = now.saturating_sub(self.submitted_ns[done.slot as usize]);
             let (direction, stats) = match done.kind {
                 OpKind::Read => (Direction::Read, &mut self.counts.report.read),
@@ -308,7 +308,7 @@ impl Worker {
                     stats.ios += 1;
                     stats.latency.record(ns);
                     if let Some(checker) = &mut self.checker {
-                        let good = check(checker, done.offset, &done.data);
+                        let good = check(checker, done.offset, &mut done.data);
                         self.closing |= !good && self.phase.work.is_fatal();
                     }
                 }
@@ -436,19 +436,14 @@ fn used_since(start: ThreadUsage) -> CpuUse {
 
 /// Makes the block that belongs at `offset`.
 fn fill(recipe: &Recipe, offset: u64, data: &mut IoVector) {
-    if let [buf] = data.segments_mut()
-        && let Some(block) = buf.as_mut_slice()
-    {
+    if let Some(Some(block)) = data.slices_mut().next() {
         recipe.fill(offset, block);
     }
 }
 
 /// Checks the block that was read at `offset`.
-fn check(checker: &mut Checker, offset: u64, data: &IoVector) -> bool {
-    match data.segments() {
-        [buf] => buf.as_slice().is_some_and(|block| checker.check(offset, block)),
-        _ => false,
-    }
+fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
+    matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
 }
 
 /// One buffer of `len` bytes for each of `depth` I/Os, full of random bytes.

@@ -48,6 +48,8 @@ pub struct JobOptions {
     pub verify_only: bool,
     /// Stop at the first mismatch.
     pub verify_fatal: bool,
+    /// Open files with O_DIRECT.
+    pub direct: bool,
     /// Report the clones of a job as one.
     pub group_reporting: bool,
     /// The words that were given, in order, for the report.
@@ -75,6 +77,7 @@ impl Default for JobOptions {
             do_verify: true,
             verify_only: false,
             verify_fatal: false,
+            direct: false,
             group_reporting: false,
             given: Vec::new(),
         }
@@ -278,6 +281,7 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Stop at the first mismatch [0]",
         |job, on| job.verify_fatal = on
     ),
+    switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
     switch!(
         "group_reporting",
         "Report the clones of a job as one [0]",
