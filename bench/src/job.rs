@@ -25,7 +25,7 @@ use oxblock_mem::{ArenaOptions, IoVector};
 
 use crate::pattern::{Prng, Step, Steps};
 use crate::report::{Allocations, CloneReport, FailedIo, VerifyReport};
-use crate::stats::{CpuUse, Direction, DirectionStats};
+use crate::stats::{CpuUse, Direction};
 use crate::verify::{Checker, Recipe};
 
 /// The clock that latencies are taken with.
@@ -213,7 +213,7 @@ impl Worker {
             progress,
             submitted_ns: vec![0; depth].into(),
             done: Vec::with_capacity(depth),
-            idle: (0..).zip(buffers).rev().collect(),
+            idle: (0..depth as u32).zip(buffers).collect(),
             in_flight: 0,
             taken: 0,
             held: None,

@@ -48,7 +48,11 @@ impl Channel {
     /// The core's slot table is full; the operation comes back.
     #[inline]
     pub fn submit(&self, op: Op) -> Result<OpId, Full> {
-        self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
+        self.core
+            .0
+            .io
+            .borrow_mut()
+            .submit(self.user, Owner::Poll, op)
     }
 
     /// Tells the devices of what was submitted so far. The reactor does so at the end of
@@ -91,21 +95,36 @@ impl Channel {
     /// Runs an operation and gives its completion, with the buffers. With the slot table
     /// full it waits its turn. Dropping the future detaches the operation.
     pub fn run(&self, op: Op) -> Run<'_> {
-        Run { channel: self, state: RunState::New(Some(op)) }
+        Run {
+            channel: self,
+            state: RunState::New(Some(op)),
+        }
     }
 
     /// Reads into `data`, which comes back.
-    pub async fn read(&self, offset: u64, data: impl Into<IoVector>) -> (IoVector, Result<(), Error>) {
+    pub async fn read(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
         self.run_with_data(Op::read(offset, data)).await
     }
 
     /// Writes `data`, which comes back.
-    pub async fn write(&self, offset: u64, data: impl Into<IoVector>) -> (IoVector, Result<(), Error>) {
+    pub async fn write(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
         self.run_with_data(Op::write(offset, data)).await
     }
 
     /// Compares the node's bytes with `data`, which comes back.
-    pub async fn compare(&self, offset: u64, data: impl Into<IoVector>) -> (IoVector, Result<(), Error>) {
+    pub async fn compare(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
         self.run_with_data(Op::compare(offset, data)).await
     }
 
@@ -180,7 +199,9 @@ impl Future for Run<'_> {
                 }
             }
         }
-        let RunState::Running(id) = this.state else { return Poll::Pending };
+        let RunState::Running(id) = this.state else {
+            return Poll::Pending;
+        };
         match io.poll_future(id, context.waker()) {
             Some(completion) => {
                 this.state = RunState::Over;

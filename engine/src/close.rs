@@ -12,7 +12,9 @@ const QUIESCE_NS: u64 = 15_000_000_000;
 
 /// Ends what is in flight and drops the queue. See [`Core::close`].
 pub(crate) async fn close_leaf(core: &Core, node: &Arc<Node>) -> Result<(), Error> {
-    let Some(leaf) = core.0.io.borrow().leaf_of(node) else { return Ok(()) };
+    let Some(leaf) = core.0.io.borrow().leaf_of(node) else {
+        return Ok(());
+    };
     core.0.io.borrow_mut().refuse(leaf);
     let begun = core.now();
     while core.0.io.borrow().leaf_busy(leaf) && core.now() - begun < DRAIN_NS {
@@ -41,7 +43,9 @@ impl crate::io::Io {
 
     /// Whether a leaf has operations that have not ended.
     fn leaf_busy(&self, leaf: u16) -> bool {
-        self.slots().iter().any(|slot| slot.state == State::Running && slot.leaf == leaf)
+        self.slots()
+            .iter()
+            .any(|slot| slot.state == State::Running && slot.leaf == leaf)
     }
 
     /// Drops a leaf whose device is quiet. What had not ended, failed.

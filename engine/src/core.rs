@@ -145,7 +145,9 @@ impl Core {
     }
 
     fn push(&self, core: usize, message: Message) -> Result<(), Message> {
-        let Some(outbox) = self.0.outboxes.get(core) else { return Ok(drop(message)) };
+        let Some(outbox) = self.0.outboxes.get(core) else {
+            return Ok(drop(message));
+        };
         match &mut *outbox.borrow_mut() {
             Some(ring) if !self.0.shared.mailboxes[core].is_closed() => ring.push(message),
             _ => Ok(drop(message)),
@@ -203,7 +205,11 @@ impl Core {
         let leaf = match known {
             Some(leaf) => leaf,
             None => {
-                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
+                let queue = node
+                    .driver()
+                    .queue(self)
+                    .await
+                    .map_err(|e| e.node(node.name()))?;
                 let known = self.0.io.borrow().leaf_of(node);
                 match known {
                     Some(leaf) => leaf,
@@ -216,7 +222,11 @@ impl Core {
     }
 
     fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
-        let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
+        let leaf = self
+            .0
+            .io
+            .borrow_mut()
+            .add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));
         Ok(leaf)
@@ -237,7 +247,10 @@ impl Core {
     where
         F: FnOnce(Core) -> LocalFuture<'static, Result<(), Error>> + Send + 'static,
     {
-        self.0.shared.add_closer(Closer { core: self.id(), close: Box::new(close) });
+        self.0.shared.add_closer(Closer {
+            core: self.id(),
+            close: Box::new(close),
+        });
     }
 
     /// What the slot table holds and saw.

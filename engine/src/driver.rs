@@ -108,7 +108,10 @@ pub struct Pass {
 impl Pass {
     /// A pass with room for `capacity` completions between two drains.
     pub fn new(capacity: usize) -> Self {
-        Self { now_ns: 0, done: Vec::with_capacity(capacity) }
+        Self {
+            now_ns: 0,
+            done: Vec::with_capacity(capacity),
+        }
     }
 
     /// Begins a turn at `now_ns`.
@@ -135,6 +138,9 @@ impl Pass {
 
 impl fmt::Debug for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pass").field("now_ns", &self.now_ns).field("done", &self.done.len()).finish()
+        f.debug_struct("Pass")
+            .field("now_ns", &self.now_ns)
+            .field("done", &self.done.len())
+            .finish()
     }
 }

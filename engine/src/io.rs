@@ -97,7 +97,12 @@ impl Io {
     }
 
     /// Adds a node's queue.
-    pub fn add_leaf(&mut self, node: &Arc<Node>, queue: Box<dyn Queue>, arena: &Arena) -> Result<u16, Error> {
+    pub fn add_leaf(
+        &mut self,
+        node: &Arc<Node>,
+        queue: Box<dyn Queue>,
+        arena: &Arena,
+    ) -> Result<u16, Error> {
         let rules = Rules::new(node.limits());
         if rules.may_bounce() && self.bounce.is_none() {
             self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
@@ -125,8 +130,17 @@ impl Io {
 
     /// Adds a user of a leaf.
     pub fn add_user(&mut self, leaf: u16) -> u16 {
-        let user = User { leaf, done: Line::new(), open: true, in_flight: 0 };
-        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
+        let user = User {
+            leaf,
+            done: Line::new(),
+            open: true,
+            in_flight: 0,
+        };
+        match self
+            .users
+            .iter()
+            .position(|user| !user.open && user.in_flight == 0)
+        {
             Some(index) => {
                 self.users[index] = user;
                 index as u16
@@ -173,7 +187,11 @@ impl Io {
         if slot.state == State::Done {
             return self.take_result(id.index);
         }
-        if !slot.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+        if !slot
+            .waker
+            .as_ref()
+            .is_some_and(|known| known.will_wake(waker))
+        {
             slot.waker = Some(waker.clone());
         }
         None
@@ -181,7 +199,9 @@ impl Io {
 
     /// The future of this operation is gone; the slot keeps the buffers until the leaf is done.
     pub fn detach(&mut self, id: OpId) {
-        let Some(slot) = self.slots.find(id) else { return };
+        let Some(slot) = self.slots.find(id) else {
+            return;
+        };
         slot.owner = Owner::Detached;
         slot.waker = None;
         if slot.state == State::Done {
@@ -198,18 +218,23 @@ impl Io {
 
     /// Asks for an early end. Whether the operation was still there.
     pub fn cancel(&mut self, id: OpId) -> bool {
-        let Some(slot) = self.slots.find(id) else { return false };
+        let Some(slot) = self.slots.find(id) else {
+            return false;
+        };
         if slot.state != State::Running {
             return false;
         }
         let (index, leaf_index) = (id.index, slot.leaf as usize);
-        let Some(leaf) = &mut self.leaves[leaf_index] else { return false };
+        let Some(leaf) = &mut self.leaves[leaf_index] else {
+            return false;
+        };
         slot.cancelled = true;
         if slot.outstanding > 0 {
             leaf.queue.cancel(token(index, id.generation));
         } else if slot.waiting {
             slot.waiting = false;
-            slot.fault.get_or_insert(Fault::new(ErrorKind::Cancelled, 0));
+            slot.fault
+                .get_or_insert(Fault::new(ErrorKind::Cancelled, 0));
             leaf.line.remove(&mut self.slots, index);
             self.finish(index);
         }
@@ -218,7 +243,10 @@ impl Io {
 
     /// What each leaf says about sleep.
     pub fn sleeps(&mut self) -> impl Iterator<Item = Sleep<'_>> {
-        self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
+        self.leaves
+            .iter_mut()
+            .flatten()
+            .map(|leaf| leaf.queue.sleep())
     }
 
     /// What the slot table holds and saw.
@@ -233,7 +261,9 @@ impl Io {
     /// What a user's leaf did.
     pub fn leaf_stats(&self, user: u16) -> LeafStats {
         let leaf = self.users[user as usize].leaf as usize;
-        self.leaves[leaf].as_ref().map_or_else(LeafStats::default, |leaf| leaf.stats)
+        self.leaves[leaf]
+            .as_ref()
+            .map_or_else(LeafStats::default, |leaf| leaf.stats)
     }
 
     // --- for closing ---
@@ -279,7 +309,9 @@ impl Io {
     /// Admits an operation. Its outcome, an immediate refusal too, is a completion.
     #[inline]
     pub fn submit(&mut self, user: u16, owner: Owner, op: Op) -> Result<OpId, Full> {
-        let Some(index) = self.slots.take() else { return Err(Full(op)) };
+        let Some(index) = self.slots.take() else {
+            return Err(Full(op));
+        };
         let entry = &mut self.users[user as usize];
         entry.in_flight += 1;
         let slot = &mut self.slots[index];
@@ -349,7 +381,11 @@ impl Io {
             return Err(Fault::text(ErrorKind::Failed, op.offset, text));
         }
         let Some(leaf) = &self.leaves[slot.leaf as usize] else {
-            return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
+            return Err(Fault::text(
+                ErrorKind::Gone,
+                op.offset,
+                "the node was closed",
+            ));
         };
         if let Some(text) = leaf.refused {
             return Err(Fault::text(ErrorKind::Failed, op.offset, text));
@@ -379,7 +415,9 @@ impl Io {
     fn hand(&mut self, index: u32) -> Handed {
         loop {
             let slot = &self.slots[index];
-            let Some(op) = &slot.op else { return Handed::Enough };
+            let Some(op) = &slot.op else {
+                return Handed::Enough;
+            };
             let one_at_a_time = slot.step != Step::Direct && slot.outstanding > 0;
             let stopped = slot.fault.is_some() || slot.cancelled;
             let all = slot.cursor == total(op);
@@ -394,7 +432,14 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self { slots, leaves, pass, bounce, zeroes, .. } = self;
+        let Self {
+            slots,
+            leaves,
+            pass,
+            bounce,
+            zeroes,
+            ..
+        } = self;
         let slot = &mut slots[index];
         let (Some(op), Some(leaf)) = (&slot.op, &mut leaves[slot.leaf as usize]) else {
             return Handed::Enough;
@@ -412,7 +457,9 @@ impl Io {
         match op.kind {
             OpKind::Flush => request.len = 0,
             OpKind::WriteZeroes if leaf.rules.max_write_zeroes == 0 => {
-                let Some(zeroes) = zeroes else { return Handed::Blocked };
+                let Some(zeroes) = zeroes else {
+                    return Handed::Blocked;
+                };
                 let part = left.min(zeroes.len() as u64) as usize;
                 let (len, _) = leaf.rules.transfer(offset, zeroes.view(0, part));
                 request.kind = OpKind::Write;
@@ -457,7 +504,11 @@ impl Io {
         if leaf.queue.submit(&request, pass).is_err() {
             return Handed::Blocked;
         }
-        slot.cursor += if op.kind == OpKind::Flush { 1 } else { request.len };
+        slot.cursor += if op.kind == OpKind::Flush {
+            1
+        } else {
+            request.len
+        };
         slot.outstanding += 1;
         leaf.dirty = true;
         Handed::Enough
@@ -466,7 +517,10 @@ impl Io {
     /// Hands on what waits in the leaves' lines, in order.
     fn pump(&mut self) {
         for leaf in 0..self.leaves.len() {
-            while let Some(index) = self.leaves[leaf].as_ref().and_then(|leaf| leaf.line.front()) {
+            while let Some(index) = self.leaves[leaf]
+                .as_ref()
+                .and_then(|leaf| leaf.line.front())
+            {
                 let fresh = self.slots[index].outstanding == 0;
                 if self.slots[index].step == Step::FlushAfter {
                     if !self.hand_flush_after(index) {
@@ -561,7 +615,11 @@ impl Io {
             }
             return self.finish(index);
         }
-        if whole { self.finish_writes(index) } else { self.wait_in_line(index) }
+        if whole {
+            self.finish_writes(index)
+        } else {
+            self.wait_in_line(index)
+        }
     }
 
     /// Ends an operation that the leaf has done, by way of a flush where its FUA needs one.
@@ -657,7 +715,9 @@ fn take_bounce(pool: &Option<Pool>) -> Option<IoVector> {
 
 /// Brings what a bounced fragment read to where the operation wants it.
 fn copy_back(slot: &Slot) -> Result<(), Fault> {
-    let (Some(op), Some(bounce)) = (&slot.op, &slot.bounce) else { return Ok(()) };
+    let (Some(op), Some(bounce)) = (&slot.op, &slot.bounce) else {
+        return Ok(());
+    };
     let len = slot.fragment_len as usize;
     let theirs = op.data.view(slot.fragment_at as usize, len);
     match slot.step {

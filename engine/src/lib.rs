@@ -23,9 +23,9 @@ mod stats;
 mod task;
 mod timer;
 
+pub use self::core::Core;
 pub use channel::{Channel, Run};
 pub use clock::{ClockSource, SimulatedClock};
-pub use self::core::Core;
 pub use driver::{Busy, Driver, LocalFuture, Pass, Queue, Request, Sleep, Token};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Fault, Source};

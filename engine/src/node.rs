@@ -16,7 +16,11 @@ impl Node {
     /// A node called `name` over `driver`. The limits are read once, here.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
         let limits = driver.limits();
-        Arc::new(Self { name: name.into(), driver, limits })
+        Arc::new(Self {
+            name: name.into(),
+            driver,
+            limits,
+        })
     }
 
     /// The node's name.
@@ -37,6 +41,9 @@ impl Node {
 
 impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Node").field("name", &self.name).field("driver", &self.driver.name()).finish()
+        f.debug_struct("Node")
+            .field("name", &self.name)
+            .field("driver", &self.driver.name())
+            .finish()
     }
 }

@@ -141,11 +141,25 @@ impl Op {
     #[inline]
     fn with_data(kind: OpKind, offset: u64, data: IoVector) -> Self {
         let len = data.len() as u64;
-        Self { kind, flags: OpFlags::empty(), offset, len, data, tag: 0 }
+        Self {
+            kind,
+            flags: OpFlags::empty(),
+            offset,
+            len,
+            data,
+            tag: 0,
+        }
     }
 
     fn without_data(kind: OpKind, offset: u64, len: u64) -> Self {
-        Self { kind, flags: OpFlags::empty(), offset, len, data: IoVector::new(), tag: 0 }
+        Self {
+            kind,
+            flags: OpFlags::empty(),
+            offset,
+            len,
+            data: IoVector::new(),
+            tag: 0,
+        }
     }
 }
 

@@ -44,7 +44,11 @@ impl Rules {
             block_mask: block_size.is_power_of_two().then(|| block_size - 1),
             max_transfer: max_transfer.min(whole_blocks(1 << 30)),
             boundary: limits.boundary.into(),
-            max_segments: if limits.max_segments == 0 { usize::MAX } else { limits.max_segments as usize },
+            max_segments: if limits.max_segments == 0 {
+                usize::MAX
+            } else {
+                limits.max_segments as usize
+            },
             memory: limits.memory,
             max_write_zeroes: whole_blocks(limits.max_write_zeroes),
             max_discard: whole_blocks(limits.max_discard),
@@ -66,7 +70,10 @@ impl Rules {
             Some(mask) => (op.offset | op.len) & mask == 0,
             None => op.offset % self.block_size == 0 && op.len % self.block_size == 0,
         };
-        let inside = op.offset.checked_add(op.len).is_some_and(|end| end <= self.length);
+        let inside = op
+            .offset
+            .checked_add(op.len)
+            .is_some_and(|end| end <= self.length);
         let data_fits = !op.kind.has_data() || op.data.len() as u64 == op.len;
         if aligned && inside && data_fits && !(self.read_only && op.kind.is_write()) {
             return Ok(());
@@ -79,11 +86,17 @@ impl Rules {
         let (kind, text) = if !inside {
             (ErrorKind::Invalid, "the range ends beyond the node")
         } else if !aligned {
-            (ErrorKind::Invalid, "offset and length must be multiples of the node's block size")
+            (
+                ErrorKind::Invalid,
+                "offset and length must be multiples of the node's block size",
+            )
         } else if self.read_only && op.kind.is_write() {
             (ErrorKind::ReadOnly, "the node takes no writes")
         } else {
-            (ErrorKind::Invalid, "the length differs from that of the buffers")
+            (
+                ErrorKind::Invalid,
+                "the length differs from that of the buffers",
+            )
         };
         Fault::text(kind, op.offset, text)
     }
@@ -134,7 +147,11 @@ impl Rules {
     }
 
     fn to_boundary(&self, offset: u64) -> u64 {
-        if self.boundary == 0 { u64::MAX } else { self.boundary - offset % self.boundary }
+        if self.boundary == 0 {
+            u64::MAX
+        } else {
+            self.boundary - offset % self.boundary
+        }
     }
 
     fn allows(&self, view: View<'_>) -> bool {
@@ -149,11 +166,17 @@ impl Rules {
             if count == self.max_segments {
                 return taken;
             }
-            let MemoryRule::Dma { segment_align, prp_page } = self.memory else {
+            let MemoryRule::Dma {
+                segment_align,
+                prp_page,
+            } = self.memory
+            else {
                 taken += piece.len() as u64;
                 continue;
             };
-            let Some(iova) = piece.iova() else { return taken };
+            let Some(iova) = piece.iova() else {
+                return taken;
+            };
             let align = u64::from(segment_align.max(1));
             let len = piece.len() as u64;
             if iova % align != 0 {

@@ -63,7 +63,10 @@ impl Default for Options {
             poll_mode: PollMode::default(),
             clock: ClockSource::default(),
             seed: None,
-            arena: ArenaOptions { size: DEFAULT_ARENA, ..ArenaOptions::default() },
+            arena: ArenaOptions {
+                size: DEFAULT_ARENA,
+                ..ArenaOptions::default()
+            },
         }
     }
 }
@@ -84,7 +87,14 @@ impl Plan {
         let arena = memory.add_arena(&options.arena)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let shared = EngineShared::new(cores)?;
-        Ok(Self { options, shared, memory, arena, start: Instant::now(), seed })
+        Ok(Self {
+            options,
+            shared,
+            memory,
+            arena,
+            start: Instant::now(),
+            seed,
+        })
     }
 }
 
@@ -263,7 +273,10 @@ impl Reactor {
         };
         inner.pollers.sleeps(|sleep| ask(&sleep));
         let mut io = inner.io.borrow_mut();
-        let mut descriptors = vec![PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN)];
+        let mut descriptors = vec![PollFd::from_borrowed_fd(
+            inner.mailbox().event(),
+            PollFlags::IN,
+        )];
         for sleep in io.sleeps() {
             ask(&sleep);
             if let Sleep::Fd(fd) = sleep {
@@ -350,14 +363,24 @@ impl Reactor {
         let mut counted = false;
         while begun.elapsed() < FAILURE_QUIESCE {
             let now_ns = inner.clock.now();
-            let Ok(mut io) = inner.io.try_borrow_mut() else { return };
+            let Ok(mut io) = inner.io.try_borrow_mut() else {
+                return;
+            };
             io.poll(now_ns);
             if io.quiesce_all() && !counted {
                 counted = true;
-                inner.shared.quiet_cores.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                inner
+                    .shared
+                    .quiet_cores
+                    .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             }
             drop(io);
-            if inner.shared.quiet_cores.load(std::sync::atomic::Ordering::SeqCst) >= cores {
+            if inner
+                .shared
+                .quiet_cores
+                .load(std::sync::atomic::Ordering::SeqCst)
+                >= cores
+            {
                 return;
             }
             if !std::thread::panicking() {

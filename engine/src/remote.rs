@@ -143,7 +143,10 @@ where
     M: FnOnce(Core) -> F + Send + 'static,
 {
     let handle = RemoteHandle(Arc::new(Shared {
-        state: Mutex::new(RemoteState { result: None, waker: None }),
+        state: Mutex::new(RemoteState {
+            result: None,
+            waker: None,
+        }),
         changed: Condvar::new(),
     }));
     let fulfil = Fulfil(Some(handle.0.clone()));
@@ -195,7 +198,11 @@ impl<T> RemoteHandle<T> {
             if let Some(result) = state.result.take() {
                 return result;
             }
-            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+            state = self
+                .0
+                .changed
+                .wait(state)
+                .unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

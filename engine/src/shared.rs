@@ -37,12 +37,18 @@ impl EngineShared {
     }
 
     pub fn add_closer(&self, closer: Closer) {
-        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
+        self.closers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(closer);
     }
 
     /// The next closer of an orderly shutdown.
     pub fn take_closer(&self) -> Option<Closer> {
-        self.closers.lock().unwrap_or_else(PoisonError::into_inner).pop()
+        self.closers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .pop()
     }
 
     /// From now on nothing is opened.
@@ -70,7 +76,10 @@ impl EngineShared {
 
     /// The engine failed: every core stops its devices and ends.
     pub fn fail(&self, reason: String) {
-        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
+        self.reason
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(reason);
         self.failed.store(true, Ordering::SeqCst);
         self.wake_all();
     }
@@ -86,7 +95,10 @@ impl EngineShared {
         }
         let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let reason = reason.as_deref().unwrap_or("unknown reason");
-        Err(Error::new(ErrorKind::Failed, format!("the engine failed: {reason}")))
+        Err(Error::new(
+            ErrorKind::Failed,
+            format!("the engine failed: {reason}"),
+        ))
     }
 
     fn wake_all(&self) {

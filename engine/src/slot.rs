@@ -107,7 +107,10 @@ impl SlotTable {
     pub fn new(count: usize) -> Self {
         let count = count.clamp(1, 1 << 16) as u32;
         let slots = (0..count).map(|_| Slot::new()).collect();
-        Self { slots, free: (0..count).rev().collect() }
+        Self {
+            slots,
+            free: (0..count).rev().collect(),
+        }
     }
 
     pub fn len(&self) -> usize {
@@ -132,11 +135,6 @@ impl SlotTable {
         slot.generation = slot.generation.wrapping_add(1);
         slot.state = State::Free;
         self.free.push(index);
-    }
-
-    /// The name of the operation in a slot.
-    pub fn id(&self, index: u32) -> OpId {
-        OpId { index, generation: self[index].generation }
     }
 
     /// The slot that a user's name stands for, if the operation is still there.
@@ -195,7 +193,11 @@ pub(crate) struct Line {
 
 impl Line {
     pub const fn new() -> Self {
-        Self { head: NIL, tail: NIL, len: 0 }
+        Self {
+            head: NIL,
+            tail: NIL,
+            len: 0,
+        }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -262,7 +264,13 @@ mod tests {
         let index = table.take().unwrap();
         table[index].state = State::Running;
         table[index].outstanding = 1;
-        let (id, old) = (table.id(index), token(index, table[index].generation));
+        let (id, old) = (
+            OpId {
+                index,
+                generation: table[index].generation,
+            },
+            token(index, table[index].generation),
+        );
         assert_eq!(table.find_token(old), Some(index));
         table[index].outstanding = 0;
         table.release(index);

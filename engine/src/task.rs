@@ -1,6 +1,6 @@
 //! Tasks of one core: futures in a fixed number of places, woken from any thread.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -24,7 +24,6 @@ pub(crate) struct Tasks {
     free: RefCell<Vec<usize>>,
     ready: Arc<ArrayQueue<usize>>,
     core_waker: CoreWaker,
-    live: Cell<usize>,
 }
 
 /// Where one task at a time lives. Its waker serves all tasks that ever live here: a late
@@ -64,13 +63,7 @@ impl Tasks {
             free: RefCell::default(),
             ready: Arc::new(ArrayQueue::new(MAX_TASKS)),
             core_waker,
-            live: Cell::new(0),
         }
-    }
-
-    /// How many tasks have not ended.
-    pub fn live(&self) -> usize {
-        self.live.get()
     }
 
     /// Whether a task is ready to run.
@@ -87,7 +80,6 @@ impl Tasks {
         let mut places = self.places.borrow_mut();
         let place = &mut places[index];
         place.task = Some(task);
-        self.live.set(self.live.get() + 1);
         place.waker.wake_by_ref();
         Ok(())
     }
@@ -105,7 +97,11 @@ impl Tasks {
             core: self.core_waker.clone(),
         });
         let waker = Waker::from(wake.clone());
-        places.push(Place { task: None, wake, waker });
+        places.push(Place {
+            task: None,
+            wake,
+            waker,
+        });
         Ok(places.len() - 1)
     }
 
@@ -132,7 +128,6 @@ impl Tasks {
             Poll::Pending => self.places.borrow_mut()[index].task = Some(task),
             Poll::Ready(()) => {
                 drop(task);
-                self.live.set(self.live.get() - 1);
                 self.free.borrow_mut().push(index);
             }
         }
@@ -144,7 +139,6 @@ impl Tasks {
         for place in self.places.borrow_mut().iter_mut() {
             dropped.extend(place.task.take());
         }
-        self.live.set(0);
         drop(dropped);
     }
 }
@@ -160,7 +154,10 @@ struct JoinState<T> {
 impl<T> JoinHandle<T> {
     /// A handle, and the function that fulfils it.
     pub(crate) fn new() -> (Self, impl FnOnce(Result<T, Error>)) {
-        let state = Rc::new(RefCell::new(JoinState { result: None, waker: None }));
+        let state = Rc::new(RefCell::new(JoinState {
+            result: None,
+            waker: None,
+        }));
         let theirs = state.clone();
         let fulfil = move |result| {
             let mut state = theirs.borrow_mut();

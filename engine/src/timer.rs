@@ -75,7 +75,11 @@ pub struct SleepUntil {
 
 impl SleepUntil {
     pub(crate) fn new(core: Core, at_ns: u64) -> Self {
-        Self { core, at_ns, armed: false }
+        Self {
+            core,
+            at_ns,
+            armed: false,
+        }
     }
 }
 

@@ -34,6 +34,7 @@ mod arena;
 mod buf;
 mod cells;
 pub mod counting_alloc;
+pub mod cycles;
 mod error;
 mod extents;
 mod iova;

@@ -156,6 +156,26 @@ impl<'a> View<'a> {
         None
     }
 
+    /// The offset of the first byte that differs from `other`'s; `None` if all are equal.
+    ///
+    /// # Panics
+    /// If `other` has another length.
+    pub fn compare_view(&self, other: View<'_>) -> Option<usize> {
+        assert_eq!(other.len, self.len, "compare with a view of another length");
+        let mut copy = [0; CHUNK];
+        let mut at = 0;
+        while at < self.len {
+            let len = CHUNK.min(self.len - at);
+            let copy = &mut copy[..len];
+            other.slice(at, len).copy_to(copy);
+            if let Some(difference) = self.slice(at, len).compare(copy) {
+                return Some(at + difference);
+            }
+            at += len;
+        }
+        None
+    }
+
     #[inline]
     pub(crate) fn of_segments(segments: &'a [Segment], len: usize) -> View<'a> {
         View {
