@@ -68,31 +68,22 @@ pub(crate) struct Progress {
     pub checking: AtomicBool,
 }
 
-/// An I/O that has come back, on its way to being counted.
-struct Done {
-    slot: u32,
-    kind: OpKind,
-    offset: u64,
-    data: IoVector,
-    result: Result<(), Fault>,
-}
-
 /// One clone in one phase; see the module's documentation.
 pub(crate) struct Worker {
     channel: Channel,
     phase: Phase,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
-    /// By slot: when its I/O was submitted.
+    /// By tag: when the operation was submitted.
     submitted_ns: Box<[u64]>,
-    /// The I/Os of this pass.
-    done: Vec<Done>,
-    /// Slots at rest, with their buffers.
-    idle: Vec<(u32, IoVector)>,
+    /// Operations that are not in flight, each with its tag and its buffer; those that came back
+    /// in this pass are last. They are changed in place, all before the first is submitted: an
+    /// operation that is copied right after one of its words was stored waits for that store.
+    rest: Vec<Op>,
+    /// Operations that found the core's slot table full; normally none.
+    held: Vec<Op>,
     in_flight: u32,
     taken: u64,
-    /// A step that found the core's slot table full.
-    held: Option<Step>,
     /// No more submissions: the limit, the time, a fault or the user said so.
     closing: bool,
     interrupted: bool,
@@ -110,8 +101,10 @@ struct Counts {
     last_ns: u64,
     report: CloneReport,
     usage: ThreadUsage,
-    /// From when every slot has been used: allocations and I/Os up to then.
+    /// Allocations and I/Os up to when every operation had been used.
     steady: Option<Allocations>,
+    /// And up to the last pass that found any.
+    latest: Allocations,
 }
 
 /// What a finished phase leaves behind.
@@ -127,7 +120,14 @@ pub(crate) struct Outcome {
 impl Counts {
     fn new(now: u64) -> Counts {
         let (report, usage) = (CloneReport::default(), ThreadUsage::now());
-        Counts { from_ns: now, last_ns: now, report, usage, steady: None }
+        Counts {
+            from_ns: now,
+            last_ns: now,
+            report,
+            usage,
+            steady: None,
+            latest: Allocations::default(),
+        }
     }
 }
 
@@ -145,7 +145,10 @@ impl Work {
 
 /// Runs one phase on this core to its end.
 pub(crate) async fn run_phase(core: &Core, worker: Worker) -> Outcome {
-    let shared = Rc::new(RefCell::new(Shared { worker, waker: None }));
+    let shared = Rc::new(RefCell::new(Shared {
+        worker,
+        waker: None,
+    }));
     let poller = core.add_poller(Box::new(WorkerPoller(shared.clone())));
     poll_fn(|context| {
         let mut shared = shared.borrow_mut();
@@ -206,17 +209,20 @@ impl Worker {
     ) -> Worker {
         let depth = buffers.len();
         progress.checking.store(checker.is_some(), Relaxed);
+        let rest = (0..)
+            .zip(buffers)
+            .map(|(tag, data)| Op::read(0, data).tag(tag))
+            .collect();
         Worker {
             channel,
             phase,
             stop,
             progress,
             submitted_ns: vec![0; depth].into(),
-            done: Vec::with_capacity(depth),
-            idle: (0..depth as u32).zip(buffers).collect(),
+            rest,
+            held: Vec::with_capacity(depth),
             in_flight: 0,
             taken: 0,
-            held: None,
             closing: false,
             interrupted: false,
             started: false,
@@ -231,21 +237,21 @@ impl Worker {
     /// One pass: takes what has completed, and submits as much again. How many had completed.
     #[inline]
     pub fn pass(&mut self, core: &Core) -> usize {
-        let done = &mut self.done;
-        self.channel.poll(|completion| {
-            let op = completion.op;
-            let slot = op.tag as u32;
-            let result = completion.result;
-            done.push(Done { slot, kind: op.kind, offset: op.offset, data: op.data, result });
+        let rested = self.rest.len();
+        let (rest, fault) = (&mut self.rest, &mut self.fault);
+        let count = self.channel.poll(|completion| {
+            if let Err(error) = completion.result {
+                note_fault(fault, completion.op.kind, error);
+            }
+            rest.push(completion.op);
         });
-        let count = self.done.len();
         let now = core.now();
         if !self.started {
             self.start(now);
         }
         self.watch(now);
         if count > 0 {
-            self.account(now, count);
+            self.account(now, rested);
         }
         if count > 0 || self.is_starved() {
             self.refill(core);
@@ -266,7 +272,10 @@ impl Worker {
     fn start(&mut self, now: u64) {
         self.started = true;
         self.ramp_ends_ns = now + self.phase.ramp_ns;
-        self.ends_ns = self.phase.runtime_ns.map_or(u64::MAX, |ns| self.ramp_ends_ns + ns);
+        self.ends_ns = self
+            .phase
+            .runtime_ns
+            .map_or(u64::MAX, |ns| self.ramp_ends_ns + ns);
         self.counts = Counts::new(now);
     }
 
@@ -289,75 +298,114 @@ impl Worker {
 
     /// Could more be in flight than completions will bring about by themselves?
     fn is_starved(&self) -> bool {
-        !self.closing && (self.in_flight == 0 || self.held.is_some())
+        !self.closing && (self.in_flight == 0 || !self.held.is_empty())
     }
 
+    /// Counts the operations that rest from place `first` on.
     #[inline]
-    fn account(&mut self, now: u64, count: usize) {
+    fn account(&mut self, now: u64, first: usize) {
+        let count = self.rest.len() - first;
         self.in_flight -= count as u32;
-        self.counts.last_ns = now;
-        self.counts.report.completed.record(count - 1, 1);
-        for mut done in self.done.drain(..) {
-            let ns = now.saturating_sub(self.submitted_ns[done.slot as usize]);
-            let (direction, stats) = match done.kind {
-                OpKind::Read => (Direction::Read, &mut self.counts.report.read),
-                _ => (Direction::Write, &mut self.counts.report.write),
+        let counts = &mut self.counts;
+        counts.last_ns = now;
+        counts.report.completed.record(count - 1, 1);
+        if self.fault.is_some() {
+            // Which of them failed is not known here any more; the job ends with the fault.
+            self.closing = true;
+            return;
+        }
+        for op in &mut self.rest[first..] {
+            let stats = match op.kind {
+                OpKind::Read => &mut counts.report.read,
+                _ => &mut counts.report.write,
             };
-            match done.result {
-                Ok(()) => {
-                    stats.ios += 1;
-                    stats.latency.record(ns);
-                    if let Some(checker) = &mut self.checker {
-                        let good = check(checker, done.offset, &mut done.data);
-                        self.closing |= !good && self.phase.work.is_fatal();
-                    }
-                }
-                Err(fault) => {
-                    self.fault.get_or_insert(FailedIo { direction, fault });
-                    self.closing = true;
-                }
+            stats.ios += 1;
+            stats
+                .latency
+                .record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
+            if let Some(checker) = &mut self.checker {
+                let good = check(checker, op.offset, &mut op.data);
+                self.closing |= !good && self.phase.work.is_fatal();
             }
-            self.idle.push((done.slot, done.data));
         }
-        let report = &self.counts.report;
-        self.progress.ios[0].store(report.read.ios, Relaxed);
-        self.progress.ios[1].store(report.write.ios, Relaxed);
-        if self.counts.steady.is_none() && report.ios() >= self.submitted_ns.len() as u64 {
-            self.counts.steady = Some(Allocations { count: allocations(), ios: report.ios() });
+        self.progress.ios[0].store(counts.report.read.ios, Relaxed);
+        self.progress.ios[1].store(counts.report.write.ios, Relaxed);
+        let mark = Allocations {
+            count: allocations(),
+            ios: counts.report.ios(),
+        };
+        if counts.steady.is_none() && mark.ios >= self.submitted_ns.len() as u64 {
+            counts.steady = Some(mark);
         }
+        counts.latest = mark;
     }
 
-    /// Submits until every slot is busy or nothing is left to do.
+    /// Submits until every operation is in flight or nothing is left to do.
     #[inline]
     fn refill(&mut self, core: &Core) {
         let before = self.in_flight;
-        while !self.closing
-            && let Some((slot, data)) = self.idle.pop()
-        {
-            let Some(step) = self.next_step() else {
-                self.closing = true;
-                self.idle.push((slot, data));
+        let mut ready = self.prepare();
+        while let Some(op) = self.held.pop() {
+            if !self.submit(core, op) {
                 break;
-            };
-            let op = self.op(step, data).tag(u64::from(slot));
-            self.submitted_ns[slot as usize] = core.now();
-            match self.channel.submit(op) {
-                Ok(_) => self.in_flight += 1,
-                Err(full) => {
-                    // The core's slots are all taken, by other jobs too: this step's turn comes
-                    // with the next completion.
-                    self.taken -= 1;
-                    self.held = Some(step);
-                    self.idle.push((slot, full.0.data));
-                    break;
-                }
             }
+        }
+        while ready > 0
+            && let Some(op) = self.rest.pop()
+        {
+            ready -= 1;
+            self.submit(core, op);
         }
         let fresh = self.in_flight - before;
         if fresh > 0 {
             self.channel.kick();
             self.counts.report.submitted.record(fresh as usize - 1, 1);
-            self.counts.report.depths.record(self.in_flight as usize, u64::from(fresh));
+            self.counts
+                .report
+                .depths
+                .record(self.in_flight as usize, u64::from(fresh));
+        }
+    }
+
+    /// Makes the resting operations, from the last on, what is to be done next. How many.
+    #[inline]
+    fn prepare(&mut self) -> usize {
+        if self.closing {
+            self.rest.append(&mut self.held);
+            return 0;
+        }
+        for place in (0..self.rest.len()).rev() {
+            let Some(step) = self.next_step() else {
+                self.closing = true;
+                return self.rest.len() - 1 - place;
+            };
+            let op = &mut self.rest[place];
+            op.offset = self.phase.start + step.block * u64::from(self.phase.block_size);
+            op.kind = match &self.phase.work {
+                Work::Plain if step.write => OpKind::Write,
+                Work::Stamp(recipe) if step.write => {
+                    fill(recipe, op.offset, &mut op.data);
+                    OpKind::Write
+                }
+                _ => OpKind::Read,
+            };
+        }
+        self.rest.len()
+    }
+
+    /// Submits one operation, or holds it while the core's slots are all taken.
+    #[inline]
+    fn submit(&mut self, core: &Core, op: Op) -> bool {
+        self.submitted_ns[op.tag as usize] = core.now();
+        match self.channel.submit(op) {
+            Ok(_) => {
+                self.in_flight += 1;
+                true
+            }
+            Err(full) => {
+                self.held.push(full.0);
+                false
+            }
         }
     }
 
@@ -368,45 +416,40 @@ impl Worker {
                 return None;
             }
             self.taken += 1;
-            if let Some(step) = self.held.take() {
-                return Some(step);
-            }
             let step = self.phase.steps.next_step();
             match self.phase.work {
-                Work::Check { writes_only: true, .. } if !step.write => {}
+                Work::Check {
+                    writes_only: true, ..
+                } if !step.write => {}
                 _ => return Some(step),
             }
         }
     }
 
-    #[inline]
-    fn op(&self, step: Step, mut data: IoVector) -> Op {
-        let offset = self.phase.start + step.block * u64::from(self.phase.block_size);
-        match &self.phase.work {
-            Work::Plain if step.write => Op::write(offset, data),
-            Work::Stamp(recipe) if step.write => {
-                fill(recipe, offset, &mut data);
-                Op::write(offset, data)
-            }
-            _ => Op::read(offset, data),
-        }
-    }
-
     /// Takes the results and the buffers out of a worker that is over.
     fn finish(&mut self) -> Outcome {
-        let Counts { from_ns, last_ns, mut report, usage, steady } =
-            std::mem::replace(&mut self.counts, Counts::new(0));
+        let Counts {
+            from_ns,
+            last_ns,
+            mut report,
+            usage,
+            steady,
+            latest,
+        } = std::mem::replace(&mut self.counts, Counts::new(0));
         report.merged = 1;
         report.runtime_ns = last_ns.saturating_sub(from_ns);
         report.cpu = used_since(usage);
-        let (ios, allocated) = (report.ios(), allocations());
         report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
-            count: allocated - steady.count,
-            ios: ios - steady.ios,
+            count: latest.count - steady.count,
+            ios: latest.ios - steady.ios,
         });
         for direction in [&mut report.read, &mut report.write] {
             direction.bytes = direction.ios * u64::from(self.phase.block_size);
-            direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
+            direction.runtime_ns = if direction.ios > 0 {
+                report.runtime_ns
+            } else {
+                0
+            };
         }
         report.fault = self.fault;
         report.verify = self.checker.take().map(|checker| VerifyReport {
@@ -416,7 +459,7 @@ impl Worker {
         });
         Outcome {
             report,
-            buffers: self.idle.drain(..).map(|(_, data)| data).collect(),
+            buffers: self.rest.drain(..).map(|op| op.data).collect(),
             taken: self.taken,
             interrupted: self.interrupted,
         }
@@ -432,6 +475,16 @@ fn used_since(start: ThreadUsage) -> CpuUse {
         major_faults: end.major_faults - start.major_faults,
         minor_faults: end.minor_faults - start.minor_faults,
     }
+}
+
+#[cold]
+fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
+    let direction = if kind == OpKind::Read {
+        Direction::Read
+    } else {
+        Direction::Write
+    };
+    first.get_or_insert(FailedIo { direction, fault });
 }
 
 /// Makes the block that belongs at `offset`.

@@ -281,7 +281,11 @@ pub static OPTIONS: &[OptionSpec] = &[
         "Stop at the first mismatch [0]",
         |job, on| job.verify_fatal = on
     ),
-    switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
+    switch!(
+        "direct",
+        "Open a file target with O_DIRECT [0]",
+        |job, on| job.direct = on
+    ),
     switch!(
         "group_reporting",
         "Report the clones of a job as one [0]",

@@ -73,6 +73,9 @@ impl Limits {
 pub enum MemoryRule {
     /// Any memory at any address, reached by the CPU or the kernel.
     Any,
+    /// Any memory whose pieces' addresses and lengths are multiples of this, in bytes
+    /// (O_DIRECT).
+    Aligned(u32),
     /// Memory with an IOVA, reached by a device.
     Dma {
         /// Addresses and lengths of all pieces are multiples of this.

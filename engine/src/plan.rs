@@ -166,28 +166,28 @@ impl Rules {
             if count == self.max_segments {
                 return taken;
             }
-            let MemoryRule::Dma {
-                segment_align,
-                prp_page,
-            } = self.memory
-            else {
-                taken += piece.len() as u64;
-                continue;
-            };
-            let Some(iova) = piece.iova() else {
-                return taken;
-            };
-            let align = u64::from(segment_align.max(1));
             let len = piece.len() as u64;
-            if iova % align != 0 {
+            let (address, align, prp_page) = match self.memory {
+                MemoryRule::Any => {
+                    taken += len;
+                    continue;
+                }
+                MemoryRule::Aligned(align) => (piece.addr() as u64, align, None),
+                MemoryRule::Dma { segment_align, prp_page } => {
+                    let Some(iova) = piece.iova() else { return taken };
+                    (iova, segment_align, prp_page)
+                }
+            };
+            let align = u64::from(align.max(1));
+            if address % align != 0 {
                 return taken;
             }
             if let Some(page) = prp_page {
                 let page = u64::from(page);
-                if count > 0 && (iova % page != 0 || previous_end % page != 0) {
+                if count > 0 && (address % page != 0 || previous_end % page != 0) {
                     return taken;
                 }
-                previous_end = iova + len;
+                previous_end = address + len;
             }
             if len % align != 0 {
                 return taken + len / align * align;

@@ -32,6 +32,7 @@
 
 mod arena;
 mod buf;
+mod bytes;
 mod cells;
 pub mod counting_alloc;
 pub mod cycles;
@@ -53,6 +54,7 @@ mod view;
 
 pub use arena::Arena;
 pub use buf::Buf;
+pub use bytes::SharedBytes;
 pub use cells::Cells;
 pub use error::MemError;
 pub use iovector::{IoVector, Segment};

@@ -51,7 +51,9 @@ pub fn command() -> Command {
             .help(spec.help)
             .action(ArgAction::Append);
         if spec.switch {
-            arg.num_args(0..=1).require_equals(true).default_missing_value("1")
+            arg.num_args(0..=1)
+                .require_equals(true)
+                .default_missing_value("1")
         } else {
             arg.num_args(1)
         }
@@ -102,11 +104,18 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
         return compare::run(&given, &stop);
     }
     let mut output = Output::new(matches)?;
-    let word = matches.get_one::<String>("target").map_or("soft", String::as_str);
-    let jobs = if given.is_given("rw") { vec![single_job(given)] } else { main_jobs(&given) };
+    let word = matches
+        .get_one::<String>("target")
+        .map_or("soft", String::as_str);
+    let jobs = if given.is_given("rw") {
+        vec![single_job(given)]
+    } else {
+        main_jobs(&given)
+    };
     let good = run_jobs(TargetSpec::parse(word)?, &jobs, &stop, &mut output)?;
     let mut all_good = good;
-    let is_default = matches.value_source("target") == Some(clap::parser::ValueSource::DefaultValue);
+    let is_default =
+        matches.value_source("target") == Some(clap::parser::ValueSource::DefaultValue);
     if jobs.len() > 1 && is_default && !stop.load(std::sync::atomic::Ordering::Relaxed) {
         let file = tempfile::Builder::new()
             .prefix("oxblock-bench-")
@@ -116,7 +125,11 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
         all_good &= run_jobs(spec, &jobs, &stop, &mut output)?;
     }
     output.finish()?;
-    Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    Ok(if all_good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
 }
 
 /// The options in the order in which they were given: later ones overrule earlier ones.
@@ -125,7 +138,11 @@ fn job_options(matches: &ArgMatches) -> Result<JobOptions, Error> {
     for spec in OPTIONS {
         let values = matches.get_many::<String>(spec.name).into_iter().flatten();
         let places = matches.indices_of(spec.name).into_iter().flatten();
-        words.extend(places.zip(values).map(|(place, value)| (place, spec.name, value)));
+        words.extend(
+            places
+                .zip(values)
+                .map(|(place, value)| (place, spec.name, value)),
+        );
     }
     words.sort_unstable();
     let mut options = JobOptions::default();
@@ -152,7 +169,10 @@ fn main_jobs(given: &JobOptions) -> Vec<JobOptions> {
     [Rw::RandRead, Rw::RandWrite, Rw::RandRw]
         .into_iter()
         .map(|rw| {
-            let mut options = JobOptions { rw, ..given.clone() };
+            let mut options = JobOptions {
+                rw,
+                ..given.clone()
+            };
             options.given.insert(0, ("rw", rw.word().to_owned()));
             if !given.is_given("iodepth") {
                 options.io_depth = 32;
@@ -174,7 +194,9 @@ fn run_jobs(
     stop: &Arc<AtomicBool>,
     output: &mut Output,
 ) -> Result<bool, Error> {
-    let Some(first) = jobs.first() else { return Ok(true) };
+    let Some(first) = jobs.first() else {
+        return Ok(true);
+    };
     let target = Target::open(&spec, &Wants::of(jobs, first))?;
     for notice in target.notices() {
         eprintln!("note: {notice}");
@@ -189,14 +211,18 @@ fn run_jobs(
     let mut good = true;
     let display = Display::new();
     if let Some(length) = target.to_lay_out() {
-        lay_out(&session, length, &mut |snapshot| display.show("laying out", snapshot))?;
+        lay_out(&session, length, &mut |snapshot| {
+            display.show("laying out", snapshot)
+        })?;
     }
     for options in jobs {
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
             break;
         }
         let name = options.name.clone();
-        let report = run_job(&session, options.clone(), &mut |snapshot| display.show(&name, snapshot));
+        let report = run_job(&session, options.clone(), &mut |snapshot| {
+            display.show(&name, snapshot)
+        });
         display.clear();
         let report = report?;
         good &= report.is_good();
@@ -228,7 +254,9 @@ struct Output {
 
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
-        let json = matches.get_one::<String>("output-format").is_some_and(|word| word == "json");
+        let json = matches
+            .get_one::<String>("output-format")
+            .is_some_and(|word| word == "json");
         let file = match matches.get_one::<PathBuf>("output") {
             None => None,
             Some(path) => {
@@ -237,7 +265,11 @@ impl Output {
                 Some((path.clone(), file))
             }
         };
-        Ok(Output { json, file, reports: Vec::new() })
+        Ok(Output {
+            json,
+            file,
+            reports: Vec::new(),
+        })
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {
