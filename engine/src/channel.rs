@@ -46,13 +46,9 @@ impl Channel {
     ///
     /// # Errors
     /// The core's slot table is full; the operation comes back.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&self, op: Op) -> Result<OpId, Full> {
-        self.core
-            .0
-            .io
-            .borrow_mut()
-            .submit(self.user, Owner::Poll, op)
+        self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
     }
 
     /// Tells the devices of what was submitted so far. The reactor does so at the end of
@@ -63,15 +59,17 @@ impl Channel {
 
     /// Hands out the completions that are there; returns how many. The function may
     /// submit again. Completions arrive in turns of the reactor.
-    #[inline]
+    #[inline(always)]
     pub fn poll(&self, mut take: impl FnMut(Completion)) -> usize {
         let count = self.core.0.io.borrow().completions_waiting(self.user);
         for done in 0..count {
-            let completion = self.core.0.io.borrow_mut().take_completion(self.user);
-            match completion {
-                Some(completion) => take(completion),
-                None => return done,
-            }
+            let mut io = self.core.0.io.borrow_mut();
+            let Some(index) = io.next_done(self.user) else {
+                return done;
+            };
+            let completion = io.take_result(index);
+            drop(io);
+            take(completion);
         }
         count
     }
@@ -95,10 +93,7 @@ impl Channel {
     /// Runs an operation and gives its completion, with the buffers. With the slot table
     /// full it waits its turn. Dropping the future detaches the operation.
     pub fn run(&self, op: Op) -> Run<'_> {
-        Run {
-            channel: self,
-            state: RunState::New(Some(op)),
-        }
+        Run { channel: self, state: RunState::New(Some(op)) }
     }
 
     /// Reads into `data`, which comes back.

@@ -170,9 +170,6 @@ mod tests {
         }
         let real = start.elapsed().as_nanos() as u64;
         let shown = clock.now();
-        assert!(
-            shown.abs_diff(real) < 2_000_000,
-            "shown {shown}, real {real}"
-        );
+        assert!(shown.abs_diff(real) < 2_000_000, "shown {shown}, real {real}");
     }
 }

@@ -43,9 +43,7 @@ impl crate::io::Io {
 
     /// Whether a leaf has operations that have not ended.
     fn leaf_busy(&self, leaf: u16) -> bool {
-        self.slots()
-            .iter()
-            .any(|slot| slot.state == State::Running && slot.leaf == leaf)
+        self.slots().iter().any(|slot| slot.state == State::Running && slot.leaf == leaf)
     }
 
     /// Drops a leaf whose device is quiet. What had not ended, failed.
@@ -59,7 +57,7 @@ impl crate::io::Io {
     fn abandon(&mut self, leaf: u16) {
         for slot in self.slots_mut().iter_mut() {
             if slot.leaf == leaf && slot.state == State::Running && slot.outstanding > 0 {
-                std::mem::forget((slot.op.take(), slot.bounce.take()));
+                std::mem::forget((slot.take_op(), slot.rare.bounce.take()));
             }
         }
         std::mem::forget(self.take_leaf(leaf));
@@ -75,8 +73,7 @@ impl crate::io::Io {
             }
             slot.outstanding = 0;
             slot.waiting = false;
-            let offset = slot.op.as_ref().map_or(0, |op| op.offset);
-            slot.fault = Some(Fault::text(ErrorKind::Failed, offset, text));
+            slot.fail(Fault::text(ErrorKind::Failed, slot.op.offset, text));
             self.finish(index);
         }
     }

@@ -146,11 +146,12 @@ impl Core {
 
     fn push(&self, core: usize, message: Message) -> Result<(), Message> {
         let Some(outbox) = self.0.outboxes.get(core) else {
-            return Ok(drop(message));
+            return Ok(());
         };
         match &mut *outbox.borrow_mut() {
             Some(ring) if !self.0.shared.mailboxes[core].is_closed() => ring.push(message),
-            _ => Ok(drop(message)),
+            // Dropped, the message fulfils its handle with an error.
+            _ => Ok(()),
         }
     }
 
@@ -205,11 +206,7 @@ impl Core {
         let leaf = match known {
             Some(leaf) => leaf,
             None => {
-                let queue = node
-                    .driver()
-                    .queue(self)
-                    .await
-                    .map_err(|e| e.node(node.name()))?;
+                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
                 let known = self.0.io.borrow().leaf_of(node);
                 match known {
                     Some(leaf) => leaf,
@@ -222,11 +219,7 @@ impl Core {
     }
 
     fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
-        let leaf = self
-            .0
-            .io
-            .borrow_mut()
-            .add_leaf(node, queue, &self.0.arena)?;
+        let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));
         Ok(leaf)
@@ -247,10 +240,7 @@ impl Core {
     where
         F: FnOnce(Core) -> LocalFuture<'static, Result<(), Error>> + Send + 'static,
     {
-        self.0.shared.add_closer(Closer {
-            core: self.id(),
-            close: Box::new(close),
-        });
+        self.0.shared.add_closer(Closer { core: self.id(), close: Box::new(close) });
     }
 
     /// What the slot table holds and saw.

@@ -108,10 +108,7 @@ pub struct Pass {
 impl Pass {
     /// A pass with room for `capacity` completions between two drains.
     pub fn new(capacity: usize) -> Self {
-        Self {
-            now_ns: 0,
-            done: Vec::with_capacity(capacity),
-        }
+        Self { now_ns: 0, done: Vec::with_capacity(capacity) }
     }
 
     /// Begins a turn at `now_ns`.

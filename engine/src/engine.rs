@@ -32,21 +32,13 @@ impl Engine {
     /// No memory, no eventfd, no thread, or an empty list.
     pub fn new(cpus: &[usize], options: Options) -> Result<Self, Error> {
         if cpus.is_empty() {
-            return Err(Error::new(
-                ErrorKind::Invalid,
-                "an engine needs at least one processor",
-            ));
+            return Err(Error::new(ErrorKind::Invalid, "an engine needs at least one processor"));
         }
         let known = core_affinity::get_core_ids().unwrap_or_default();
         let crowded = crowded(cpus);
         let plan = Arc::new(Plan::new(options, cpus.len())?);
         let (shared, memory) = (plan.shared.clone(), plan.memory.clone());
-        let mut engine = Self {
-            shared,
-            memory,
-            arena: plan.arena.clone(),
-            threads: Vec::new(),
-        };
+        let mut engine = Self { shared, memory, arena: plan.arena.clone(), threads: Vec::new() };
         for ((id, rings), &cpu) in rings(cpus.len()).into_iter().enumerate().zip(cpus) {
             let pin = known.iter().copied().find(|core| core.id == cpu);
             let plan = plan.clone();
@@ -66,9 +58,8 @@ impl Engine {
     pub fn with_cores(count: usize, options: Options) -> Result<Self, Error> {
         let known = core_affinity::get_core_ids().unwrap_or_default();
         let known: Vec<usize> = known.iter().map(|core| core.id).collect();
-        let cpus: Vec<usize> = (0..count)
-            .map(|n| known.get(n % known.len().max(1)).copied().unwrap_or(0))
-            .collect();
+        let cpus: Vec<usize> =
+            (0..count).map(|n| known.get(n % known.len().max(1)).copied().unwrap_or(0)).collect();
         Self::new(&cpus, options)
     }
 
@@ -167,16 +158,9 @@ fn reactor_thread(
     let mut reactor = Reactor::with_plan(plan, id, rings);
     reactor.yields = crowded;
     if let Err(panic) = catch_unwind(AssertUnwindSafe(|| reactor.run())) {
-        plan.shared
-            .fail(format!("core {id} panicked: {}", panic_text(&*panic)));
+        plan.shared.fail_by_panic(id, &*panic);
     }
     reactor.end();
-}
-
-fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
-    text.or_else(|| panic.downcast_ref::<String>().cloned())
-        .unwrap_or_else(|| "no message".into())
 }
 
 /// Whether two reactors share a processor.

@@ -146,29 +146,17 @@ pub struct Fault {
 impl Fault {
     /// A fault at `offset` with nothing further known.
     pub const fn new(kind: ErrorKind, offset: u64) -> Self {
-        Self {
-            kind,
-            source: Source::None,
-            offset,
-        }
+        Self { kind, source: Source::None, offset }
     }
 
     /// A fault that breaks a rule of the engine, in words.
     pub const fn text(kind: ErrorKind, offset: u64, text: &'static str) -> Self {
-        Self {
-            kind,
-            source: Source::Text(text),
-            offset,
-        }
+        Self { kind, source: Source::Text(text), offset }
     }
 
     /// A failed system call; the kind follows from the errno.
     pub fn errno(errno: i32, offset: u64) -> Self {
-        Self {
-            kind: ErrorKind::from_errno(errno),
-            source: Source::Errno(errno),
-            offset,
-        }
+        Self { kind: ErrorKind::from_errno(errno), source: Source::Errno(errno), offset }
     }
 }
 
@@ -187,11 +175,7 @@ fn write_source(source: Source, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         Source::Errno(errno) => write!(f, ": {}", std::io::Error::from_raw_os_error(errno)),
         Source::Nvme { sct, sc, dnr } => {
             write!(f, ": NVMe status SCT {sct:x}h SC {sc:02x}h")?;
-            if dnr {
-                f.write_str(" (do not retry)")
-            } else {
-                Ok(())
-            }
+            if dnr { f.write_str(" (do not retry)") } else { Ok(()) }
         }
         Source::Text(text) => write!(f, ": {text}"),
     }
@@ -215,21 +199,12 @@ impl Error {
     /// An error of this kind; `message` says what failed and what to do.
     pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
         let message = message.into();
-        Self(Box::new(Inner {
-            kind,
-            op: None,
-            node: None,
-            offset: None,
-            message,
-            source: None,
-        }))
+        Self(Box::new(Inner { kind, op: None, node: None, offset: None, message, source: None }))
     }
 
     /// An error from a failed system call; `what` says what was tried and on what.
     pub fn from_io(what: impl Into<String>, error: std::io::Error) -> Self {
-        let kind = error
-            .raw_os_error()
-            .map_or(ErrorKind::Io, ErrorKind::from_errno);
+        let kind = error.raw_os_error().map_or(ErrorKind::Io, ErrorKind::from_errno);
         Self::new(kind, what).caused_by(error)
     }
 
@@ -354,29 +329,17 @@ mod tests {
     #[test]
     fn an_error_says_what_where_and_why() {
         let node: Arc<str> = Arc::from("disk0");
-        let fault = Fault {
-            kind: ErrorKind::Media,
-            source: Source::Errno(libc::EIO),
-            offset: 4096,
-        };
+        let fault =
+            Fault { kind: ErrorKind::Media, source: Source::Errno(libc::EIO), offset: 4096 };
         let error = Error::from(fault).node(&node).op(OpKind::Read);
         let text = error.to_string();
-        assert!(
-            text.starts_with("disk0: read: media error at offset 4096: "),
-            "{text}"
-        );
+        assert!(text.starts_with("disk0: read: media error at offset 4096: "), "{text}");
         assert_eq!(error.errno(), libc::EIO);
     }
 
     #[test]
     fn every_errno_of_a_kind_leads_back_to_that_errno() {
-        for errno in [
-            libc::EIO,
-            libc::EINVAL,
-            libc::ENOSPC,
-            libc::EROFS,
-            libc::EBUSY,
-        ] {
+        for errno in [libc::EIO, libc::EINVAL, libc::ENOSPC, libc::EROFS, libc::EBUSY] {
             assert_eq!(ErrorKind::from_errno(errno).errno(), errno);
         }
     }

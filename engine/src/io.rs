@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
-use oxblock_mem::{Arena, IoVector, Pool};
+use oxblock_mem::{Arena, IoVector, Pool, View};
 
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
@@ -41,7 +41,7 @@ pub(crate) struct Leaf {
 /// A channel's completions.
 struct User {
     leaf: u16,
-    done: Line,
+    done: VecDeque<u32>,
     open: bool,
     in_flight: u32,
 }
@@ -132,15 +132,11 @@ impl Io {
     pub fn add_user(&mut self, leaf: u16) -> u16 {
         let user = User {
             leaf,
-            done: Line::new(),
+            done: VecDeque::with_capacity(self.slots.len()),
             open: true,
             in_flight: 0,
         };
-        match self
-            .users
-            .iter()
-            .position(|user| !user.open && user.in_flight == 0)
-        {
+        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
             Some(index) => {
                 self.users[index] = user;
                 index as u16
@@ -154,21 +150,22 @@ impl Io {
 
     /// Ends a user: what it has in flight is detached, what it did not fetch is dropped.
     pub fn remove_user(&mut self, user: u16) {
-        while self.take_completion(user).is_some() {}
+        while let Some(index) = self.next_done(user) {
+            drop(self.take_result(index));
+        }
         for slot in self.slots.iter_mut() {
             if slot.user == user && slot.state == State::Running {
                 slot.owner = Owner::Detached;
-                slot.waker = None;
+                slot.rare.waker = None;
             }
         }
         self.users[user as usize].open = false;
     }
 
-    /// The next completion of a polling user.
-    #[inline]
-    pub fn take_completion(&mut self, user: u16) -> Option<Completion> {
-        let index = self.users[user as usize].done.pop_front(&self.slots)?;
-        self.take_result(index)
+    /// The slot of a polling user's next completion.
+    #[inline(always)]
+    pub fn next_done(&mut self, user: u16) -> Option<u32> {
+        self.users[user as usize].done.pop_front()
     }
 
     /// Completions that wait to be fetched by a user.
@@ -185,14 +182,10 @@ impl Io {
     pub fn poll_future(&mut self, id: OpId, waker: &Waker) -> Option<Completion> {
         let slot = self.slots.find(id)?;
         if slot.state == State::Done {
-            return self.take_result(id.index);
+            return Some(self.take_result(id.index));
         }
-        if !slot
-            .waker
-            .as_ref()
-            .is_some_and(|known| known.will_wake(waker))
-        {
-            slot.waker = Some(waker.clone());
+        if !slot.rare.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            slot.rare.waker = Some(waker.clone());
         }
         None
     }
@@ -203,7 +196,7 @@ impl Io {
             return;
         };
         slot.owner = Owner::Detached;
-        slot.waker = None;
+        slot.rare.waker = None;
         if slot.state == State::Done {
             drop(self.take_result(id.index));
         }
@@ -233,8 +226,7 @@ impl Io {
             leaf.queue.cancel(token(index, id.generation));
         } else if slot.waiting {
             slot.waiting = false;
-            slot.fault
-                .get_or_insert(Fault::new(ErrorKind::Cancelled, 0));
+            slot.fail(Fault::new(ErrorKind::Cancelled, 0));
             leaf.line.remove(&mut self.slots, index);
             self.finish(index);
         }
@@ -243,10 +235,7 @@ impl Io {
 
     /// What each leaf says about sleep.
     pub fn sleeps(&mut self) -> impl Iterator<Item = Sleep<'_>> {
-        self.leaves
-            .iter_mut()
-            .flatten()
-            .map(|leaf| leaf.queue.sleep())
+        self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
     }
 
     /// What the slot table holds and saw.
@@ -261,9 +250,7 @@ impl Io {
     /// What a user's leaf did.
     pub fn leaf_stats(&self, user: u16) -> LeafStats {
         let leaf = self.users[user as usize].leaf as usize;
-        self.leaves[leaf]
-            .as_ref()
-            .map_or_else(LeafStats::default, |leaf| leaf.stats)
+        self.leaves[leaf].as_ref().map_or_else(LeafStats::default, |leaf| leaf.stats)
     }
 
     // --- for closing ---
@@ -307,7 +294,7 @@ impl Io {
     // --- the way down ---
 
     /// Admits an operation. Its outcome, an immediate refusal too, is a completion.
-    #[inline]
+    #[inline(always)]
     pub fn submit(&mut self, user: u16, owner: Owner, op: Op) -> Result<OpId, Full> {
         let Some(index) = self.slots.take() else {
             return Err(Full(op));
@@ -319,17 +306,15 @@ impl Io {
         slot.owner = owner;
         slot.user = user;
         slot.leaf = entry.leaf;
-        slot.cursor = 0;
-        slot.step = Step::Direct;
         slot.cancelled = false;
-        let generation = slot.generation;
+        slot.failed = false;
+        slot.op = op;
+        let (op, generation) = (&slot.op, slot.generation);
         let id = OpId { index, generation };
-        let op = slot.op.insert(op);
 
         if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
             && leaf.rules.is_straight(op)
             && leaf.line.is_empty()
-            && leaf.rules.check(op).is_ok()
             && leaf.refused.is_none()
         {
             let request = Request {
@@ -338,16 +323,18 @@ impl Io {
                 flags: op.flags,
                 offset: op.offset,
                 len: op.len,
-                data: op.data.view(0, op.data.len()),
+                data: op.data.whole(),
             };
-            let len = op.len;
             if leaf.queue.submit(&request, &mut self.pass).is_ok() {
+                slot.step = Step::Straight;
                 slot.outstanding = 1;
-                slot.cursor = len;
+                slot.cursor = slot.op.len;
                 leaf.dirty = true;
                 return Ok(id);
             }
         }
+        slot.step = Step::Direct;
+        slot.cursor = 0;
         self.submit_slowly(index);
         Ok(id)
     }
@@ -358,7 +345,7 @@ impl Io {
             Ok(false) => {}
             Ok(true) => return self.finish(index),
             Err(fault) => {
-                self.slots[index].fault = Some(fault);
+                self.slots[index].fail(fault);
                 return self.finish(index);
             }
         }
@@ -376,16 +363,12 @@ impl Io {
     /// anything to do.
     fn check(&self, index: u32) -> Result<bool, Fault> {
         let slot = &self.slots[index];
-        let Some(op) = &slot.op else { return Ok(true) };
+        let op = &slot.op;
         if let Some(text) = self.failed {
             return Err(Fault::text(ErrorKind::Failed, op.offset, text));
         }
         let Some(leaf) = &self.leaves[slot.leaf as usize] else {
-            return Err(Fault::text(
-                ErrorKind::Gone,
-                op.offset,
-                "the node was closed",
-            ));
+            return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
         if let Some(text) = leaf.refused {
             return Err(Fault::text(ErrorKind::Failed, op.offset, text));
@@ -415,11 +398,9 @@ impl Io {
     fn hand(&mut self, index: u32) -> Handed {
         loop {
             let slot = &self.slots[index];
-            let Some(op) = &slot.op else {
-                return Handed::Enough;
-            };
+            let op = &slot.op;
             let one_at_a_time = slot.step != Step::Direct && slot.outstanding > 0;
-            let stopped = slot.fault.is_some() || slot.cancelled;
+            let stopped = slot.failed || slot.cancelled;
             let all = slot.cursor == total(op);
             if stopped || all || one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
                 return Handed::Enough;
@@ -432,16 +413,10 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self {
-            slots,
-            leaves,
-            pass,
-            bounce,
-            zeroes,
-            ..
-        } = self;
+        let Self { slots, leaves, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
-        let (Some(op), Some(leaf)) = (&slot.op, &mut leaves[slot.leaf as usize]) else {
+        let op = &slot.op;
+        let Some(leaf) = &mut leaves[slot.leaf as usize] else {
             return Handed::Enough;
         };
         let offset = op.offset + slot.cursor;
@@ -452,7 +427,7 @@ impl Io {
             flags: op.flags,
             offset,
             len: left,
-            data: op.data.view(0, 0),
+            data: View::empty(),
         };
         match op.kind {
             OpKind::Flush => request.len = 0,
@@ -477,12 +452,13 @@ impl Io {
                         return Handed::Enough;
                     }
                     let len = len.min(BOUNCE_LEN as u64);
-                    let Some(buffer) = slot.bounce.take().or_else(|| take_bounce(bounce)) else {
+                    let Some(buffer) = slot.rare.bounce.take().or_else(|| take_bounce(bounce))
+                    else {
                         return Handed::Blocked;
                     };
-                    let buffer = slot.bounce.insert(buffer);
-                    slot.fragment_at = slot.cursor;
-                    slot.fragment_len = len;
+                    let buffer = slot.rare.bounce.insert(buffer);
+                    slot.rare.fragment_at = slot.cursor;
+                    slot.rare.fragment_len = len;
                     request.len = len;
                     request.data = buffer.view(0, len as usize);
                     slot.step = match op.kind {
@@ -504,11 +480,7 @@ impl Io {
         if leaf.queue.submit(&request, pass).is_err() {
             return Handed::Blocked;
         }
-        slot.cursor += if op.kind == OpKind::Flush {
-            1
-        } else {
-            request.len
-        };
+        slot.cursor += if op.kind == OpKind::Flush { 1 } else { request.len };
         slot.outstanding += 1;
         leaf.dirty = true;
         Handed::Enough
@@ -517,10 +489,7 @@ impl Io {
     /// Hands on what waits in the leaves' lines, in order.
     fn pump(&mut self) {
         for leaf in 0..self.leaves.len() {
-            while let Some(index) = self.leaves[leaf]
-                .as_ref()
-                .and_then(|leaf| leaf.line.front())
-            {
+            while let Some(index) = self.leaves[leaf].as_ref().and_then(|leaf| leaf.line.front()) {
                 let fresh = self.slots[index].outstanding == 0;
                 if self.slots[index].step == Step::FlushAfter {
                     if !self.hand_flush_after(index) {
@@ -581,21 +550,22 @@ impl Io {
         };
         let slot = &mut self.slots[index];
         slot.outstanding -= 1;
-        let whole = slot.op.as_ref().is_some_and(|op| slot.cursor == total(op));
-        if slot.step == Step::Direct && slot.outstanding == 0 && whole && result.is_ok() {
-            return self.finish_writes(index);
+        if slot.step == Step::Straight && result.is_ok() {
+            return self.finish(index);
         }
-        self.complete_slowly(index, result, whole);
+        self.complete_slowly(index, result);
     }
 
-    fn complete_slowly(&mut self, index: u32, result: Result<(), Fault>, whole: bool) {
+    #[cold]
+    fn complete_slowly(&mut self, index: u32, result: Result<(), Fault>) {
         let slot = &mut self.slots[index];
+        let whole = slot.cursor == total(&slot.op);
         let result = result.and_then(|()| copy_back(slot));
         if let Err(fault) = result {
-            slot.fault.get_or_insert(fault);
+            slot.fail(fault);
         }
         if slot.outstanding > 0 {
-            if !whole && slot.fault.is_none() && slot.step == Step::Direct {
+            if !whole && !slot.failed && slot.step == Step::Direct {
                 self.wait_in_line(index);
             }
             return;
@@ -604,10 +574,10 @@ impl Io {
             return self.finish(index);
         }
         slot.step = Step::Direct;
-        slot.bounce = None;
-        if slot.fault.is_some() || slot.cancelled {
-            if !whole && slot.fault.is_none() {
-                slot.fault = Some(Fault::new(ErrorKind::Cancelled, 0));
+        slot.rare.bounce = None;
+        if slot.failed || slot.cancelled {
+            if !whole && !slot.failed {
+                slot.fail(Fault::new(ErrorKind::Cancelled, 0));
             }
             if slot.waiting {
                 // It stands in line: the pump finds nothing left to hand and finishes it.
@@ -615,21 +585,16 @@ impl Io {
             }
             return self.finish(index);
         }
-        if whole {
-            self.finish_writes(index)
-        } else {
-            self.wait_in_line(index)
-        }
+        if whole { self.finish_writes(index) } else { self.wait_in_line(index) }
     }
 
     /// Ends an operation that the leaf has done, by way of a flush where its FUA needs one.
     #[inline]
     fn finish_writes(&mut self, index: u32) {
         let slot = &self.slots[index];
-        if slot.fault.is_none()
-            && let Some(op) = &slot.op
-            && op.flags.contains(OpFlags::FUA)
-            && op.kind.is_write()
+        if slot.op.flags.contains(OpFlags::FUA)
+            && slot.op.kind.is_write()
+            && !slot.failed
             && let Some(leaf) = &self.leaves[slot.leaf as usize]
             && leaf.rules.emulate_fua
         {
@@ -645,7 +610,7 @@ impl Io {
     /// Hands the flush that makes up for FUA to the leaf. Whether it took it.
     fn hand_flush_after(&mut self, index: u32) -> bool {
         let slot = &mut self.slots[index];
-        let (Some(op), Some(leaf)) = (&slot.op, &mut self.leaves[slot.leaf as usize]) else {
+        let Some(leaf) = &mut self.leaves[slot.leaf as usize] else {
             return true;
         };
         let request = Request {
@@ -654,7 +619,7 @@ impl Io {
             flags: OpFlags::empty(),
             offset: 0,
             len: 0,
-            data: op.data.view(0, 0),
+            data: View::empty(),
         };
         let taken = leaf.queue.submit(&request, &mut self.pass).is_ok();
         if taken {
@@ -669,29 +634,34 @@ impl Io {
     pub(crate) fn finish(&mut self, index: u32) {
         let slot = &mut self.slots[index];
         slot.state = State::Done;
-        slot.bounce = None;
-        if let (Some(op), Some(leaf)) = (&slot.op, &mut self.leaves[slot.leaf as usize]) {
-            leaf.stats.count(op.kind, op.len, slot.fault.is_some());
+        if let Some(leaf) = &mut self.leaves[slot.leaf as usize] {
+            leaf.stats.count(slot.op.kind, slot.op.len, slot.failed);
         }
-        match slot.owner {
-            Owner::Poll => {
-                let user = slot.user as usize;
-                self.users[user].done.push_back(&mut self.slots, index);
-            }
-            Owner::Future => {
-                if let Some(waker) = slot.waker.take() {
-                    waker.wake();
-                }
-            }
-            Owner::Detached => drop(self.take_result(index)),
+        if slot.step != Step::Straight {
+            slot.rare.bounce = None;
+        }
+        if slot.owner == Owner::Poll {
+            self.users[slot.user as usize].done.push_back(index);
+        } else {
+            self.finish_for_future(index);
         }
     }
 
-    #[inline]
-    fn take_result(&mut self, index: u32) -> Option<Completion> {
+    #[cold]
+    fn finish_for_future(&mut self, index: u32) {
         let slot = &mut self.slots[index];
-        let op = slot.op.take()?;
-        let result = slot.fault.take().map_or(Ok(()), Err);
+        if slot.owner == Owner::Detached {
+            drop(self.take_result(index));
+        } else if let Some(waker) = slot.rare.waker.take() {
+            waker.wake();
+        }
+    }
+
+    #[inline(always)]
+    pub fn take_result(&mut self, index: u32) -> Completion {
+        let slot = &mut self.slots[index];
+        let op = slot.take_op();
+        let result = slot.result();
         let user = slot.user as usize;
         self.users[user].in_flight -= 1;
         self.slots.release(index);
@@ -700,7 +670,7 @@ impl Io {
         {
             waker.wake();
         }
-        Some(Completion { op, result })
+        Completion { op, result }
     }
 }
 
@@ -715,20 +685,20 @@ fn take_bounce(pool: &Option<Pool>) -> Option<IoVector> {
 
 /// Brings what a bounced fragment read to where the operation wants it.
 fn copy_back(slot: &Slot) -> Result<(), Fault> {
-    let (Some(op), Some(bounce)) = (&slot.op, &slot.bounce) else {
+    let (op, Some(bounce)) = (&slot.op, &slot.rare.bounce) else {
         return Ok(());
     };
-    let len = slot.fragment_len as usize;
-    let theirs = op.data.view(slot.fragment_at as usize, len);
+    let len = slot.rare.fragment_len as usize;
+    let theirs = op.data.view(slot.rare.fragment_at as usize, len);
     match slot.step {
         Step::BounceRead => theirs.copy_from_view(bounce.view(0, len)),
         Step::EmulatedCompare => {
             if let Some(at) = theirs.compare_view(bounce.view(0, len)) {
-                let offset = op.offset + slot.fragment_at + at as u64;
+                let offset = op.offset + slot.rare.fragment_at + at as u64;
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
+        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
     }
     Ok(())
 }

@@ -39,3 +39,6 @@ pub use simulation::Simulation;
 pub use stats::{CoreStats, KindStats, LeafStats};
 pub use task::JoinHandle;
 pub use timer::SleepUntil;
+
+#[cfg(test)]
+mod tests;

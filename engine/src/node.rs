@@ -16,11 +16,7 @@ impl Node {
     /// A node called `name` over `driver`. The limits are read once, here.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
         let limits = driver.limits();
-        Arc::new(Self {
-            name: name.into(),
-            driver,
-            limits,
-        })
+        Arc::new(Self { name: name.into(), driver, limits })
     }
 
     /// The node's name.

@@ -85,13 +85,13 @@ pub struct Op {
 
 impl Op {
     /// Reads `data.len()` bytes at `offset` into `data`.
-    #[inline]
+    #[inline(always)]
     pub fn read(offset: u64, data: impl Into<IoVector>) -> Self {
         Self::with_data(OpKind::Read, offset, data.into())
     }
 
     /// Writes `data` at `offset`.
-    #[inline]
+    #[inline(always)]
     pub fn write(offset: u64, data: impl Into<IoVector>) -> Self {
         Self::with_data(OpKind::Write, offset, data.into())
     }
@@ -132,34 +132,20 @@ impl Op {
 
     /// Marks the operation; the completion carries the mark.
     #[must_use]
-    #[inline]
+    #[inline(always)]
     pub fn tag(mut self, tag: u64) -> Self {
         self.tag = tag;
         self
     }
 
-    #[inline]
+    #[inline(always)]
     fn with_data(kind: OpKind, offset: u64, data: IoVector) -> Self {
         let len = data.len() as u64;
-        Self {
-            kind,
-            flags: OpFlags::empty(),
-            offset,
-            len,
-            data,
-            tag: 0,
-        }
+        Self { kind, flags: OpFlags::empty(), offset, len, data, tag: 0 }
     }
 
     fn without_data(kind: OpKind, offset: u64, len: u64) -> Self {
-        Self {
-            kind,
-            flags: OpFlags::empty(),
-            offset,
-            len,
-            data: IoVector::new(),
-            tag: 0,
-        }
+        Self { kind, flags: OpFlags::empty(), offset, len, data: IoVector::new(), tag: 0 }
     }
 }
 

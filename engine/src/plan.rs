@@ -17,6 +17,8 @@ pub(crate) struct Rules {
     boundary: u64,
     max_segments: usize,
     memory: MemoryRule,
+    /// Neither boundary nor memory needs a look.
+    takes_any: bool,
     pub max_write_zeroes: u64,
     pub max_discard: u64,
     pub compare: bool,
@@ -50,6 +52,9 @@ impl Rules {
                 limits.max_segments as usize
             },
             memory: limits.memory,
+            takes_any: limits.memory == MemoryRule::Any
+                && limits.boundary == 0
+                && limits.max_segments == 0,
             max_write_zeroes: whole_blocks(limits.max_write_zeroes),
             max_discard: whole_blocks(limits.max_discard),
             compare: limits.compare,
@@ -68,12 +73,11 @@ impl Rules {
     pub fn check(&self, op: &Op) -> Result<(), Fault> {
         let aligned = match self.block_mask {
             Some(mask) => (op.offset | op.len) & mask == 0,
-            None => op.offset % self.block_size == 0 && op.len % self.block_size == 0,
+            None => {
+                op.offset.is_multiple_of(self.block_size) && op.len.is_multiple_of(self.block_size)
+            }
         };
-        let inside = op
-            .offset
-            .checked_add(op.len)
-            .is_some_and(|end| end <= self.length);
+        let inside = op.offset.checked_add(op.len).is_some_and(|end| end <= self.length);
         let data_fits = !op.kind.has_data() || op.data.len() as u64 == op.len;
         if aligned && inside && data_fits && !(self.read_only && op.kind.is_write()) {
             return Ok(());
@@ -86,34 +90,36 @@ impl Rules {
         let (kind, text) = if !inside {
             (ErrorKind::Invalid, "the range ends beyond the node")
         } else if !aligned {
-            (
-                ErrorKind::Invalid,
-                "offset and length must be multiples of the node's block size",
-            )
+            (ErrorKind::Invalid, "offset and length must be multiples of the node's block size")
         } else if self.read_only && op.kind.is_write() {
             (ErrorKind::ReadOnly, "the node takes no writes")
         } else {
-            (
-                ErrorKind::Invalid,
-                "the length differs from that of the buffers",
-            )
+            (ErrorKind::Invalid, "the length differs from that of the buffers")
         };
         Fault::text(kind, op.offset, text)
     }
 
-    /// Whether a whole operation can go to the leaf as it is: the common case.
-    #[inline]
+    /// Whether an operation is allowed, and can go to the leaf whole and as it is: the
+    /// common case.
+    #[inline(always)]
     pub fn is_straight(&self, op: &Op) -> bool {
-        match op.kind {
-            OpKind::Read => {}
-            OpKind::Write if !self.emulate_fua || !op.flags.contains(crate::OpFlags::FUA) => {}
-            _ => return false,
-        }
-        op.len <= self.max_transfer
-            && op.len != 0
-            && (self.boundary == 0 || self.to_boundary(op.offset) >= op.len)
-            && (self.memory == MemoryRule::Any && self.max_segments == usize::MAX
-                || self.allows(op.data.view(0, op.data.len())))
+        let aligned = self.block_mask.is_some_and(|mask| (op.offset | op.len) & mask == 0);
+        let fits = op.len.wrapping_sub(1) < self.max_transfer && op.len <= self.length;
+        let plain = match op.kind {
+            OpKind::Read => true,
+            OpKind::Write => !self.read_only && (!self.emulate_fua || op.flags.is_empty()),
+            _ => false,
+        };
+        aligned
+            && fits
+            && plain
+            && op.offset <= self.length - op.len
+            && op.data.len() as u64 == op.len
+            && (self.takes_any || self.is_straight_memory(op))
+    }
+
+    fn is_straight_memory(&self, op: &Op) -> bool {
+        self.to_boundary(op.offset) >= op.len && self.allows(op.data.whole())
     }
 
     /// The length and the memory of the next fragment of a transfer: `data` is what is
@@ -147,11 +153,7 @@ impl Rules {
     }
 
     fn to_boundary(&self, offset: u64) -> u64 {
-        if self.boundary == 0 {
-            u64::MAX
-        } else {
-            self.boundary - offset % self.boundary
-        }
+        if self.boundary == 0 { u64::MAX } else { self.boundary - offset % self.boundary }
     }
 
     fn allows(&self, view: View<'_>) -> bool {
@@ -189,7 +191,7 @@ impl Rules {
                 }
                 previous_end = address + len;
             }
-            if len % align != 0 {
+            if !len.is_multiple_of(align) {
                 return taken + len / align * align;
             }
             taken += len;

@@ -56,9 +56,7 @@ impl Pollers {
         let mut list = self.list.borrow_mut();
         list.append(&mut self.added.borrow_mut());
         let removed = self.removed.take();
-        let gone: Vec<_> = list
-            .extract_if(.., |(id, _)| removed.contains(id))
-            .collect();
+        let gone: Vec<_> = list.extract_if(.., |(id, _)| removed.contains(id)).collect();
         // A poller's end may add or remove others.
         drop(list);
         drop(gone);

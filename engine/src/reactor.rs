@@ -63,10 +63,7 @@ impl Default for Options {
             poll_mode: PollMode::default(),
             clock: ClockSource::default(),
             seed: None,
-            arena: ArenaOptions {
-                size: DEFAULT_ARENA,
-                ..ArenaOptions::default()
-            },
+            arena: ArenaOptions { size: DEFAULT_ARENA, ..ArenaOptions::default() },
         }
     }
 }
@@ -87,14 +84,7 @@ impl Plan {
         let arena = memory.add_arena(&options.arena)?;
         let seed = options.seed.unwrap_or_else(system_seed);
         let shared = EngineShared::new(cores)?;
-        Ok(Self {
-            options,
-            shared,
-            memory,
-            arena,
-            start: Instant::now(),
-            seed,
-        })
+        Ok(Self { options, shared, memory, arena, start: Instant::now(), seed })
     }
 }
 
@@ -188,7 +178,8 @@ impl Reactor {
             message(&self.core);
             count += 1;
         }
-        for index in 0..inner.inboxes.borrow().len() {
+        let rings = inner.inboxes.borrow().len();
+        for index in 0..rings {
             while let Some(message) = pop_ring(inner, index) {
                 message(&self.core);
                 count += 1;
@@ -273,10 +264,8 @@ impl Reactor {
         };
         inner.pollers.sleeps(|sleep| ask(&sleep));
         let mut io = inner.io.borrow_mut();
-        let mut descriptors = vec![PollFd::from_borrowed_fd(
-            inner.mailbox().event(),
-            PollFlags::IN,
-        )];
+        let mut descriptors =
+            vec![PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN)];
         for sleep in io.sleeps() {
             ask(&sleep);
             if let Sleep::Fd(fd) = sleep {
@@ -369,18 +358,10 @@ impl Reactor {
             io.poll(now_ns);
             if io.quiesce_all() && !counted {
                 counted = true;
-                inner
-                    .shared
-                    .quiet_cores
-                    .fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                inner.shared.quiet_cores.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
             }
             drop(io);
-            if inner
-                .shared
-                .quiet_cores
-                .load(std::sync::atomic::Ordering::SeqCst)
-                >= cores
-            {
+            if inner.shared.quiet_cores.load(std::sync::atomic::Ordering::SeqCst) >= cores {
                 return;
             }
             if !std::thread::panicking() {

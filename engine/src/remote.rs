@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering, fence};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -143,18 +144,24 @@ where
     M: FnOnce(Core) -> F + Send + 'static,
 {
     let handle = RemoteHandle(Arc::new(Shared {
-        state: Mutex::new(RemoteState {
-            result: None,
-            waker: None,
-        }),
+        state: Mutex::new(RemoteState { result: None, waker: None }),
         changed: Condvar::new(),
     }));
     let fulfil = Fulfil(Some(handle.0.clone()));
     let message: Message = Box::new(move |core: &Core| {
-        let future = make(core.clone());
+        let core_id = core.id();
+        let mut future = Box::pin(make(core.clone()));
+        let shared = core.0.shared.clone();
         core.spawn_detached(async move {
-            let result = future.await;
-            fulfil.with(result);
+            // The reason must be known before the unwinding drops what the caller waits for.
+            let result = std::future::poll_fn(|context| {
+                let poll = AssertUnwindSafe(|| future.as_mut().poll(context));
+                catch_unwind(poll).unwrap_or_else(|panic| {
+                    shared.fail_by_panic(core_id, &*panic);
+                    resume_unwind(panic)
+                })
+            });
+            fulfil.with(result.await);
         });
     });
     (handle, message)
@@ -198,11 +205,7 @@ impl<T> RemoteHandle<T> {
             if let Some(result) = state.result.take() {
                 return result;
             }
-            state = self
-                .0
-                .changed
-                .wait(state)
-                .unwrap_or_else(PoisonError::into_inner);
+            state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         }
     }
 }

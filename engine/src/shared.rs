@@ -1,5 +1,6 @@
 //! What the cores of one engine share: each other's mailboxes, and the engine's end.
 
+use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -37,18 +38,12 @@ impl EngineShared {
     }
 
     pub fn add_closer(&self, closer: Closer) {
-        self.closers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(closer);
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
     }
 
     /// The next closer of an orderly shutdown.
     pub fn take_closer(&self) -> Option<Closer> {
-        self.closers
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .pop()
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     /// From now on nothing is opened.
@@ -76,12 +71,14 @@ impl EngineShared {
 
     /// The engine failed: every core stops its devices and ends.
     pub fn fail(&self, reason: String) {
-        self.reason
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(reason);
+        self.reason.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(reason);
         self.failed.store(true, Ordering::SeqCst);
         self.wake_all();
+    }
+
+    /// A task or a poller panicked.
+    pub fn fail_by_panic(&self, core: usize, panic: &(dyn Any + Send)) {
+        self.fail(format!("core {core} panicked: {}", panic_text(panic)));
     }
 
     pub fn has_failed(&self) -> bool {
@@ -95,10 +92,7 @@ impl EngineShared {
         }
         let reason = self.reason.lock().unwrap_or_else(PoisonError::into_inner);
         let reason = reason.as_deref().unwrap_or("unknown reason");
-        Err(Error::new(
-            ErrorKind::Failed,
-            format!("the engine failed: {reason}"),
-        ))
+        Err(Error::new(ErrorKind::Failed, format!("the engine failed: {reason}")))
     }
 
     fn wake_all(&self) {
@@ -106,4 +100,9 @@ impl EngineShared {
             CoreWaker(mailbox.clone()).wake();
         }
     }
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "no message".into())
 }

@@ -33,22 +33,15 @@ impl Simulation {
     /// No memory, or no eventfd.
     pub fn new(cores: usize, seed: u64, options: Options) -> Result<Self, Error> {
         let clock = SimulatedClock::new();
-        let options = Options {
-            clock: ClockSource::Simulated(clock.clone()),
-            seed: Some(seed),
-            ..options
-        };
+        let options =
+            Options { clock: ClockSource::Simulated(clock.clone()), seed: Some(seed), ..options };
         let plan = Arc::new(Plan::new(options, cores.max(1))?);
         let reactors = rings(cores.max(1))
             .into_iter()
             .enumerate()
             .map(|(id, rings)| Reactor::with_plan(&plan, id, rings))
             .collect();
-        Ok(Self {
-            reactors,
-            clock,
-            random: seed | 1,
-        })
+        Ok(Self { reactors, clock, random: seed | 1 })
     }
 
     /// The time.

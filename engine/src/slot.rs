@@ -4,7 +4,7 @@ use std::task::Waker;
 
 use oxblock_mem::IoVector;
 
-use crate::{Fault, Op, OpId, Token};
+use crate::{ErrorKind, Fault, Op, OpId, Token};
 
 /// The end of a list of slots.
 pub(crate) const NIL: u32 = u32::MAX;
@@ -34,7 +34,9 @@ pub(crate) enum Owner {
 /// What the fragment at the leaf does to the operation's bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Step {
-    /// The operation itself, over its own memory.
+    /// The whole operation at once, over its own memory, with nothing to do afterwards.
+    Straight,
+    /// Parts of the operation, over its own memory.
     Direct,
     /// A read into the bounce buffer, copied to the operation's memory afterwards.
     BounceRead,
@@ -46,9 +48,20 @@ pub(crate) enum Step {
     FlushAfter,
 }
 
-/// One operation in flight. Fields that every I/O touches come first.
+/// One operation in flight: what every I/O touches, in two cache lines.
+#[repr(align(128))]
 pub(crate) struct Slot {
+    /// Meaningful while the slot is not free; its buffers are empty when it is.
+    pub op: Op,
+    /// Bytes of the operation handed to the leaf so far.
+    pub cursor: u64,
     pub generation: u32,
+    /// Fragments at the leaf.
+    pub outstanding: u32,
+    /// The next slot of the line that this one stands in.
+    pub next: u32,
+    pub leaf: u16,
+    pub user: u16,
     pub state: State,
     pub owner: Owner,
     pub step: Step,
@@ -56,16 +69,15 @@ pub(crate) struct Slot {
     pub waiting: bool,
     /// Nothing more of it goes to the leaf.
     pub cancelled: bool,
-    pub leaf: u16,
-    pub user: u16,
-    /// Fragments at the leaf.
-    pub outstanding: u32,
-    /// The next slot of the list that this one stands in.
-    pub next: u32,
-    /// Bytes of the operation handed to the leaf so far.
-    pub cursor: u64,
-    pub op: Option<Op>,
-    pub fault: Option<Fault>,
+    /// Whether there is a fault to report.
+    pub failed: bool,
+    pub rare: Box<Rare>,
+}
+
+/// What few operations need.
+pub(crate) struct Rare {
+    /// Meaningful if the slot has `failed`.
+    fault: Fault,
     pub waker: Option<Waker>,
     /// The bounce buffer, and the part of the operation that it stands for.
     pub bounce: Option<IoVector>,
@@ -76,24 +88,50 @@ pub(crate) struct Slot {
 impl Slot {
     fn new() -> Self {
         Self {
+            op: Op::flush(),
+            cursor: 0,
             generation: 0,
+            outstanding: 0,
+            next: NIL,
+            leaf: 0,
+            user: 0,
             state: State::Free,
             owner: Owner::Poll,
             step: Step::Direct,
             waiting: false,
             cancelled: false,
-            leaf: 0,
-            user: 0,
-            outstanding: 0,
-            next: NIL,
-            cursor: 0,
-            op: None,
-            fault: None,
-            waker: None,
-            bounce: None,
-            fragment_at: 0,
-            fragment_len: 0,
+            failed: false,
+            rare: Box::new(Rare {
+                fault: Fault::new(ErrorKind::Io, 0),
+                waker: None,
+                bounce: None,
+                fragment_at: 0,
+                fragment_len: 0,
+            }),
         }
+    }
+
+    /// Notes why the operation fails; the first reason stays.
+    pub fn fail(&mut self, fault: Fault) {
+        if !self.failed {
+            self.failed = true;
+            self.rare.fault = fault;
+        }
+    }
+
+    /// The operation's outcome.
+    #[inline]
+    pub fn result(&self) -> Result<(), Fault> {
+        if self.failed { Err(self.rare.fault) } else { Ok(()) }
+    }
+}
+
+impl Slot {
+    /// Takes the operation out, with its buffers.
+    #[inline(always)]
+    pub fn take_op(&mut self) -> Op {
+        let op = &mut self.op;
+        Op { data: std::mem::take(&mut op.data), ..*op }
     }
 }
 
@@ -107,10 +145,7 @@ impl SlotTable {
     pub fn new(count: usize) -> Self {
         let count = count.clamp(1, 1 << 16) as u32;
         let slots = (0..count).map(|_| Slot::new()).collect();
-        Self {
-            slots,
-            free: (0..count).rev().collect(),
-        }
+        Self { slots, free: (0..count).rev().collect() }
     }
 
     pub fn len(&self) -> usize {
@@ -188,24 +223,15 @@ impl std::ops::IndexMut<u32> for SlotTable {
 pub(crate) struct Line {
     head: u32,
     tail: u32,
-    len: u32,
 }
 
 impl Line {
     pub const fn new() -> Self {
-        Self {
-            head: NIL,
-            tail: NIL,
-            len: 0,
-        }
+        Self { head: NIL, tail: NIL }
     }
 
     pub fn is_empty(&self) -> bool {
         self.head == NIL
-    }
-
-    pub fn len(&self) -> usize {
-        self.len as usize
     }
 
     pub fn front(&self) -> Option<u32> {
@@ -221,14 +247,12 @@ impl Line {
             slots[self.tail].next = index;
         }
         self.tail = index;
-        self.len += 1;
     }
 
     #[inline]
     pub fn pop_front(&mut self, slots: &SlotTable) -> Option<u32> {
         let index = self.front()?;
         self.head = slots[index].next;
-        self.len -= 1;
         Some(index)
     }
 
@@ -250,7 +274,6 @@ impl Line {
         if self.tail == index {
             self.tail = before;
         }
-        self.len -= 1;
     }
 }
 
@@ -265,10 +288,7 @@ mod tests {
         table[index].state = State::Running;
         table[index].outstanding = 1;
         let (id, old) = (
-            OpId {
-                index,
-                generation: table[index].generation,
-            },
+            OpId { index, generation: table[index].generation },
             token(index, table[index].generation),
         );
         assert_eq!(table.find_token(old), Some(index));

@@ -97,11 +97,7 @@ impl Tasks {
             core: self.core_waker.clone(),
         });
         let waker = Waker::from(wake.clone());
-        places.push(Place {
-            task: None,
-            wake,
-            waker,
-        });
+        places.push(Place { task: None, wake, waker });
         Ok(places.len() - 1)
     }
 
@@ -154,10 +150,7 @@ struct JoinState<T> {
 impl<T> JoinHandle<T> {
     /// A handle, and the function that fulfils it.
     pub(crate) fn new() -> (Self, impl FnOnce(Result<T, Error>)) {
-        let state = Rc::new(RefCell::new(JoinState {
-            result: None,
-            waker: None,
-        }));
+        let state = Rc::new(RefCell::new(JoinState { result: None, waker: None }));
         let theirs = state.clone();
         let fulfil = move |result| {
             let mut state = theirs.borrow_mut();

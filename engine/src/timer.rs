@@ -75,11 +75,7 @@ pub struct SleepUntil {
 
 impl SleepUntil {
     pub(crate) fn new(core: Core, at_ns: u64) -> Self {
-        Self {
-            core,
-            at_ns,
-            armed: false,
-        }
+        Self { core, at_ns, armed: false }
     }
 }
 

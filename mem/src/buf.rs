@@ -3,7 +3,7 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicUsize, Ordering, fence};
 
 use crate::region::RegionShared;
-use crate::{View, arena, pool, raw, region};
+use crate::{View, arena, lender, pool, raw, region};
 
 /// Who gets the bytes back when the last `Buf` of a header goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -15,12 +15,14 @@ pub(crate) enum Kind {
     Block,
     /// Shared bytes of a region: the header is the first field of `RegionShared`.
     Region,
+    /// Shared bytes of a region: the header is the first field of `lender::LenderShared`.
+    Lent,
 }
 
 /// What all the `Buf`s of one slot, block or region have in common.
 #[repr(C)]
 pub(crate) struct Header {
-    /// Live `Buf`s.
+    /// Live `Buf`s. A lender counts them itself.
     pub(crate) bufs: AtomicUsize,
     /// The region that the bytes lie in; it outlives the header (LIVE).
     pub(crate) region: NonNull<RegionShared>,
@@ -30,7 +32,21 @@ pub(crate) struct Header {
 impl Header {
     #[inline]
     pub(crate) fn is_shared(&self) -> bool {
-        self.kind == Kind::Region
+        matches!(self.kind, Kind::Region | Kind::Lent)
+    }
+
+    /// Counts one `Buf` off; true if it was the last. Nothing is written if it is the only one
+    /// (COUNT).
+    #[inline]
+    fn is_last(&self) -> bool {
+        if self.bufs.load(Ordering::Acquire) == 1 {
+            return true;
+        }
+        let last = self.bufs.fetch_sub(1, Ordering::Release) == 1;
+        if last {
+            fence(Ordering::Acquire);
+        }
+        last
     }
 
     #[inline]
@@ -151,17 +167,8 @@ impl Buf {
     /// # Panics
     /// If `at` is beyond the end.
     pub fn split_off(&mut self, at: usize) -> Buf {
-        assert!(
-            at <= self.len,
-            "split at {at} beyond the end of a buffer of {}",
-            self.len
-        );
-        let bufs = &self.header().bufs;
-        if !self.is_shared() && bufs.load(Ordering::Acquire) == 1 {
-            bufs.store(2, Ordering::Relaxed);
-        } else {
-            bufs.fetch_add(1, Ordering::Relaxed);
-        }
+        assert!(at <= self.len, "split at {at} beyond the end of a buffer of {}", self.len);
+        self.count_one_more();
         // SAFETY: at <= len stays within the allocation; counted above.
         let tail = unsafe { Buf::from_raw(self.ptr.add(at), self.len - at, self.owner) };
         self.len = at;
@@ -191,6 +198,20 @@ impl Buf {
         unsafe { self.owner.as_ref() }
     }
 
+    /// Counts a second `Buf` of the same header.
+    #[inline]
+    fn count_one_more(&self) {
+        let header = self.header();
+        match header.kind {
+            // SAFETY: the header leads a LenderShared; we hold a Buf of it.
+            Kind::Lent => unsafe { lender::count(self.owner.cast(), 1) },
+            Kind::Pool | Kind::Block if header.bufs.load(Ordering::Acquire) == 1 => {
+                header.bufs.store(2, Ordering::Relaxed);
+            }
+            _ => drop(header.bufs.fetch_add(1, Ordering::Relaxed)),
+        }
+    }
+
     /// The pointer to `at`, checked so that `len` bytes follow.
     #[inline]
     fn range(&self, at: usize, len: usize) -> *mut u8 {
@@ -205,21 +226,16 @@ impl Drop for Buf {
     #[inline]
     fn drop(&mut self) {
         let header = self.header();
-        if header.kind == Kind::Region {
-            // SAFETY: this Buf is counted in the region's header.
-            return unsafe { region::release(header.region) };
-        }
-        if header.bufs.load(Ordering::Acquire) != 1 {
-            if header.bufs.fetch_sub(1, Ordering::Release) != 1 {
-                return;
-            }
-            fence(Ordering::Acquire);
-        }
         match header.kind {
-            // SAFETY: COUNT: the last Buf of this slot; the header leads a Slot.
-            Kind::Pool => unsafe { pool::give_back(self.owner.cast()) },
-            // SAFETY: COUNT: the last Buf of this block; the header leads a boxed Block.
-            _ => unsafe { arena::free(self.owner.cast()) },
+            // SAFETY: this Buf is counted in the region's header.
+            Kind::Region => unsafe { region::release(header.region) },
+            // SAFETY: the header leads a LenderShared that counts this Buf.
+            Kind::Lent => unsafe { lender::count(self.owner.cast(), -1) },
+            // SAFETY: COUNT: the last Buf of a slot; the header leads it.
+            Kind::Pool if header.is_last() => unsafe { pool::give_back(self.owner.cast()) },
+            // SAFETY: COUNT: the last Buf of a block; the header leads it.
+            Kind::Block if header.is_last() => unsafe { arena::free(self.owner.cast()) },
+            Kind::Pool | Kind::Block => {}
         }
     }
 }
@@ -227,9 +243,7 @@ impl Drop for Buf {
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Buf");
-        out.field("addr", &self.ptr)
-            .field("len", &self.len)
-            .field("iova", &self.iova());
+        out.field("addr", &self.ptr).field("len", &self.len).field("iova", &self.iova());
         out.field("shared", &self.is_shared()).finish()
     }
 }

@@ -52,11 +52,7 @@ impl Cells {
     /// If it lies beyond the end.
     #[inline]
     pub fn u32(&self, index: usize) -> &AtomicU32 {
-        assert!(
-            index < self.buf.len() / 4,
-            "word {index} of {}",
-            self.buf.len() / 4
-        );
+        assert!(index < self.buf.len() / 4, "word {index} of {}", self.buf.len() / 4);
         // SAFETY: in range and aligned, checked; nothing but atomics reaches these bytes here,
         // and a device's or another `Cells`' accesses are as atomic as ours.
         unsafe { AtomicU32::from_ptr(self.buf.addr().cast::<u32>().add(index)) }
@@ -68,11 +64,7 @@ impl Cells {
     /// If it lies beyond the end.
     #[inline]
     pub fn u64(&self, index: usize) -> &AtomicU64 {
-        assert!(
-            index < self.buf.len() / 8,
-            "word {index} of {}",
-            self.buf.len() / 8
-        );
+        assert!(index < self.buf.len() / 8, "word {index} of {}", self.buf.len() / 8);
         // SAFETY: as for `u32`.
         unsafe { AtomicU64::from_ptr(self.buf.addr().cast::<u64>().add(index)) }
     }

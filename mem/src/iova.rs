@@ -26,9 +26,7 @@ pub(crate) fn fits(windows: &[RangeInclusive<u64>], iova: u64, len: u64) -> bool
     let Some(last) = iova.checked_add(len - 1) else {
         return false;
     };
-    windows
-        .iter()
-        .any(|window| window.contains(&iova) && window.contains(&last))
+    windows.iter().any(|window| window.contains(&iova) && window.contains(&last))
 }
 
 /// The lowest multiple of `align` (a power of two) from which `len` bytes lie in one window and
@@ -44,9 +42,7 @@ pub(crate) fn allocate(
     let mut windows: Vec<_> = windows.to_vec();
     windows.sort_by_key(|window| *window.start());
     windows.iter().find_map(|window| {
-        let mut at = (*window.start())
-            .max(LOWEST)
-            .checked_next_multiple_of(align)?;
+        let mut at = (*window.start()).max(LOWEST).checked_next_multiple_of(align)?;
         for &(start, room) in &taken {
             let end = start + (room - 1);
             if at <= end && start <= at.checked_add(len - 1)? {
@@ -59,13 +55,7 @@ pub(crate) fn allocate(
 
 /// The windows for people: `0x100000..=0xfedfffff, ...`.
 pub(crate) fn words(windows: &[RangeInclusive<u64>]) -> String {
-    let words: Vec<_> = windows
-        .iter()
-        .map(|w| format!("{:#x}..={:#x}", w.start(), w.end()))
-        .collect();
-    if words.is_empty() {
-        "none".into()
-    } else {
-        words.join(", ")
-    }
+    let words: Vec<_> =
+        windows.iter().map(|w| format!("{:#x}..={:#x}", w.start(), w.end())).collect();
+    if words.is_empty() { "none".into() } else { words.join(", ") }
 }

@@ -23,10 +23,9 @@
 //!   a slice while shared, and not reachable from two threads (`IoVector`, [`Segment`], [`View`]
 //!   and [`Piece`] are not `Sync`).
 //! - **COUNT**: a header whose count is one belongs to the holder of that `Buf` alone, because
-//!   only a holder makes further `Buf`s of it. Region headers are the exception and always count
-//!   atomically.
-//! - **HOME**: the plain free list of a pool is touched only by the thread that took first.
-//!   Every thread has a number of its own that is never used again.
+//!   only a holder makes further `Buf`s of it. Headers of regions and lenders are the exception.
+//! - **HOME**: the plain free list of a pool, and the plain count of a lender, are touched only
+//!   by the thread that used them first. Every thread has a number that is never used again.
 
 #![warn(missing_docs)]
 
@@ -38,11 +37,14 @@ pub mod counting_alloc;
 pub mod cycles;
 mod error;
 mod extents;
+mod home;
 mod iova;
 mod iovector;
+mod lender;
 mod map;
 mod memory;
 mod options;
+mod pages;
 mod pool;
 mod raw;
 mod region;
@@ -58,6 +60,7 @@ pub use bytes::SharedBytes;
 pub use cells::Cells;
 pub use error::MemError;
 pub use iovector::{IoVector, Segment};
+pub use lender::Lender;
 pub use memory::{Attachment, DmaMapper, Memory};
 pub use options::{ArenaOptions, ArenaSource, PagePolicy, PageSize};
 pub use pool::Pool;

@@ -3,9 +3,9 @@ use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::map::{self, Mapping};
+use crate::map;
 use crate::region::RegionShared;
-use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova};
+use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova, pages};
 
 /// Every byte that the devices of one engine may reach. A handle; clones name the same memory.
 #[derive(Clone)]
@@ -53,11 +53,7 @@ pub struct Attachment {
 impl Memory {
     /// No memory yet, and no device.
     pub fn new() -> Memory {
-        Memory {
-            shared: Arc::new(MemoryShared {
-                state: Mutex::default(),
-            }),
-        }
+        Memory { shared: Arc::new(MemoryShared { state: Mutex::default() }) }
     }
 
     /// Maps a new arena, zeroed, and shows it to all attached devices.
@@ -67,7 +63,7 @@ impl Memory {
     /// [`PagePolicy`](crate::PagePolicy) demands are not there; what a mapper says; `EPERM` if
     /// its pages are not locked and an attached device needs that.
     pub fn add_arena(&self, options: &ArenaOptions) -> Result<Arena, MemError> {
-        let (mapping, notice) = Mapping::new(options)?;
+        let (mapping, notice) = pages::map(options)?;
         let region = RegionShared::of_mapping(mapping, Arc::downgrade(&self.shared));
         let region = self.shared.add(region)?;
         Ok(Arena::new(region, notice))
@@ -78,7 +74,8 @@ impl Memory {
     /// # Errors
     /// `EINVAL` if address or length is not a multiple of 4 KiB (of the page size, if it lies on
     /// hugepages); `ENOMEM` if some of it is not mapped; `EEXIST` if some of it is registered
-    /// already; what a mapper says.
+    /// already; what a mapper says; `EBUSY` if a mapper failed and another then did not let go:
+    /// the range must stay mapped for ever.
     ///
     /// # Safety
     /// The range stays mapped until [`Region::try_unregister`] returns `Ok`, for ever if the
@@ -96,11 +93,7 @@ impl Memory {
             let text = format!("register {len} bytes at {start:#x}: beyond the address space");
             return Err(MemError::new(libc::EINVAL, text));
         }
-        self.shared.add(RegionShared::of_caller(
-            ptr,
-            len,
-            Arc::downgrade(&self.shared),
-        ))
+        self.shared.add(RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared)))
     }
 
     /// Shows all regions, and those that come later, to a device. Every region has one IOVA for
@@ -113,16 +106,13 @@ impl Memory {
     /// region is not a multiple of the device's page; what the mapper says. Nothing stays mapped.
     pub fn attach(&self, mapper: Arc<dyn DmaMapper>) -> Result<Attachment, MemError> {
         self.shared.attach(&mapper)?;
-        Ok(Attachment {
-            memory: self.shared.clone(),
-            mapper,
-        })
+        Ok(Attachment { memory: self.shared.clone(), mapper })
     }
 
     /// All regions: arenas and registered memory.
     pub fn regions(&self) -> Vec<Region> {
         let state = self.shared.lock();
-        let open = state.regions.iter().filter(|region| !region.is_closing());
+        let open = state.regions.iter().filter(|region| !region.is_closed());
         open.map(|region| Region::new(region.clone())).collect()
     }
 }
@@ -137,9 +127,7 @@ impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.lock();
         let mut out = f.debug_struct("Memory");
-        out.field("regions", &state.regions.len())
-            .field("devices", &state.devices.len())
-            .finish()
+        out.field("regions", &state.regions.len()).field("devices", &state.devices.len()).finish()
     }
 }
 
@@ -187,7 +175,7 @@ impl MemoryShared {
         let handle = Region::new(region.clone());
         if let Err(error) = state.map_everywhere(&region) {
             drop(state);
-            if handle.is_shared() {
+            if handle.is_shared() && error.errno() != libc::EBUSY {
                 map::do_fork(region.base(), region.len());
             }
             return Err(error);
@@ -199,16 +187,11 @@ impl MemoryShared {
     fn attach(&self, mapper: &Arc<dyn DmaMapper>) -> Result<(), MemError> {
         let mut state = self.lock();
         if let Some(device) = state.devices.iter_mut().find(|device| device.is(mapper)) {
-            device.users += 1;
-            return Ok(());
+            return device.share();
         }
         let device = Device::new(mapper.clone());
-        let regions: Vec<_> = state
-            .regions
-            .iter()
-            .filter(|region| !region.is_closing())
-            .cloned()
-            .collect();
+        let regions: Vec<_> =
+            state.regions.iter().filter(|region| !region.is_closed()).cloned().collect();
         for region in &regions {
             device.check(region)?;
             state.place(region, Some(&device))?;
@@ -218,9 +201,7 @@ impl MemoryShared {
         for region in &regions {
             if let Err(error) = device.map(region) {
                 device.unmap_all();
-                state
-                    .devices
-                    .retain(|device| !device.is(mapper) || !device.mapped.is_empty());
+                state.devices.retain(|device| !device.is(mapper) || !device.mapped.is_empty());
                 return Err(error);
             }
         }
@@ -236,9 +217,7 @@ impl MemoryShared {
         if device.users == 0 {
             device.unmap_all();
             // What a mapper failed to unmap stays on the list, and so in its memory, for good.
-            state
-                .devices
-                .retain(|device| device.users > 0 || !device.mapped.is_empty());
+            state.devices.retain(|device| device.users > 0 || !device.mapped.is_empty());
         }
     }
 
@@ -290,13 +269,32 @@ impl State {
         self.place(region, None)?;
         for at in 0..self.devices.len() {
             if let Err(error) = self.devices[at].map(region) {
-                for device in &mut self.devices[..at] {
-                    let _ = device.unmap(region);
-                }
-                return Err(error);
+                return Err(self.unmap_again(region, at, error));
             }
         }
         Ok(())
+    }
+
+    /// Undoes the mappings of the first `devices`, after `error` of the next one.
+    fn unmap_again(
+        &mut self,
+        region: &Arc<RegionShared>,
+        devices: usize,
+        error: MemError,
+    ) -> MemError {
+        let mut stuck = false;
+        for device in &mut self.devices[..devices] {
+            stuck |= device.unmap(region).is_err();
+        }
+        if !stuck {
+            return error;
+        }
+        region.close_for_good();
+        self.regions.push(region.clone());
+        MemError::new(
+            libc::EBUSY,
+            format!("{error}; and another device does not let go of it: it must stay mapped"),
+        )
     }
 
     /// Sees to it that the region has an IOVA that suits all devices and `new`.
@@ -321,17 +319,10 @@ impl State {
         let devices = || self.devices.iter().chain(new);
         let everything: RangeInclusive<u64> = 0..=u64::MAX - 1;
         let windows = devices().fold(vec![everything], |all, d| iova::intersect(&all, &d.windows));
-        let align = devices()
-            .map(|device| device.align(region))
-            .max()
-            .unwrap_or(1);
-        let others = self
-            .regions
-            .iter()
-            .filter(|other| !std::ptr::eq(&***other, region));
-        let taken: Vec<_> = others
-            .filter_map(|other| Some((other.iova()?, other.len() as u64)))
-            .collect();
+        let align = devices().map(|device| device.align(region)).max().unwrap_or(1);
+        let others = self.regions.iter().filter(|other| !std::ptr::eq(&***other, region));
+        let taken: Vec<_> =
+            others.filter_map(|other| Some((other.iova()?, other.len() as u64))).collect();
         let Some(iova) = iova::allocate(&windows, &taken, len, align) else {
             let windows = iova::words(&windows);
             return Err(MemError::new(
@@ -352,13 +343,18 @@ impl Device {
     fn new(mapper: Arc<dyn DmaMapper>) -> Device {
         let (windows, page_size) = (mapper.windows(), mapper.page_size_min());
         let page_size = page_size.max(1).next_power_of_two();
-        Device {
-            mapper,
-            windows,
-            page_size,
-            users: 1,
-            mapped: Vec::new(),
+        Device { mapper, windows, page_size, users: 1, mapped: Vec::new() }
+    }
+
+    /// One attachment more. After a detach that could not unmap everything the mapper is in no
+    /// state to be used again.
+    fn share(&mut self) -> Result<(), MemError> {
+        if self.users == 0 {
+            let text = "attach a device: its mapper failed to unmap memory before; reset it";
+            return Err(MemError::new(libc::EBUSY, text));
         }
+        self.users += 1;
+        Ok(())
     }
 
     fn is(&self, mapper: &Arc<dyn DmaMapper>) -> bool {
@@ -377,7 +373,7 @@ impl Device {
                 format!(
                     "attach a device: it needs locked memory, but the arena of {len} bytes is \
                      not; {}",
-                    map::memlock_advice(region.len())
+                    pages::memlock_advice(region.len())
                 ),
             ));
         }
@@ -399,24 +395,15 @@ impl Device {
         let Some(iova) = region.iova() else {
             return Ok(());
         };
-        self.mapper
-            .map(&Region::for_device(region.clone()), iova)
-            .map_err(|error| {
-                error.context(format_args!(
-                    "map {} bytes for a device at {iova:#x}",
-                    region.len()
-                ))
-            })?;
+        self.mapper.map(&Region::for_device(region.clone()), iova).map_err(|error| {
+            error.context(format_args!("map {} bytes for a device at {iova:#x}", region.len()))
+        })?;
         self.mapped.push(region.clone());
         Ok(())
     }
 
     fn unmap(&mut self, region: &Arc<RegionShared>) -> Result<(), MemError> {
-        let Some(at) = self
-            .mapped
-            .iter()
-            .position(|other| Arc::ptr_eq(other, region))
-        else {
+        let Some(at) = self.mapped.iter().position(|other| Arc::ptr_eq(other, region)) else {
             return Ok(());
         };
         if let Some(iova) = region.iova() {
@@ -429,9 +416,7 @@ impl Device {
     fn unmap_all(&mut self) {
         let mapper = &self.mapper;
         self.mapped.retain(|region| {
-            region
-                .iova()
-                .is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
+            region.iova().is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
         });
     }
 }

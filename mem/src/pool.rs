@@ -2,11 +2,12 @@ use std::cell::Cell;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicIsize, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crossbeam::utils::CachePadded;
 
 use crate::buf::{Buf, Header, Kind};
+use crate::home::Home;
 use crate::returns::{END, Returns};
 use crate::sync::AtomicU32;
 use crate::{Arena, MemError};
@@ -56,30 +57,22 @@ impl Pool {
                 region: memory.header().region,
                 kind: Kind::Pool,
             },
-            next: AtomicU32::new(if index + 1 < count {
-                index as u32 + 1
-            } else {
-                END
-            }),
+            next: AtomicU32::new(if index + 1 < count { index as u32 + 1 } else { END }),
             index: index as u32,
             pool: this,
             // SAFETY: index * stride lies within the bytes allocated.
             ptr: unsafe { NonNull::new_unchecked(memory.addr().add(index * stride)) },
         };
         shared.write(PoolShared {
-            owner: AtomicU64::new(NO_THREAD),
+            home: Home::new(),
             local: Cell::new(0),
             free: Cell::new(count),
             buf_len,
             slots: (0..count).map(slot).collect(),
-            returns: CachePadded::new(Returns::new()),
-            owed: AtomicIsize::new(count as isize + 1),
+            returns: CachePadded::new(Returns::new(count)),
             _memory: memory,
         });
-        Ok(Pool {
-            shared: this,
-            _cells: PhantomData,
-        })
+        Ok(Pool { shared: this, _cells: PhantomData })
     }
 
     /// A buffer of [`buf_len`](Pool::buf_len) bytes, whatever they hold; `None` if all are out.
@@ -89,7 +82,7 @@ impl Pool {
     #[inline]
     pub fn take(&self) -> Option<Buf> {
         let shared = self.shared();
-        shared.adopt();
+        shared.home.settle_here();
         let mut index = shared.local.get();
         if index == END {
             index = shared.refill();
@@ -120,8 +113,8 @@ impl Pool {
     /// As [`take`](Pool::take).
     pub fn available(&self) -> usize {
         let shared = self.shared();
-        if shared.owner.load(Ordering::Relaxed) != NO_THREAD {
-            shared.adopt();
+        if !shared.home.is_open() {
+            shared.home.settle_here();
             shared.refill();
         }
         shared.free.get()
@@ -148,45 +141,38 @@ impl Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         let shared = self.shared();
-        let owner = shared.owner.load(Ordering::Relaxed);
-        if owner != NO_THREAD && owner != thread_number() {
+        if !shared.home.is_here() && !shared.home.is_open() {
             return;
         }
-        // From here on buffers come back through `returns` even on this thread, find it closed,
-        // and settle one by one.
-        shared.owner.store(NO_THREAD, Ordering::Relaxed);
-        let home = shared.free.get() + shared.chain(shared.returns.close()).0;
-        // SAFETY: what is home, and the handle itself, are settled once.
-        unsafe { settle(self.shared, home as isize + 1) };
+        // From here on buffers come back through `returns` even on this thread.
+        shared.home.leave();
+        if shared.returns.close(shared.free.get(), |first| shared.chain(first).0) {
+            // SAFETY: all slots and the handle are home.
+            unsafe { free(self.shared) };
+        }
     }
 }
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Pool");
-        out.field("buf_len", &self.buf_len())
-            .field("count", &self.count())
-            .finish()
+        out.field("buf_len", &self.buf_len()).field("count", &self.count()).finish()
     }
 }
 
 /// Slot numbers fit the links, and the two numbers beyond are signs of `Returns`.
 const MAX_COUNT: usize = u32::MAX as usize - 2;
 
-const NO_THREAD: u64 = 0;
-
 /// A pool and its slots; freed when the pool is dropped and all buffers are home.
 struct PoolShared {
-    /// The number of the thread that `local` and `free` belong to.
-    owner: AtomicU64,
+    /// Whose `local` and `free` are.
+    home: Home,
     local: Cell<u32>,
     /// The length of the local list.
     free: Cell<usize>,
     buf_len: usize,
     slots: Box<[Slot]>,
     returns: CachePadded<Returns>,
-    /// Counted down after the pool was dropped: one for each buffer, one for the handle.
-    owed: AtomicIsize,
     _memory: Buf,
 }
 
@@ -203,19 +189,6 @@ pub(crate) struct Slot {
 }
 
 impl PoolShared {
-    /// Makes the caller's thread the owner, or sees that it is.
-    #[inline]
-    fn adopt(&self) {
-        let (owner, me) = (self.owner.load(Ordering::Relaxed), thread_number());
-        if owner != me {
-            assert!(
-                owner == NO_THREAD,
-                "this pool belongs to the thread that took from it first"
-            );
-            self.owner.store(me, Ordering::Relaxed);
-        }
-    }
-
     /// Puts what other threads returned before the local list; its first slot or `END`.
     #[cold]
     fn refill(&self) -> u32 {
@@ -249,46 +222,20 @@ pub(crate) unsafe fn give_back(slot: NonNull<Slot>) {
     let (slot, pool) = unsafe { (slot.as_ref(), slot.as_ref().pool) };
     // SAFETY: as above.
     let shared = unsafe { pool.as_ref() };
-    if shared.owner.load(Ordering::Relaxed) == thread_number() {
+    if shared.home.is_here() {
         slot.next.store(shared.local.get(), Ordering::Relaxed);
         shared.local.set(slot.index);
         shared.free.set(shared.free.get() + 1);
-    } else if !shared.returns.push(slot.index, &slot.next) {
-        // SAFETY: this slot is settled once; it is on no list.
-        unsafe { settle(pool, 1) };
+    } else if shared.returns.push(slot.index, &slot.next) {
+        // SAFETY: all slots and the handle are home.
+        unsafe { free(pool) };
     }
 }
 
-/// Counts down what a dropped pool waits for, and frees it at 0.
-///
 /// # Safety
-/// Each slot and the handle are counted once.
+/// `Returns` said that all are home.
 #[cold]
-unsafe fn settle(pool: NonNull<PoolShared>, parts: isize) {
-    // SAFETY: not freed before our own parts are counted.
-    let owed = unsafe { &(*pool.as_ptr()).owed };
-    // AcqRel: whoever frees comes after all that others did to their buffers.
-    if owed.fetch_sub(parts, Ordering::AcqRel) == parts {
-        // SAFETY: leaked by `Pool::new`; nobody else has a part left.
-        drop(unsafe { Box::from_raw(pool.as_ptr()) });
-    }
-}
-
-/// The number of this thread, never 0 and never used again.
-#[inline]
-fn thread_number() -> u64 {
-    thread_local!(static NUMBER: Cell<u64> = const { Cell::new(NO_THREAD) });
-    let number = NUMBER.get();
-    if number != NO_THREAD {
-        number
-    } else {
-        new_thread_number(&NUMBER)
-    }
-}
-
-#[cold]
-fn new_thread_number(number: &'static std::thread::LocalKey<Cell<u64>>) -> u64 {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    number.set(NEXT.fetch_add(1, Ordering::Relaxed));
-    number.get()
+unsafe fn free(pool: NonNull<PoolShared>) {
+    // SAFETY: leaked by `Pool::new`, and nobody else knows it.
+    drop(unsafe { Box::from_raw(pool.as_ptr()) });
 }

@@ -1,13 +1,16 @@
 use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::buf::{Buf, Header, Kind};
 use crate::map::{self, Mapping};
 use crate::memory::MemoryShared;
-use crate::{MemError, PageSize};
+use crate::{Lender, MemError, PageSize};
+
+/// In the count of `Buf`s: the region is being unregistered and makes no new ones.
+const CLOSED: usize = 1 << (usize::BITS - 1);
 
 /// No device has given the region an address yet.
 const NO_IOVA: u64 = u64::MAX;
@@ -54,10 +57,7 @@ impl Region {
 
     /// The file behind an arena and the offset of the region in it, for another process to map.
     pub fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
-        self.shared
-            .mapping
-            .as_ref()
-            .map(|mapping| (mapping.fd(), 0))
+        self.shared.mapping.as_ref().map(|mapping| (mapping.fd(), 0))
     }
 
     /// True for registered memory: its owner may write it at any time.
@@ -78,13 +78,17 @@ impl Region {
     /// [`Arena::alloc`](crate::Arena::alloc)); `ENODEV` while it is being unregistered.
     #[inline]
     pub fn buf(&self, offset: usize, len: usize) -> Result<Buf, MemError> {
-        if !self.is_shared() {
-            return Err(MemError::new(
-                libc::EINVAL,
-                "a buffer on an arena's region would overlap its owners': use Arena::alloc or Pool",
-            ));
-        }
+        self.check_registered()?;
         self.shared_buf(offset, len)
+    }
+
+    /// A cheap source of shared [`Buf`]s on registered memory for one core. Control plane.
+    ///
+    /// # Errors
+    /// `EINVAL` if the region belongs to an arena; `ENODEV` while it is being unregistered.
+    pub fn lender(&self) -> Result<Lender, MemError> {
+        self.check_registered()?;
+        self.shared_lender()
     }
 
     /// A shared [`Buf`] on any region, as a device behind an IOMMU sees it. No allocation.
@@ -100,22 +104,42 @@ impl Region {
         self.shared_buf(offset, len)
     }
 
+    /// A cheap source of shared [`Buf`]s on any region, as a device behind an IOMMU sees it, for
+    /// one core. Control plane.
+    ///
+    /// # Errors
+    /// `ENODEV` while the region is being unregistered.
+    ///
+    /// # Safety
+    /// As [`device_buf`](Region::device_buf), for all buffers that it lends.
+    pub unsafe fn device_lender(&self) -> Result<Lender, MemError> {
+        self.shared_lender()
+    }
+
+    fn shared_lender(&self) -> Result<Lender, MemError> {
+        match self.shared.is_closed() {
+            true => Err(unregistering()),
+            false => Ok(Lender::new(self.clone())),
+        }
+    }
+
+    fn check_registered(&self) -> Result<(), MemError> {
+        match self.is_shared() {
+            true => Ok(()),
+            false => Err(MemError::new(
+                libc::EINVAL,
+                "a buffer on an arena's region would overlap its owners': use Arena::alloc or Pool",
+            )),
+        }
+    }
+
     #[inline]
     fn shared_buf(&self, offset: usize, len: usize) -> Result<Buf, MemError> {
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > self.shared.len)
-        {
-            return Err(MemError::new(
-                libc::EINVAL,
-                "range beyond the end of the region",
-            ));
+        if offset.checked_add(len).is_none_or(|end| end > self.shared.len) {
+            return Err(MemError::new(libc::EINVAL, "range beyond the end of the region"));
         }
         if !self.shared.acquire() {
-            return Err(MemError::new(
-                libc::ENODEV,
-                "the region is being unregistered",
-            ));
+            return Err(MemError::new(libc::ENODEV, "the region is being unregistered"));
         }
         let owner = self.shared.header.region.cast::<Header>();
         // SAFETY: in range, checked; counted by `acquire`; the header leads RegionShared.
@@ -136,6 +160,9 @@ impl Region {
     /// devices still hold it (a mapper that lets go late, or fails to unmap), the region stays
     /// closed: it makes no new `Buf`s, and this can be tried again.
     pub fn try_unregister(self) -> Result<(), Region> {
+        if self.device {
+            return Err(self);
+        }
         let memory = self.shared.memory.upgrade();
         let done = match &memory {
             Some(memory) => memory.unregister(&self.shared),
@@ -152,19 +179,13 @@ impl Region {
 
     pub(crate) fn new(shared: Arc<RegionShared>) -> Region {
         shared.handles.fetch_add(1, Ordering::Relaxed);
-        Region {
-            shared,
-            device: false,
-        }
+        Region { shared, device: false }
     }
 
     /// A handle for a mapper; its clones count as the mapper's, too.
     pub(crate) fn for_device(shared: Arc<RegionShared>) -> Region {
         shared.device_handles.fetch_add(1, Ordering::Relaxed);
-        Region {
-            shared,
-            device: true,
-        }
+        Region { shared, device: true }
     }
 
     pub(crate) fn shared(&self) -> &Arc<RegionShared> {
@@ -203,12 +224,14 @@ impl Eq for Region {}
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Region");
-        out.field("addr", &self.shared.base)
-            .field("len", &self.shared.len);
-        out.field("iova", &self.iova())
-            .field("pages", &self.shared.page_size);
+        out.field("addr", &self.shared.base).field("len", &self.shared.len);
+        out.field("iova", &self.iova()).field("pages", &self.shared.page_size);
         out.field("shared", &self.is_shared()).finish()
     }
+}
+
+fn unregistering() -> MemError {
+    MemError::new(libc::ENODEV, "the region is being unregistered")
 }
 
 /// What the handles of one region share. Led by the header of its shared `Buf`s.
@@ -221,8 +244,6 @@ pub(crate) struct RegionShared {
     align: usize,
     page_size: PageSize,
     locked: bool,
-    /// Set while it is unregistered: no new `Buf`s.
-    closing: AtomicBool,
     /// Handles that no mapper holds.
     handles: AtomicUsize,
     /// Handles that mappers hold.
@@ -270,18 +291,13 @@ impl RegionShared {
         Arc::new_cyclic(|this: &Weak<RegionShared>| {
             let region = NonNull::new(this.as_ptr().cast_mut()).expect("Arc memory is not null");
             RegionShared {
-                header: Header {
-                    bufs: AtomicUsize::new(0),
-                    region,
-                    kind: Kind::Region,
-                },
+                header: Header { bufs: AtomicUsize::new(0), region, kind: Kind::Region },
                 base,
                 len,
                 iova: AtomicU64::new(NO_IOVA),
                 align,
                 page_size,
                 locked,
-                closing: AtomicBool::new(false),
                 handles: AtomicUsize::new(0),
                 device_handles: AtomicUsize::new(0),
                 memory,
@@ -327,46 +343,55 @@ impl RegionShared {
         self.page_size
     }
 
-    pub(crate) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+    pub(crate) fn is_closed(&self) -> bool {
+        self.header.bufs.load(Ordering::Acquire) & CLOSED != 0
     }
 
     /// True if no device can reach it any more.
     pub(crate) fn is_quiet(&self) -> bool {
-        self.device_handles.load(Ordering::Acquire) == 0
-            && self.header.bufs.load(Ordering::SeqCst) == 0
+        self.device_handles.load(Ordering::Acquire) == 0 && self.bufs() == 0
     }
 
     /// True while a `Buf` or more than `own` handles live.
     pub(crate) fn in_use(&self, own: usize) -> bool {
-        self.header.bufs.load(Ordering::SeqCst) != 0 || self.handles.load(Ordering::Acquire) > own
+        self.bufs() != 0 || self.handles.load(Ordering::Acquire) > own
     }
 
-    /// Stops new `Buf`s, unless a `Buf` or a second handle lives.
+    /// Stops new `Buf`s, unless a `Buf` or a second handle lives: then nothing changes, and
+    /// devices that work on it see no trouble.
     pub(crate) fn close(&self) -> bool {
-        let before = self.closing.swap(true, Ordering::SeqCst);
-        let idle = !self.in_use(1);
-        if !idle {
-            self.closing.store(before, Ordering::SeqCst);
+        if self.handles.load(Ordering::Acquire) > 1 {
+            return false;
         }
-        idle
+        let closed =
+            self.header.bufs.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
+        matches!(closed, Ok(_) | Err(CLOSED))
     }
 
-    /// Counts a new shared `Buf`, unless the region is closing. Either this sees `closing`, or
-    /// `close` sees the count: both are SeqCst, each writes before it reads.
+    /// Stops new `Buf`s, whoever holds it.
+    pub(crate) fn close_for_good(&self) {
+        self.header.bufs.fetch_or(CLOSED, Ordering::AcqRel);
+    }
+
+    fn bufs(&self) -> usize {
+        self.header.bufs.load(Ordering::Acquire) & !CLOSED
+    }
+
+    /// Counts a new shared `Buf`, unless the region is closed. Count and sign are one word, so
+    /// either this sees the sign or `close` sees the count.
     #[inline]
     fn acquire(&self) -> bool {
-        if self.header.bufs.fetch_add(1, Ordering::SeqCst) == 0 {
+        let before = self.header.bufs.fetch_add(1, Ordering::Acquire);
+        if before & !CLOSED == 0 {
             // SAFETY: the pointer is that of the Arc we are called through. The count of the
             // first Buf keeps the region allocated; `release` of the last gives it back.
             unsafe { Arc::increment_strong_count(self.header.region.as_ptr()) };
         }
-        if !self.closing.load(Ordering::SeqCst) {
-            return true;
+        if before & CLOSED != 0 {
+            // SAFETY: counted above.
+            unsafe { release(self.header.region) };
         }
-        // SAFETY: counted above.
-        unsafe { release(self.header.region) };
-        false
+        before & CLOSED == 0
     }
 }
 
@@ -378,7 +403,7 @@ impl RegionShared {
 pub(crate) unsafe fn release(region: NonNull<RegionShared>) {
     // SAFETY: LIVE until the count that we hold is gone.
     let bufs = unsafe { &(*region.as_ptr()).header.bufs };
-    if bufs.fetch_sub(1, Ordering::AcqRel) == 1 {
+    if bufs.fetch_sub(1, Ordering::AcqRel) & !CLOSED == 1 {
         // SAFETY: `acquire` took this count when it went from 0 to 1.
         unsafe { Arc::decrement_strong_count(region.as_ptr()) };
     }

@@ -33,11 +33,7 @@ const CHUNK: usize = 512;
 impl<'a> View<'a> {
     /// A view of nothing.
     pub const fn empty() -> View<'a> {
-        View {
-            segments: &[],
-            skip: 0,
-            len: 0,
-        }
+        View { segments: &[], skip: 0, len: 0 }
     }
 
     /// Length in bytes.
@@ -74,11 +70,7 @@ impl<'a> View<'a> {
             skip -= first.len();
             segments = rest;
         }
-        View {
-            segments,
-            skip,
-            len,
-        }
+        View { segments, skip, len }
     }
 
     /// Copies all bytes out.
@@ -141,11 +133,7 @@ impl<'a> View<'a> {
     /// # Panics
     /// If `other` has another length.
     pub fn compare(&self, other: &[u8]) -> Option<usize> {
-        assert_eq!(
-            other.len(),
-            self.len,
-            "compare with a view of another length"
-        );
+        assert_eq!(other.len(), self.len, "compare with a view of another length");
         let mut at = 0;
         for piece in self.pieces() {
             if let Some(difference) = piece.compare(&other[at..at + piece.len]) {
@@ -178,11 +166,7 @@ impl<'a> View<'a> {
 
     #[inline]
     pub(crate) fn of_segments(segments: &'a [Segment], len: usize) -> View<'a> {
-        View {
-            segments,
-            skip: 0,
-            len,
-        }
+        View { segments, skip: 0, len }
     }
 
     #[inline]
@@ -190,11 +174,7 @@ impl<'a> View<'a> {
         let len = buf.len();
         // SAFETY: Segment is a transparent Buf; the exclusive borrow makes it the view's (CELL).
         let segment = unsafe { &*std::ptr::from_mut(buf).cast::<Segment>() };
-        View {
-            segments: std::slice::from_ref(segment),
-            skip: 0,
-            len,
-        }
+        View { segments: std::slice::from_ref(segment), skip: 0, len }
     }
 }
 
@@ -226,12 +206,7 @@ impl<'a> Iterator for Pieces<'a> {
                 // SAFETY: skip < the segment's length.
                 let ptr = unsafe { first.addr().add(rest.skip) };
                 (rest.segments, rest.skip, rest.len) = (later, 0, rest.len - len);
-                return Some(Piece {
-                    ptr,
-                    len,
-                    header,
-                    _cell: PhantomData,
-                });
+                return Some(Piece { ptr, len, header, _cell: PhantomData });
             }
             (rest.skip, rest.segments) = (rest.skip.saturating_sub(first.len()), later);
         }
@@ -304,25 +279,19 @@ impl<'a> Piece<'a> {
 
     /// The first `len` bytes, of which there are as many.
     fn front(self, len: usize) -> Piece<'a> {
-        Piece {
-            len: len.min(self.len),
-            ..self
-        }
+        Piece { len: len.min(self.len), ..self }
     }
 
     /// What follows the first `len` bytes, if anything does.
     fn after(self, len: usize) -> Option<Piece<'a>> {
         let rest = self.len.checked_sub(len).filter(|&rest| rest > 0)?;
         // SAFETY: len < self.len.
-        Some(Piece {
-            ptr: unsafe { self.ptr.add(len) },
-            len: rest,
-            ..self
-        })
+        let ptr = unsafe { self.ptr.add(len) };
+        Some(Piece { ptr, len: rest, ..self })
     }
 
     fn is_all(&self, byte: u8) -> bool {
-        self.chunks(|_, bytes| bytes.iter().all(|&b| b == byte))
+        self.chunks(|_, bytes| bytes[0] == byte && bytes[1..] == bytes[..bytes.len() - 1])
     }
 
     fn compare(&self, other: &[u8]) -> Option<usize> {
@@ -341,6 +310,11 @@ impl<'a> Piece<'a> {
     /// Shows all bytes in order, with their offset, while `check` says true. Shared bytes are
     /// shown as private copies, so that `check` judges bytes that stay as they are.
     fn chunks(&self, mut check: impl FnMut(usize, &[u8]) -> bool) -> bool {
+        if !self.is_shared() {
+            // SAFETY: LIVE; the list is borrowed by our thread, and `check` can not write it: it
+            // is a closure of this module that knows no view (CELL).
+            return check(0, unsafe { std::slice::from_raw_parts(self.ptr, self.len) });
+        }
         let mut copy = [0; CHUNK];
         let mut at = 0;
         let mut rest = Some(*self);
@@ -352,7 +326,7 @@ impl<'a> Piece<'a> {
                 return false;
             }
             at += chunk.len;
-            rest = piece.after(CHUNK.min(piece.len));
+            rest = piece.after(chunk.len);
         }
         true
     }
@@ -361,9 +335,6 @@ impl<'a> Piece<'a> {
 impl fmt::Debug for Piece<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Piece");
-        out.field("addr", &self.ptr)
-            .field("len", &self.len)
-            .field("iova", &self.iova())
-            .finish()
+        out.field("addr", &self.ptr).field("len", &self.len).field("iova", &self.iova()).finish()
     }
 }
