@@ -145,10 +145,7 @@ impl Work {
 
 /// Runs one phase on this core to its end.
 pub(crate) async fn run_phase(core: &Core, worker: Worker) -> Outcome {
-    let shared = Rc::new(RefCell::new(Shared {
-        worker,
-        waker: None,
-    }));
+    let shared = Rc::new(RefCell::new(Shared { worker, waker: None }));
     let poller = core.add_poller(Box::new(WorkerPoller(shared.clone())));
     poll_fn(|context| {
         let mut shared = shared.borrow_mut();
@@ -209,10 +206,7 @@ impl Worker {
     ) -> Worker {
         let depth = buffers.len();
         progress.checking.store(checker.is_some(), Relaxed);
-        let rest = (0..)
-            .zip(buffers)
-            .map(|(tag, data)| Op::read(0, data).tag(tag))
-            .collect();
+        let rest = (0..).zip(buffers).map(|(tag, data)| Op::read(0, data).tag(tag)).collect();
         Worker {
             channel,
             phase,
@@ -272,10 +266,7 @@ impl Worker {
     fn start(&mut self, now: u64) {
         self.started = true;
         self.ramp_ends_ns = now + self.phase.ramp_ns;
-        self.ends_ns = self
-            .phase
-            .runtime_ns
-            .map_or(u64::MAX, |ns| self.ramp_ends_ns + ns);
+        self.ends_ns = self.phase.runtime_ns.map_or(u64::MAX, |ns| self.ramp_ends_ns + ns);
         self.counts = Counts::new(now);
     }
 
@@ -320,9 +311,7 @@ impl Worker {
                 _ => &mut counts.report.write,
             };
             stats.ios += 1;
-            stats
-                .latency
-                .record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
+            stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
             if let Some(checker) = &mut self.checker {
                 let good = check(checker, op.offset, &mut op.data);
                 self.closing |= !good && self.phase.work.is_fatal();
@@ -330,10 +319,7 @@ impl Worker {
         }
         self.progress.ios[0].store(counts.report.read.ios, Relaxed);
         self.progress.ios[1].store(counts.report.write.ios, Relaxed);
-        let mark = Allocations {
-            count: allocations(),
-            ios: counts.report.ios(),
-        };
+        let mark = Allocations { count: allocations(), ios: counts.report.ios() };
         if counts.steady.is_none() && mark.ios >= self.submitted_ns.len() as u64 {
             counts.steady = Some(mark);
         }
@@ -360,10 +346,7 @@ impl Worker {
         if fresh > 0 {
             self.channel.kick();
             self.counts.report.submitted.record(fresh as usize - 1, 1);
-            self.counts
-                .report
-                .depths
-                .record(self.in_flight as usize, u64::from(fresh));
+            self.counts.report.depths.record(self.in_flight as usize, u64::from(fresh));
         }
     }
 
@@ -418,9 +401,7 @@ impl Worker {
             self.taken += 1;
             let step = self.phase.steps.next_step();
             match self.phase.work {
-                Work::Check {
-                    writes_only: true, ..
-                } if !step.write => {}
+                Work::Check { writes_only: true, .. } if !step.write => {}
                 _ => return Some(step),
             }
         }
@@ -428,14 +409,8 @@ impl Worker {
 
     /// Takes the results and the buffers out of a worker that is over.
     fn finish(&mut self) -> Outcome {
-        let Counts {
-            from_ns,
-            last_ns,
-            mut report,
-            usage,
-            steady,
-            latest,
-        } = std::mem::replace(&mut self.counts, Counts::new(0));
+        let Counts { from_ns, last_ns, mut report, usage, steady, latest } =
+            std::mem::replace(&mut self.counts, Counts::new(0));
         report.merged = 1;
         report.runtime_ns = last_ns.saturating_sub(from_ns);
         report.cpu = used_since(usage);
@@ -445,11 +420,7 @@ impl Worker {
         });
         for direction in [&mut report.read, &mut report.write] {
             direction.bytes = direction.ios * u64::from(self.phase.block_size);
-            direction.runtime_ns = if direction.ios > 0 {
-                report.runtime_ns
-            } else {
-                0
-            };
+            direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
         }
         report.fault = self.fault;
         report.verify = self.checker.take().map(|checker| VerifyReport {
@@ -479,11 +450,7 @@ fn used_since(start: ThreadUsage) -> CpuUse {
 
 #[cold]
 fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
-    let direction = if kind == OpKind::Read {
-        Direction::Read
-    } else {
-        Direction::Write
-    };
+    let direction = if kind == OpKind::Read { Direction::Read } else { Direction::Write };
     first.get_or_insert(FailedIo { direction, fault });
 }
 

@@ -115,11 +115,7 @@ fn direction(stats: &DirectionStats, group_bandwidth: f64) -> Value {
     let bandwidth = stats.bandwidth();
     let rates = Summary::of(&stats.samples.bandwidth);
     let iops = Summary::of(&stats.samples.iops);
-    let share = if group_bandwidth > 0.0 {
-        100.0 * bandwidth / group_bandwidth
-    } else {
-        0.0
-    };
+    let share = if group_bandwidth > 0.0 { 100.0 * bandwidth / group_bandwidth } else { 0.0 };
     json!({
         "io_bytes": stats.bytes,
         "io_kbytes": stats.bytes / 1024,
@@ -213,9 +209,8 @@ fn spread(all: &Latency, unit: u64, steps: &[u64], last: Option<u64>) -> Value {
 
 /// UTC in the form of `ctime`, which fio uses: `Sun Nov 22 11:21:21 2026`.
 fn calendar_time(since_epoch: Duration) -> String {
-    const MONTHS: [&str; 12] = [
-        "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
-    ];
+    const MONTHS: [&str; 12] =
+        ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];
     let seconds = since_epoch.as_secs();
     let days = seconds / 86_400;

@@ -208,12 +208,9 @@ pub static OPTIONS: &[OptionSpec] = &[
         "read, write, randread, randwrite, rw or randrw",
         |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
     ),
-    option!(
-        "bs"["blocksize"],
-        "SIZE",
-        "Bytes per I/O [4k]",
-        |job, word| { parse_block_size(word).map(|bytes| job.block_size = bytes) }
-    ),
+    option!("bs"["blocksize"], "SIZE", "Bytes per I/O [4k]", |job, word| {
+        parse_block_size(word).map(|bytes| job.block_size = bytes)
+    }),
     option!("iodepth"[], "N", "I/Os in flight per job [1]", |job, word| {
         parse_range(word, 1, 65_536).map(|depth| job.io_depth = depth)
     }),
@@ -223,13 +220,9 @@ pub static OPTIONS: &[OptionSpec] = &[
     option!("runtime"[], "TIME", "End after this time (seconds, or 500ms, 2m, ...)", |job, word| {
         parse_runtime(word).map(|time| job.runtime = time)
     }),
-    switch!(
-        "time_based",
-        "Start over until runtime ends [when no size is given]",
-        |job, on| {
-            job.time_based = Some(on);
-        }
-    ),
+    switch!("time_based", "Start over until runtime ends [when no size is given]", |job, on| {
+        job.time_based = Some(on);
+    }),
     option!("ramp_time"[], "TIME", "Run this long before counting [0]", |job, word| {
         parse_time(word).map(|time| job.ramp_time = time)
     }),
@@ -239,60 +232,33 @@ pub static OPTIONS: &[OptionSpec] = &[
     option!("offset"[], "SIZE", "Start of the job's range: bytes or % [0]", |job, word| {
         parse_size(word).map(|offset| job.offset = offset)
     }),
-    option!(
-        "io_size"["io_limit"],
-        "SIZE",
-        "Bytes to move [size]",
-        |job, word| { parse_bytes(word).map(|bytes| job.io_size = Some(bytes).filter(|&b| b > 0)) }
-    ),
+    option!("io_size"["io_limit"], "SIZE", "Bytes to move [size]", |job, word| {
+        parse_bytes(word).map(|bytes| job.io_size = Some(bytes).filter(|&b| b > 0))
+    }),
     option!("rwmixread"[], "PERCENT", "Reads in a hundred of a mix [50]", |job, word| {
         parse_range(word, 0, 100).map(|percent| job.read_percent = percent as u8)
     }),
     option!("rwmixwrite"[], "PERCENT", "Writes in a hundred of a mix [50]", |job, word| {
         parse_range(word, 0, 100).map(|percent| job.read_percent = 100 - percent as u8)
     }),
-    switch!(
-        "norandommap",
-        "Random blocks may repeat before all were touched [0]",
-        |job, on| {
-            job.no_random_map = on;
-        }
-    ),
+    switch!("norandommap", "Random blocks may repeat before all were touched [0]", |job, on| {
+        job.no_random_map = on;
+    }),
     option!("randseed"[], "N", "Seed of order and contents [the same each run]", |job, word| {
         parse_number(word).map(|seed| job.seed = seed)
     }),
     option!("verify"[], "HASH", "crc32c: write checkable blocks, then read them back; 0: off", |job, word| {
         parse_verify(word).map(|verify| job.verify = verify)
     }),
-    switch!(
-        "do_verify",
-        "Read back and check after writing [1]",
-        |job, on| job.do_verify = on
-    ),
-    switch!(
-        "verify_only",
-        "Write nothing: check what an earlier run wrote [0]",
-        |job, on| {
-            job.verify_only = on;
-        }
-    ),
-    switch!(
-        "verify_fatal",
-        "Stop at the first mismatch [0]",
-        |job, on| job.verify_fatal = on
-    ),
-    switch!(
-        "direct",
-        "Open a file target with O_DIRECT [0]",
-        |job, on| job.direct = on
-    ),
-    switch!(
-        "group_reporting",
-        "Report the clones of a job as one [0]",
-        |job, on| {
-            job.group_reporting = on;
-        }
-    ),
+    switch!("do_verify", "Read back and check after writing [1]", |job, on| job.do_verify = on),
+    switch!("verify_only", "Write nothing: check what an earlier run wrote [0]", |job, on| {
+        job.verify_only = on;
+    }),
+    switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
+    switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
+    switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
+        job.group_reporting = on;
+    }),
     option!("name"[], "NAME", "The job's name in reports", |job, word| {
         job.name = word.to_owned();
         Ok(())
@@ -304,10 +270,7 @@ impl JobOptions {
     ///
     /// Errors: an unknown name, or a value that the option cannot take.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
-        let fail = |message| OptionError {
-            option: name.to_owned(),
-            message,
-        };
+        let fail = |message| OptionError { option: name.to_owned(), message };
         let spec = OPTIONS
             .iter()
             .find(|spec| spec.name == name || spec.aliases.contains(&name))
@@ -357,10 +320,7 @@ impl JobOptions {
         let step = u64::from(self.block_size);
         let start = self.offset.of(length) / step * step;
         if start >= length {
-            return Err(wrong(
-                "offset",
-                format!("{start} lies past the target's {length} bytes"),
-            ));
+            return Err(wrong("offset", format!("{start} lies past the target's {length} bytes")));
         }
         let room = length - start;
         let range = self.size.map_or(room, |size| size.of(length));
@@ -370,11 +330,7 @@ impl JobOptions {
                 format!("{range} bytes from offset {start} go past the target's {length} bytes"),
             ));
         }
-        let jobs = u64::from(if self.verify == Verify::Off {
-            1
-        } else {
-            self.num_jobs
-        });
+        let jobs = u64::from(if self.verify == Verify::Off { 1 } else { self.num_jobs });
         let blocks = range / step / jobs;
         if blocks == 0 {
             return Err(wrong(
@@ -384,22 +340,14 @@ impl JobOptions {
         }
         let time_based = self.is_time_based();
         if time_based && self.runtime.is_none() {
-            return Err(wrong(
-                "time_based",
-                "needs a runtime, such as runtime=10".to_owned(),
-            ));
+            return Err(wrong("time_based", "needs a runtime, such as runtime=10".to_owned()));
         }
         let limit = match self.io_size {
             _ if time_based => u64::MAX,
             None => blocks,
             Some(bytes) => (bytes / step).max(1),
         };
-        Ok(Plan {
-            start,
-            blocks,
-            stride: if jobs == 1 { 0 } else { blocks * step },
-            limit,
-        })
+        Ok(Plan { start, blocks, stride: if jobs == 1 { 0 } else { blocks * step }, limit })
     }
 
     /// Does the job start over until its runtime ends?
@@ -443,10 +391,7 @@ impl JobOptions {
             ));
         }
         if self.block_size < 512 {
-            return Err(wrong(
-                "bs",
-                "a verified block is at least 512 bytes".to_owned(),
-            ));
+            return Err(wrong("bs", "a verified block is at least 512 bytes".to_owned()));
         }
         Ok(())
     }
@@ -466,27 +411,16 @@ pub struct Plan {
 }
 
 fn wrong(option: &str, message: String) -> OptionError {
-    OptionError {
-        option: option.to_owned(),
-        message,
-    }
+    OptionError { option: option.to_owned(), message }
 }
 
 fn parse_rw(word: &str) -> Result<Rw, String> {
-    const ALL: [Rw; 6] = [
-        Rw::Read,
-        Rw::Write,
-        Rw::RandRead,
-        Rw::RandWrite,
-        Rw::ReadWrite,
-        Rw::RandRw,
-    ];
+    const ALL: [Rw; 6] =
+        [Rw::Read, Rw::Write, Rw::RandRead, Rw::RandWrite, Rw::ReadWrite, Rw::RandRw];
     let found = ALL.into_iter().find(|rw| rw.word() == word);
-    found
-        .or((word == "readwrite").then_some(Rw::ReadWrite))
-        .ok_or_else(|| {
-            format!("`{word}` is none of read, write, randread, randwrite, rw (readwrite), randrw")
-        })
+    found.or((word == "readwrite").then_some(Rw::ReadWrite)).ok_or_else(|| {
+        format!("`{word}` is none of read, write, randread, randwrite, rw (readwrite), randrw")
+    })
 }
 
 fn parse_block_size(word: &str) -> Result<u32, String> {
@@ -520,9 +454,7 @@ fn parse_verify(word: &str) -> Result<Verify, String> {
     match word {
         "0" | "none" => Ok(Verify::Off),
         "crc32c" | "crc32c-intel" => Ok(Verify::Crc32c),
-        _ => Err(format!(
-            "`{word}` is not a check that we do; use crc32c, or 0 for none"
-        )),
+        _ => Err(format!("`{word}` is not a check that we do; use crc32c, or 0 for none")),
     }
 }
 
@@ -556,19 +488,10 @@ mod tests {
         ])
         .expect("all are good words");
         assert_eq!(job.rw, Rw::RandRw);
-        assert_eq!(
-            (job.block_size, job.io_depth, job.num_jobs),
-            (16_384, 32, 2)
-        );
+        assert_eq!((job.block_size, job.io_depth, job.num_jobs), (16_384, 32, 2));
         assert_eq!(job.runtime, Some(Duration::from_millis(500)));
-        assert_eq!(
-            (job.size, job.io_size),
-            (Some(Size::Bytes(1 << 30)), Some(2 << 30))
-        );
-        assert_eq!(
-            (job.read_percent, job.seed, job.verify),
-            (70, 16, Verify::Crc32c)
-        );
+        assert_eq!((job.size, job.io_size), (Some(Size::Bytes(1 << 30)), Some(2 << 30)));
+        assert_eq!((job.read_percent, job.seed, job.verify), (70, 16, Verify::Crc32c));
         assert!(!job.do_verify && job.name == "x");
         assert_eq!(job.given[0], ("rw", "randrw".to_owned()));
     }
@@ -592,11 +515,8 @@ mod tests {
 
     #[test]
     fn no_option_appears_twice() {
-        let mut names: Vec<&str> = OPTIONS
-            .iter()
-            .flat_map(|o| o.aliases.iter().chain([&o.name]))
-            .copied()
-            .collect();
+        let mut names: Vec<&str> =
+            OPTIONS.iter().flat_map(|o| o.aliases.iter().chain([&o.name])).copied().collect();
         let all = names.len();
         names.sort_unstable();
         names.dedup();
@@ -606,15 +526,7 @@ mod tests {
     #[test]
     fn a_plan_fits_the_target() {
         let plan = |words: &[(&str, &str)]| job(words).and_then(|job| job.plan(1 << 20, 512));
-        assert_eq!(
-            plan(&[]),
-            Ok(Plan {
-                start: 0,
-                blocks: 256,
-                stride: 0,
-                limit: 256
-            })
-        );
+        assert_eq!(plan(&[]), Ok(Plan { start: 0, blocks: 256, stride: 0, limit: 256 }));
         assert_eq!(
             plan(&[("offset", "50%"), ("runtime", "1")]).map(|p| (p.start, p.blocks, p.limit)),
             Ok((1 << 19, 128, u64::MAX))
@@ -623,18 +535,10 @@ mod tests {
             plan(&[("size", "64k"), ("runtime", "1")]).map(|p| (p.blocks, p.limit)),
             Ok((16, 16))
         );
-        assert_eq!(
-            plan(&[("size", "64k"), ("io_size", "128k")]).map(|p| p.limit),
-            Ok(32)
-        );
+        assert_eq!(plan(&[("size", "64k"), ("io_size", "128k")]).map(|p| p.limit), Ok(32));
         assert_eq!(
             plan(&[("verify", "crc32c"), ("rw", "write"), ("numjobs", "2")]),
-            Ok(Plan {
-                start: 0,
-                blocks: 128,
-                stride: 1 << 19,
-                limit: 128
-            })
+            Ok(Plan { start: 0, blocks: 128, stride: 1 << 19, limit: 128 })
         );
         for bad in [
             &[("bs", "1000")][..],
@@ -643,11 +547,7 @@ mod tests {
             &[("size", "1k")],
             &[("time_based", "1")],
             &[("verify_only", "1")],
-            &[
-                ("verify", "crc32c"),
-                ("rw", "randwrite"),
-                ("norandommap", "1"),
-            ],
+            &[("verify", "crc32c"), ("rw", "randwrite"), ("norandommap", "1")],
             &[("verify", "crc32c"), ("time_based", "1"), ("runtime", "1")],
         ] {
             assert!(plan(bad).is_err(), "{bad:?}");

@@ -67,22 +67,13 @@ pub struct Permutation {
 impl Permutation {
     /// The order of one seed. `count` is between 1 and 2^63.
     pub fn new(count: u64, seed: u64) -> Permutation {
-        assert!(
-            (1..=1 << 63).contains(&count),
-            "a permutation needs 1 to 2^63 blocks"
-        );
+        assert!((1..=1 << 63).contains(&count), "a permutation needs 1 to 2^63 blocks");
         let bits = u64::BITS - (count - 1).leading_zeros();
         let mask = (1 << bits) - 1;
         let mut random = Prng::new(seed);
         let mut keys = [0; 4].map(|_: u64| random.next_u64() | 1);
         keys[3] = random.next_u64();
-        Permutation {
-            count,
-            mask,
-            shift: bits.div_ceil(2).max(1),
-            counter: 0,
-            keys,
-        }
+        Permutation { count, mask, shift: bits.div_ceil(2).max(1), counter: 0, keys }
     }
 
     /// The next number, or `None` at the end of the pass; the call after that starts anew.
@@ -176,13 +167,7 @@ impl Steps {
             },
             _ => Direction::Read,
         };
-        Steps {
-            blocks,
-            seed,
-            pass: 0,
-            source,
-            direction,
-        }
+        Steps { blocks, seed, pass: 0, source, direction }
     }
 
     /// The next step.
@@ -197,11 +182,7 @@ impl Steps {
             Source::Sequential { next } => {
                 let next = &mut next[usize::from(write)];
                 let block = *next;
-                *next = if block + 1 == self.blocks {
-                    0
-                } else {
-                    block + 1
-                };
+                *next = if block + 1 == self.blocks { 0 } else { block + 1 };
                 block
             }
             Source::Once(permutation) => match permutation.next_block() {
@@ -232,9 +213,7 @@ mod tests {
         // splitmix64 of seed 0 begins e220a8397b1dcdaf; xoshiro256++ of state 1,2,3,4 begins
         // 41943041, 58720359 (the test vector that the reference implementation gives).
         assert_eq!(Prng::new(0).state[0], 0xe220_a839_7b1d_cdaf);
-        let mut random = Prng {
-            state: [1, 2, 3, 4],
-        };
+        let mut random = Prng { state: [1, 2, 3, 4] };
         assert_eq!(random.next_u64(), 41_943_041);
         assert_eq!(random.next_u64(), 58_720_359);
     }
@@ -249,10 +228,7 @@ mod tests {
                     assert!(!seen[block as usize], "{count}, pass {pass}: {block} twice");
                     seen[block as usize] = true;
                 }
-                assert!(
-                    seen.iter().all(|&s| s),
-                    "{count}, pass {pass}: a block left out"
-                );
+                assert!(seen.iter().all(|&s| s), "{count}, pass {pass}: a block left out");
             }
         }
     }
@@ -260,9 +236,8 @@ mod tests {
     #[test]
     fn every_pass_has_an_order_of_its_own() {
         let mut steps = Steps::new(Order::RandomOnce, 1000, 0, 7);
-        let passes: Vec<Vec<u64>> = (0..2)
-            .map(|_| (0..1000).map(|_| steps.next_step().block).collect())
-            .collect();
+        let passes: Vec<Vec<u64>> =
+            (0..2).map(|_| (0..1000).map(|_| steps.next_step().block).collect()).collect();
         for pass in &passes {
             let mut sorted = pass.clone();
             sorted.sort_unstable();
@@ -281,10 +256,7 @@ mod tests {
             assert!(step.block < 1000 && !step.write);
             tenths[(step.block / 100) as usize] += 1;
         }
-        assert!(
-            tenths.iter().all(|&n| (9_500..10_500).contains(&n)),
-            "{tenths:?}"
-        );
+        assert!(tenths.iter().all(|&n| (9_500..10_500).contains(&n)), "{tenths:?}");
     }
 
     #[test]
@@ -292,9 +264,8 @@ mod tests {
         // Neighbours in time should not be neighbours in place: the mean jump of a uniform
         // random order over n blocks is n/3.
         let mut order = Permutation::new(1 << 16, 3);
-        let blocks: Vec<i64> = std::iter::from_fn(|| order.next_block())
-            .map(|block| block as i64)
-            .collect();
+        let blocks: Vec<i64> =
+            std::iter::from_fn(|| order.next_block()).map(|block| block as i64).collect();
         let jumps: i64 = blocks.windows(2).map(|w| (w[0] - w[1]).abs()).sum();
         let mean = jumps / (blocks.len() as i64 - 1);
         assert!((19_000..25_000).contains(&mean), "{mean}");
@@ -317,10 +288,7 @@ mod tests {
         for percent in [0, 30, 70, 100] {
             let mut steps = Steps::new(Order::Random, 10, percent, 5);
             let reads = (0..100_000).filter(|_| !steps.next_step().write).count() as i64;
-            assert!(
-                (reads - i64::from(percent) * 1000).abs() < 700,
-                "{percent}: {reads}"
-            );
+            assert!((reads - i64::from(percent) * 1000).abs() < 700, "{percent}: {reads}");
         }
     }
 

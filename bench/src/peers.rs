@@ -33,50 +33,15 @@ const fn row(
     peer_ns: f64,
     goal_ns: f64,
 ) -> Peer {
-    Peer {
-        what,
-        target,
-        io_depth,
-        peer,
-        peer_ns,
-        goal_ns,
-    }
+    Peer { what, target, io_depth, peer, peer_ns, goal_ns }
 }
 
 /// 4 KiB random reads from one pinned core.
 pub const PEERS: [Peer; 5] = [
-    row(
-        "null leaf",
-        "null",
-        32,
-        "SPDK bdevperf, null device",
-        87.0,
-        35.0,
-    ),
-    row(
-        "memory leaf",
-        "memory",
-        32,
-        "SPDK bdevperf, malloc device",
-        746.0,
-        400.0,
-    ),
-    row(
-        "NVMe driver, software controller",
-        "soft:null",
-        1,
-        SPDK_PAIR,
-        1000.0 / 1.3,
-        1000.0 / 3.0,
-    ),
-    row(
-        "NVMe driver, software controller",
-        "soft:null",
-        32,
-        SPDK_PAIR,
-        1000.0 / 3.8,
-        1000.0 / 9.0,
-    ),
+    row("null leaf", "null", 32, "SPDK bdevperf, null device", 87.0, 35.0),
+    row("memory leaf", "memory", 32, "SPDK bdevperf, malloc device", 746.0, 400.0),
+    row("NVMe driver, software controller", "soft:null", 1, SPDK_PAIR, 1000.0 / 1.3, 1000.0 / 3.0),
+    row("NVMe driver, software controller", "soft:null", 32, SPDK_PAIR, 1000.0 / 3.8, 1000.0 / 9.0),
     row(
         "NVMe driver, software controller",
         "soft:null",

@@ -123,8 +123,7 @@ impl CloneReport {
 
     /// Heap allocations for each I/O of the steady state, if they were counted.
     pub fn allocations_per_io(&self) -> Option<f64> {
-        self.allocations
-            .map(|a| a.count as f64 / a.ios.max(1) as f64)
+        self.allocations.map(|a| a.count as f64 / a.ios.max(1) as f64)
     }
 
     /// 0, or the errno of what went wrong first: an I/O (its errno) or a check (EILSEQ, as fio).

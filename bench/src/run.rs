@@ -60,22 +60,15 @@ pub fn run(
     watch: &mut dyn FnMut(&Snapshot),
 ) -> Result<Report, Error> {
     let limits = session.node.limits();
-    let plan = options
-        .plan(limits.length, limits.block_size)
-        .map_err(invalid)?;
+    let plan = options.plan(limits.length, limits.block_size).map_err(invalid)?;
     if options.rw.writes() && !options.verify_only && limits.read_only {
         let text = format!("{} is read-only; use rw=read or randread", session.target);
         return Err(Error::new(ErrorKind::ReadOnly, text));
     }
     if session.cores.is_empty() {
-        return Err(Error::new(
-            ErrorKind::Invalid,
-            "a job needs at least one core",
-        ));
+        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
     }
-    let stamp = session
-        .engine
-        .run(session.cores[0], |core| async move { core.random() })?;
+    let stamp = session.engine.run(session.cores[0], |core| async move { core.random() })?;
     let job = Arc::new(Job {
         plan,
         stamp,
@@ -167,12 +160,7 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report {
-        options,
-        target,
-        clones,
-        interrupted,
-    })
+    Ok(Report { options, target, clones, interrupted })
 }
 
 /// Counts a clone out, however it ends.
@@ -201,26 +189,11 @@ async fn run_clone(
     }
     let phases = Phases { job, number };
     let start = |phase: Phase, checker, buffers: Vec<IoVector>, channel| {
-        Worker::new(
-            channel,
-            phase,
-            buffers,
-            job.stop.clone(),
-            progress.clone(),
-            checker,
-        )
+        Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone(), checker)
     };
-    let first = run_phase(
-        core,
-        start(phases.first(), phases.checker(false), buffers, channel),
-    )
-    .await;
-    let Outcome {
-        mut report,
-        buffers,
-        taken,
-        interrupted,
-    } = first;
+    let first =
+        run_phase(core, start(phases.first(), phases.checker(false), buffers, channel)).await;
+    let Outcome { mut report, buffers, taken, interrupted } = first;
     report.core = core.id();
     if !phases.has_second() || interrupted || report.fault.is_some() {
         return Ok((report, interrupted));
@@ -242,10 +215,7 @@ struct Phases<'a> {
 impl Phases<'_> {
     fn first(&self) -> Phase {
         let options = &self.job.options;
-        let recipe = Recipe {
-            seed: options.seed,
-            stamp: self.job.stamp,
-        };
+        let recipe = Recipe { seed: options.seed, stamp: self.job.stamp };
         let work = match options.verify {
             Verify::Off => Work::Plain,
             Verify::Crc32c if self.checks_at_once() => self.check(),
@@ -260,10 +230,7 @@ impl Phases<'_> {
     }
 
     fn second(&self, taken: u64) -> Phase {
-        Phase {
-            limit: taken,
-            ..self.phase(self.check())
-        }
+        Phase { limit: taken, ..self.phase(self.check()) }
     }
 
     fn phase(&self, work: Work) -> Phase {
@@ -283,10 +250,7 @@ impl Phases<'_> {
 
     fn check(&self) -> Work {
         let options = &self.job.options;
-        Work::Check {
-            writes_only: options.rw.writes(),
-            fatal: options.verify_fatal,
-        }
+        Work::Check { writes_only: options.rw.writes(), fatal: options.verify_fatal }
     }
 
     /// Does the first phase check what an earlier run wrote?
@@ -325,9 +289,7 @@ fn watch_clones(
             for (samples, rate) in samples.iter_mut().zip(now.rates_since(&sampled)) {
                 for (samples, rate) in samples.iter_mut().zip(rate) {
                     samples.iops.push(rate);
-                    samples
-                        .bandwidth
-                        .push(rate * f64::from(job.options.block_size));
+                    samples.bandwidth.push(rate * f64::from(job.options.block_size));
                 }
             }
             sampled = now.clone();
@@ -373,10 +335,7 @@ struct Mark {
 impl Mark {
     fn new(at: Instant, progress: &[Arc<Progress>]) -> Mark {
         let counts = |clone: &Arc<Progress>| [0, 1].map(|way: usize| clone.ios[way].load(Relaxed));
-        Mark {
-            at,
-            ios: progress.iter().map(counts).collect(),
-        }
+        Mark { at, ios: progress.iter().map(counts).collect() }
     }
 
     /// I/Os a second since `earlier`; counts that were reset in between read as 0.
@@ -384,9 +343,7 @@ impl Mark {
         let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
         let clones = self.ios.iter().zip(&earlier.ios);
-        clones
-            .map(|(now, then)| [0, 1].map(|way: usize| rate(now[way], then[way])))
-            .collect()
+        clones.map(|(now, then)| [0, 1].map(|way: usize| rate(now[way], then[way]))).collect()
     }
 }
 

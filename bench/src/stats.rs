@@ -91,11 +91,7 @@ impl Latency {
 
     /// I/Os of `low..high` ns.
     pub fn count_between(&self, low: u64, high: u64) -> u64 {
-        if high <= low {
-            0
-        } else {
-            self.histogram.count_between(low, high - 1)
-        }
+        if high <= low { 0 } else { self.histogram.count_between(low, high - 1) }
     }
 
     /// The histogram itself.
@@ -147,11 +143,7 @@ impl DirectionStats {
 }
 
 fn per_second(count: u64, ns: u64) -> f64 {
-    if ns == 0 {
-        0.0
-    } else {
-        count as f64 * 1e9 / ns as f64
-    }
+    if ns == 0 { 0.0 } else { count as f64 * 1e9 / ns as f64 }
 }
 
 /// Rates over the run, one sample every half second.
@@ -201,20 +193,10 @@ impl Summary {
         let count = values.len();
         let mean = values.iter().sum::<f64>() / count as f64;
         let square: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
-        let stddev = if count < 2 {
-            0.0
-        } else {
-            (square / (count - 1) as f64).sqrt()
-        };
+        let stddev = if count < 2 { 0.0 } else { (square / (count - 1) as f64).sqrt() };
         let min = values.iter().copied().fold(f64::INFINITY, f64::min);
         let max = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
-        Summary {
-            min,
-            max,
-            mean,
-            stddev,
-            count,
-        }
+        Summary { min, max, mean, stddev, count }
     }
 }
 
@@ -312,11 +294,7 @@ mod tests {
 
     #[test]
     fn merged_jobs_add_up() {
-        let mut one = DirectionStats {
-            ios: 1,
-            bytes: 512,
-            ..Default::default()
-        };
+        let mut one = DirectionStats { ios: 1, bytes: 512, ..Default::default() };
         one.latency.record(100);
         one.samples.iops = vec![1.0, 2.0];
         let mut two = one.clone();
@@ -344,10 +322,7 @@ mod tests {
     fn summaries_of_few_values() {
         assert_eq!(Summary::of(&[]), Summary::default());
         let summary = Summary::of(&[1.0, 3.0]);
-        assert_eq!(
-            (summary.min, summary.max, summary.mean, summary.count),
-            (1.0, 3.0, 2.0, 2)
-        );
+        assert_eq!((summary.min, summary.max, summary.mean, summary.count), (1.0, 3.0, 2.0, 2));
         assert!((summary.stddev - 2f64.sqrt()).abs() < 1e-12);
     }
 }

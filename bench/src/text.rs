@@ -27,11 +27,7 @@ pub fn report(report: &Report) -> String {
 
 /// What a job does, in words: `4 KiB random reads, 32 in flight`.
 pub fn describe(options: &JobOptions) -> String {
-    let order = if options.rw.is_random() {
-        "random"
-    } else {
-        "sequential"
-    };
+    let order = if options.rw.is_random() { "random" } else { "sequential" };
     let what = if options.rw.is_mixed() {
         let reads = options.read_percent;
         format!("{reads} % reads and {} % writes", 100 - reads)
@@ -50,12 +46,7 @@ fn heading(report: &Report) -> String {
         1 => String::new(),
         n => format!(" in each of {n} jobs"),
     };
-    format!(
-        "{}: {}{jobs}; {}\n",
-        options.name,
-        describe(options),
-        report.target
-    )
+    format!("{}: {}{jobs}; {}\n", options.name, describe(options), report.target)
 }
 
 fn body(text: &mut String, clone: &CloneReport) {
@@ -123,16 +114,8 @@ fn cost_line(text: &mut String, clone: &CloneReport) {
 fn verify_lines(text: &mut String, clone: &CloneReport) {
     let Some(verify) = &clone.verify else { return };
     let _ = match verify.bad {
-        0 => writeln!(
-            text,
-            "    verify   {} blocks checked, all good",
-            verify.checked
-        ),
-        bad => writeln!(
-            text,
-            "    VERIFY   {bad} of {} blocks are bad",
-            verify.checked
-        ),
+        0 => writeln!(text, "    verify   {} blocks checked, all good", verify.checked),
+        bad => writeln!(text, "    VERIFY   {bad} of {} blocks are bad", verify.checked),
     };
     for mismatch in &verify.mismatches {
         let _ = writeln!(text, "             {mismatch}");

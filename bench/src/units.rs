@@ -33,9 +33,7 @@ pub fn parse_bytes(word: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{word}`: the unit `{unit}` is none of k, m, g, t, p"))?;
     let value = parse_integer(number)
         .ok_or_else(|| format!("`{word}` is not a size; write it like 4096, 4k, 1m or 2g"))?;
-    value
-        .checked_mul(factor)
-        .ok_or_else(|| format!("`{word}` is above 2^64 bytes"))
+    value.checked_mul(factor).ok_or_else(|| format!("`{word}` is above 2^64 bytes"))
 }
 
 /// Reads a size that may also be a percentage, as in `size=50%`.
@@ -65,9 +63,7 @@ pub fn parse_time(word: &str) -> Result<Duration, String> {
         "h" => 3_600_000_000_000,
         "d" => 86_400_000_000_000,
         _ => {
-            return Err(format!(
-                "`{word}`: the unit `{unit}` is none of us, ms, s, m, h, d"
-            ));
+            return Err(format!("`{word}`: the unit `{unit}` is none of us, ms, s, m, h, d"));
         }
     };
     parse_integer(number)
@@ -88,8 +84,7 @@ fn split_number(word: &str) -> (&str, &str) {
     let digits = if word.starts_with("0x") {
         return (word, "");
     } else {
-        word.find(|c: char| !c.is_ascii_digit())
-            .unwrap_or(word.len())
+        word.find(|c: char| !c.is_ascii_digit()).unwrap_or(word.len())
     };
     let (number, unit) = word.split_at(digits);
     (number, unit.trim())
@@ -186,26 +181,14 @@ mod tests {
     #[test]
     fn sizes_follow_fio() {
         // The examples of fio's manual for kb_base=1024.
-        for word in [
-            "4096", "4096b", "4096B", "4k", "4kb", "4kB", "4K", "4KB", "0x1000",
-        ] {
+        for word in ["4096", "4096b", "4096B", "4k", "4kb", "4kB", "4K", "4KB", "0x1000"] {
             assert_eq!(parse_bytes(word), Ok(4096), "{word}");
         }
         assert_eq!(parse_bytes("1m"), Ok(1 << 20));
         assert_eq!(parse_bytes("1mi"), Ok(1_000_000));
         assert_eq!(parse_bytes("1000ki"), Ok(1_000_000));
         assert_eq!(parse_bytes("1t"), Ok(1 << 40));
-        for word in [
-            "",
-            "k",
-            "4x",
-            "-1",
-            "4 4",
-            "20000000000g",
-            "1.5k",
-            "0xzz",
-            "4i",
-        ] {
+        for word in ["", "k", "4x", "-1", "4 4", "20000000000g", "1.5k", "0xzz", "4i"] {
             assert!(parse_bytes(word).is_err(), "{word}");
         }
     }

@@ -60,9 +60,7 @@ fn fill_body(recipe: &Recipe, offset: u64, body: &mut [u8]) {
     for chunk in &mut chunks {
         word = word.wrapping_add(0x9e37_79b9_7f4a_7c15);
         chunk.copy_from_slice(
-            &(word ^ (word >> 29))
-                .wrapping_mul(0xbf58_476d_1ce4_e5b9)
-                .to_le_bytes(),
+            &(word ^ (word >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9).to_le_bytes(),
         );
     }
     let rest = chunks.into_remainder();
@@ -92,12 +90,7 @@ const DESCRIBED: usize = 16;
 impl Checker {
     /// A checker for the blocks of one job. `stamp` is `None` when an earlier run wrote them.
     pub fn new(seed: u64, stamp: Option<u64>) -> Checker {
-        Checker {
-            seed,
-            stamp,
-            suspects: Vec::new(),
-            bad: 0,
-        }
+        Checker { seed, stamp, suspects: Vec::new(), bad: 0 }
     }
 
     /// Is `block` what was written at `offset`? If not, it is kept for [`Checker::mismatches`].
@@ -110,10 +103,7 @@ impl Checker {
         if !whole {
             self.bad += 1;
             if self.suspects.len() < DESCRIBED {
-                self.suspects.push(Suspect {
-                    offset,
-                    block: block.into(),
-                });
+                self.suspects.push(Suspect { offset, block: block.into() });
             }
         }
         whole
@@ -126,42 +116,26 @@ impl Checker {
 
     /// The first failures, described.
     pub fn mismatches(&self) -> Vec<Mismatch> {
-        self.suspects
-            .iter()
-            .map(|suspect| self.describe(suspect))
-            .collect()
+        self.suspects.iter().map(|suspect| self.describe(suspect)).collect()
     }
 
     fn describe(&self, suspect: &Suspect) -> Mismatch {
         let Suspect { offset, block } = suspect;
         let header = Header::read(block);
-        let recipe = Recipe {
-            seed: self.seed,
-            stamp: self.stamp.unwrap_or(header.stamp),
-        };
+        let recipe = Recipe { seed: self.seed, stamp: self.stamp.unwrap_or(header.stamp) };
         let mut expected = vec![0; block.len()];
         recipe.fill(*offset, &mut expected);
-        let differing = expected
-            .iter()
-            .zip(block.iter())
-            .filter(|(e, f)| e != f)
-            .count();
+        let differing = expected.iter().zip(block.iter()).filter(|(e, f)| e != f).count();
         let finding = if header.is_intact(block) {
             header.displacement(*offset, recipe)
         } else if header.magic == MAGIC && header.length as usize != block.len() && differing > 1 {
-            Finding::OtherLength {
-                length: header.length,
-            }
+            Finding::OtherLength { length: header.length }
         } else if block.iter().all(|&byte| byte == block[0]) {
             Finding::Constant { byte: block[0] }
         } else if differing > block.len() / 2 {
             Finding::Foreign
         } else {
-            let at = expected
-                .iter()
-                .zip(block.iter())
-                .position(|(e, f)| e != f)
-                .unwrap_or(0);
+            let at = expected.iter().zip(block.iter()).position(|(e, f)| e != f).unwrap_or(0);
             Finding::Damaged {
                 first: offset + at as u64,
                 expected: expected[at],
@@ -169,11 +143,7 @@ impl Checker {
                 differing,
             }
         };
-        Mismatch {
-            offset: *offset,
-            length: block.len(),
-            finding,
-        }
+        Mismatch { offset: *offset, length: block.len(), finding }
     }
 }
 
@@ -190,15 +160,11 @@ impl Header {
     /// The header as it stands there; a block too short for one reads as zeroes.
     fn read(block: &[u8]) -> Header {
         let word = |at: usize| {
-            let bytes = block
-                .get(at..at + 8)
-                .and_then(|bytes| bytes.try_into().ok());
+            let bytes = block.get(at..at + 8).and_then(|bytes| bytes.try_into().ok());
             u64::from_le_bytes(bytes.unwrap_or_default())
         };
         let half = |at: usize| {
-            let bytes = block
-                .get(at..at + 4)
-                .and_then(|bytes| bytes.try_into().ok());
+            let bytes = block.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
             u32::from_le_bytes(bytes.unwrap_or_default())
         };
         Header {
@@ -224,10 +190,7 @@ impl Header {
     /// An intact block that is not the one wanted: whose is it?
     fn displacement(&self, offset: u64, wanted: Recipe) -> Finding {
         if self.seed != wanted.seed {
-            Finding::OtherSeed {
-                seed: self.seed,
-                wanted: wanted.seed,
-            }
+            Finding::OtherSeed { seed: self.seed, wanted: wanted.seed }
         } else if self.offset != offset {
             Finding::Misplaced { from: self.offset }
         } else {
@@ -291,18 +254,9 @@ pub enum Finding {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "block at offset {} ({} bytes): ",
-            self.offset, self.length
-        )?;
+        write!(f, "block at offset {} ({} bytes): ", self.offset, self.length)?;
         match &self.finding {
-            Finding::Damaged {
-                first,
-                expected,
-                found,
-                differing,
-            } => write!(
+            Finding::Damaged { first, expected, found, differing } => write!(
                 f,
                 "first wrong byte at offset {first}: expected {expected:#04x}, found {found:#04x}; \
                  {differing} of {} bytes differ",
@@ -318,10 +272,7 @@ impl fmt::Display for Mismatch {
                 )
             }
             Finding::Stale => {
-                write!(
-                    f,
-                    "holds the block of another run: this run's write was lost"
-                )
+                write!(f, "holds the block of another run: this run's write was lost")
             }
             Finding::OtherSeed { seed, wanted } => write!(
                 f,
@@ -373,12 +324,7 @@ mod tests {
             bad[at] ^= 0x10;
             let found = finding(Some(99), 8192, &bad);
             let first = 8192 + at as u64;
-            let wanted = Finding::Damaged {
-                first,
-                expected,
-                found: expected ^ 0x10,
-                differing: 1,
-            };
+            let wanted = Finding::Damaged { first, expected, found: expected ^ 0x10, differing: 1 };
             assert_eq!(found, wanted, "byte {at}");
         }
     }
@@ -392,40 +338,21 @@ mod tests {
         assert!(!checker.check(0, &bad));
         assert!(checker.check(4096, &block(4096)));
         let mismatch = checker.mismatches().remove(0);
-        assert!(matches!(
-            mismatch.finding,
-            Finding::Damaged {
-                first: 24,
-                differing: 1,
-                ..
-            }
-        ));
+        assert!(matches!(mismatch.finding, Finding::Damaged { first: 24, differing: 1, .. }));
     }
 
     #[test]
     fn blocks_from_elsewhere_are_told_apart() {
-        assert_eq!(
-            finding(Some(99), 0, &block(4096)),
-            Finding::Misplaced { from: 4096 }
-        );
+        assert_eq!(finding(Some(99), 0, &block(4096)), Finding::Misplaced { from: 4096 });
         assert_eq!(finding(Some(98), 0, &block(0)), Finding::Stale);
-        assert_eq!(
-            finding(Some(99), 0, &[0; 4096]),
-            Finding::Constant { byte: 0 }
-        );
+        assert_eq!(finding(Some(99), 0, &[0; 4096]), Finding::Constant { byte: 0 });
         let mut other = vec![0; 4096];
         Recipe { seed: 8, stamp: 99 }.fill(0, &mut other);
-        assert_eq!(
-            finding(Some(99), 0, &other),
-            Finding::OtherSeed { seed: 8, wanted: 7 }
-        );
+        assert_eq!(finding(Some(99), 0, &other), Finding::OtherSeed { seed: 8, wanted: 7 });
         let noise: Vec<u8> = (0..4096u32).map(|i| (i * 7) as u8).collect();
         assert_eq!(finding(Some(99), 0, &noise), Finding::Foreign);
         let short = &block(0)[..2048];
-        assert_eq!(
-            finding(Some(99), 0, short),
-            Finding::OtherLength { length: 4096 }
-        );
+        assert_eq!(finding(Some(99), 0, short), Finding::OtherLength { length: 4096 });
     }
 
     #[test]
@@ -434,9 +361,6 @@ mod tests {
         for _ in 0..100 {
             checker.check(0, &[0; 512]);
         }
-        assert_eq!(
-            (checker.bad(), checker.mismatches().len()),
-            (100, DESCRIBED)
-        );
+        assert_eq!((checker.bad(), checker.mismatches().len()), (100, DESCRIBED));
     }
 }

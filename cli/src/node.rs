@@ -90,12 +90,7 @@ impl NodeSpec {
     /// Errors: what the driver says.
     pub fn open(&self, queue_depth: u16) -> Result<Box<dyn Driver>, Error> {
         match self.clone() {
-            NodeSpec::Null {
-                size,
-                latency_ns,
-                read_zeroes,
-                ..
-            } => {
+            NodeSpec::Null { size, latency_ns, read_zeroes, .. } => {
                 let defaults = NullOptions::default();
                 null::open(NullOptions {
                     size: size.unwrap_or(defaults.size),
@@ -104,18 +99,10 @@ impl NodeSpec {
                     ..defaults
                 })
             }
-            NodeSpec::Memory {
-                size, block_size, ..
-            } => memory::open(MemoryOptions {
-                size,
-                block_size: block_size.unwrap_or(512),
-            }),
-            NodeSpec::File {
-                filename,
-                read_only,
-                cache,
-                ..
-            } => file::open(FileOptions {
+            NodeSpec::Memory { size, block_size, .. } => {
+                memory::open(MemoryOptions { size, block_size: block_size.unwrap_or(512) })
+            }
+            NodeSpec::File { filename, read_only, cache, .. } => file::open(FileOptions {
                 path: filename,
                 size: None,
                 direct: cache.direct,
@@ -148,11 +135,7 @@ mod tests {
         assert_eq!(node.name(), Some("n"));
         assert!(matches!(
             node,
-            NodeSpec::File {
-                read_only: true,
-                cache: CacheSpec { direct: true },
-                ..
-            }
+            NodeSpec::File { read_only: true, cache: CacheSpec { direct: true }, .. }
         ));
     }
 
@@ -166,10 +149,7 @@ mod tests {
             (r#"{"size":1}"#, "driver"),
         ] {
             let error = NodeSpec::parse(json).expect_err(json).to_string();
-            assert!(
-                error.contains(hint) && error.contains("expected a node"),
-                "{error}"
-            );
+            assert!(error.contains(hint) && error.contains("expected a node"), "{error}");
         }
     }
 }

@@ -41,12 +41,8 @@ impl TargetSpec {
     ///
     /// Errors: JSON that is no node of ours, or a kind of target that we do not have.
     pub fn parse(word: &str) -> Result<TargetSpec, Error> {
-        let invalid = |text: &str| {
-            Err(Error::new(
-                ErrorKind::Invalid,
-                format!("target `{word}`: {text}"),
-            ))
-        };
+        let invalid =
+            |text: &str| Err(Error::new(ErrorKind::Invalid, format!("target `{word}`: {text}")));
         match word.split_once(':') {
             _ if word.starts_with('{') => NodeSpec::parse(word).map(TargetSpec::Node),
             _ if word == "soft" => Ok(TargetSpec::Soft(Box::new(TargetSpec::Memory))),
@@ -126,19 +122,9 @@ impl Target {
         let leaf = Leaf::open(below, wants)?;
         let cpus = Cpus::choose(wants.jobs, is_soft);
         let slots = Options::default().slots.max(wants.depth as usize);
-        let engine = Engine::new(
-            &cpus.all,
-            Options {
-                slots,
-                ..Options::default()
-            },
-        )?;
-        let mut notices: Vec<String> = engine
-            .arena()
-            .notice()
-            .map(str::to_owned)
-            .into_iter()
-            .collect();
+        let engine = Engine::new(&cpus.all, Options { slots, ..Options::default() })?;
+        let mut notices: Vec<String> =
+            engine.arena().notice().map(str::to_owned).into_iter().collect();
         notices.extend(cpus.notice);
         let words = match is_soft {
             true => format!("software NVMe controller over {}", leaf.words),
@@ -152,20 +138,9 @@ impl Target {
                 (soft.node().clone(), Some(soft))
             }
         };
-        let lay_out = leaf
-            .fresh
-            .then(|| node.limits().length)
-            .filter(|_| wants.reads);
+        let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
         let job_cores = (0..wants.jobs).collect();
-        Ok(Target {
-            engine,
-            node,
-            soft,
-            words,
-            job_cores,
-            lay_out,
-            notices,
-        })
+        Ok(Target { engine, node, soft, words, job_cores, lay_out, notices })
     }
 
     /// The engine.
@@ -224,23 +199,13 @@ impl Leaf {
         };
         match spec {
             TargetSpec::Null => {
-                let size = wants
-                    .end
-                    .unwrap_or(0)
-                    .max(DEFAULT_NULL_LENGTH)
-                    .next_multiple_of(512);
-                let driver = null::open(NullOptions {
-                    size,
-                    ..NullOptions::default()
-                })?;
+                let size = wants.end.unwrap_or(0).max(DEFAULT_NULL_LENGTH).next_multiple_of(512);
+                let driver = null::open(NullOptions { size, ..NullOptions::default() })?;
                 Ok(leaf("null", driver, false, "null"))
             }
             TargetSpec::Memory => {
                 let size = wants.end.unwrap_or(DEFAULT_LENGTH).next_multiple_of(512);
-                let driver = memory::open(MemoryOptions {
-                    size,
-                    ..MemoryOptions::default()
-                })?;
+                let driver = memory::open(MemoryOptions { size, ..MemoryOptions::default() })?;
                 Ok(leaf("memory", driver, true, "memory"))
             }
             TargetSpec::Path(path) => {
@@ -260,17 +225,15 @@ impl Leaf {
                 let fresh = matches!(node, NodeSpec::Memory { .. });
                 Ok(leaf(name, driver, fresh, &words))
             }
-            TargetSpec::Soft(_) => Err(Error::new(
-                ErrorKind::Invalid,
-                "a controller over a controller is not offered",
-            )),
+            TargetSpec::Soft(_) => {
+                Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
+            }
         }
     }
 }
 
 fn is_empty(path: &Path) -> bool {
-    path.metadata()
-        .is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
 }
 
 fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions, Error> {
@@ -281,9 +244,7 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
         ));
     }
     if is_new && wants.end.is_none() {
-        return Err(fail(
-            "there is no such file; give --size (such as --size=1g) to make it",
-        ));
+        return Err(fail("there is no such file; give --size (such as --size=1g) to make it"));
     }
     let size = wants.end.filter(|_| is_new || wants.writes);
     Ok(FileOptions {
@@ -311,21 +272,14 @@ impl Cpus {
         if known.is_empty() {
             known.push(0);
         }
-        let reserved = if controller && known.len() > 1 {
-            known.pop()
-        } else {
-            None
-        };
+        let reserved = if controller && known.len() > 1 { known.pop() } else { None };
         let mut all: Vec<usize> = (0..jobs).map(|job| known[job % known.len()]).collect();
         if controller {
             all.push(reserved.unwrap_or(known[0]));
         }
         let there = known.len() + usize::from(reserved.is_some());
         let notice = (all.len() > there).then(|| {
-            format!(
-                "{} reactors share {there} processors: they wait for each other",
-                all.len()
-            )
+            format!("{} reactors share {there} processors: they wait for each other", all.len())
         });
         Cpus { all, notice }
     }
@@ -344,9 +298,7 @@ mod tests {
         assert_eq!(parse("soft:/a:b"), soft(TargetSpec::Path("/a:b".into())));
         assert_eq!(parse("null"), Some(TargetSpec::Null));
         assert_eq!(parse("./null"), Some(TargetSpec::Path("./null".into())));
-        let null = NodeSpec::parse(r#"{"driver":"null-co"}"#)
-            .ok()
-            .map(TargetSpec::Node);
+        let null = NodeSpec::parse(r#"{"driver":"null-co"}"#).ok().map(TargetSpec::Node);
         assert_eq!(parse(r#"{"driver":"null-co"}"#), null);
         assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
         for bad in ["", "soft:", "soft:soft", "nvme://0000:01:00.0/1", "{}"] {

@@ -38,11 +38,7 @@ pub fn run(given: &JobOptions, stop: &Arc<AtomicBool>) -> Result<ExitCode, Error
     }
     let share = idle_share()?;
     println!("idle engine: {share:.3} % of a core (goal: below 1 %; SPDK: 100 %)");
-    Ok(if good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 fn measure(peer: &Peer, runtime: Duration, stop: &Arc<AtomicBool>) -> Result<CloneReport, Error> {
@@ -55,10 +51,7 @@ fn measure(peer: &Peer, runtime: Duration, stop: &Arc<AtomicBool>) -> Result<Clo
         ..JobOptions::default()
     };
     let jobs = [options.clone()];
-    let target = Target::open(
-        &TargetSpec::parse(peer.target)?,
-        &Wants::of(&jobs, &options),
-    )?;
+    let target = Target::open(&TargetSpec::parse(peer.target)?, &Wants::of(&jobs, &options))?;
     let session = Session {
         engine: target.engine(),
         node: target.node(),
@@ -68,13 +61,9 @@ fn measure(peer: &Peer, runtime: Duration, stop: &Arc<AtomicBool>) -> Result<Clo
     };
     let display = Display::new();
     if let Some(length) = target.to_lay_out() {
-        lay_out(&session, length, &mut |snapshot| {
-            display.show("laying out", snapshot)
-        })?;
+        lay_out(&session, length, &mut |snapshot| display.show("laying out", snapshot))?;
     }
-    let report = run_job(&session, options, &mut |snapshot| {
-        display.show(peer.what, snapshot)
-    })?;
+    let report = run_job(&session, options, &mut |snapshot| display.show(peer.what, snapshot))?;
     drop(display);
     target.close()?;
     Ok(report.group())

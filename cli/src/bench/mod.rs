@@ -51,9 +51,7 @@ pub fn command() -> Command {
             .help(spec.help)
             .action(ArgAction::Append);
         if spec.switch {
-            arg.num_args(0..=1)
-                .require_equals(true)
-                .default_missing_value("1")
+            arg.num_args(0..=1).require_equals(true).default_missing_value("1")
         } else {
             arg.num_args(1)
         }
@@ -104,14 +102,8 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
         return compare::run(&given, &stop);
     }
     let mut output = Output::new(matches)?;
-    let word = matches
-        .get_one::<String>("target")
-        .map_or("soft", String::as_str);
-    let jobs = if given.is_given("rw") {
-        vec![single_job(given)]
-    } else {
-        main_jobs(&given)
-    };
+    let word = matches.get_one::<String>("target").map_or("soft", String::as_str);
+    let jobs = if given.is_given("rw") { vec![single_job(given)] } else { main_jobs(&given) };
     let good = run_jobs(TargetSpec::parse(word)?, &jobs, &stop, &mut output)?;
     let mut all_good = good;
     let is_default =
@@ -125,11 +117,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
         all_good &= run_jobs(spec, &jobs, &stop, &mut output)?;
     }
     output.finish()?;
-    Ok(if all_good {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
-    })
+    Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
 /// The options in the order in which they were given: later ones overrule earlier ones.
@@ -138,11 +126,7 @@ fn job_options(matches: &ArgMatches) -> Result<JobOptions, Error> {
     for spec in OPTIONS {
         let values = matches.get_many::<String>(spec.name).into_iter().flatten();
         let places = matches.indices_of(spec.name).into_iter().flatten();
-        words.extend(
-            places
-                .zip(values)
-                .map(|(place, value)| (place, spec.name, value)),
-        );
+        words.extend(places.zip(values).map(|(place, value)| (place, spec.name, value)));
     }
     words.sort_unstable();
     let mut options = JobOptions::default();
@@ -169,10 +153,7 @@ fn main_jobs(given: &JobOptions) -> Vec<JobOptions> {
     [Rw::RandRead, Rw::RandWrite, Rw::RandRw]
         .into_iter()
         .map(|rw| {
-            let mut options = JobOptions {
-                rw,
-                ..given.clone()
-            };
+            let mut options = JobOptions { rw, ..given.clone() };
             options.given.insert(0, ("rw", rw.word().to_owned()));
             if !given.is_given("iodepth") {
                 options.io_depth = 32;
@@ -211,18 +192,15 @@ fn run_jobs(
     let mut good = true;
     let display = Display::new();
     if let Some(length) = target.to_lay_out() {
-        lay_out(&session, length, &mut |snapshot| {
-            display.show("laying out", snapshot)
-        })?;
+        lay_out(&session, length, &mut |snapshot| display.show("laying out", snapshot))?;
     }
     for options in jobs {
         if stop.load(std::sync::atomic::Ordering::Relaxed) {
             break;
         }
         let name = options.name.clone();
-        let report = run_job(&session, options.clone(), &mut |snapshot| {
-            display.show(&name, snapshot)
-        });
+        let report =
+            run_job(&session, options.clone(), &mut |snapshot| display.show(&name, snapshot));
         display.clear();
         let report = report?;
         good &= report.is_good();
@@ -254,9 +232,7 @@ struct Output {
 
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
-        let json = matches
-            .get_one::<String>("output-format")
-            .is_some_and(|word| word == "json");
+        let json = matches.get_one::<String>("output-format").is_some_and(|word| word == "json");
         let file = match matches.get_one::<PathBuf>("output") {
             None => None,
             Some(path) => {
@@ -265,11 +241,7 @@ impl Output {
                 Some((path.clone(), file))
             }
         };
-        Ok(Output {
-            json,
-            file,
-            reports: Vec::new(),
-        })
+        Ok(Output { json, file, reports: Vec::new() })
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {

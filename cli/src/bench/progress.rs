@@ -24,10 +24,7 @@ impl Display {
     /// Shows where the job called `name` stands.
     pub fn show(&self, name: &str, snapshot: &Snapshot) {
         let [read, write] = snapshot.iops;
-        let mut parts = vec![
-            name.to_owned(),
-            format!("{:.1} s", snapshot.elapsed.as_secs_f64()),
-        ];
+        let mut parts = vec![name.to_owned(), format!("{:.1} s", snapshot.elapsed.as_secs_f64())];
         if snapshot.checking {
             parts.push("verifying".to_owned());
         }
