@@ -37,7 +37,8 @@ pub fn describe(options: &JobOptions) -> String {
         "reads".to_owned()
     };
     let size = format_bytes(u64::from(options.block_size));
-    format!("{size} {order} {what}, {} in flight", options.io_depth)
+    let only = if options.verify_only { "verifying " } else { "" };
+    format!("{only}{size} {order} {what}, {} in flight", options.io_depth)
 }
 
 fn heading(report: &Report) -> String {
@@ -72,11 +73,11 @@ fn direction_lines(text: &mut String, direction: Direction, stats: &DirectionSta
     let rate = stats.bandwidth();
     let _ = writeln!(
         text,
-        "    {:<8} {:>8} IOPS   {}/s ({:.1} MB/s)   {} I/Os, {} in {}",
+        "    {:<8} {:>8} IOPS   {}/s ({}B/s)   {} I/Os, {} in {}",
         direction.word(),
         format_count(stats.iops()),
         format_bytes(rate as u64),
-        rate / 1e6,
+        format_count(rate),
         format_count(stats.ios as f64),
         format_bytes(stats.bytes),
         format_ns(stats.runtime_ns as f64),

@@ -2,8 +2,10 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use oxblock_bench::options::JobOptions;
+use oxblock_bench::run::Session;
 use oxblock_bench::units::{Size, format_bytes};
 use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
@@ -143,24 +145,15 @@ impl Target {
         Ok(Target { engine, node, soft, words, job_cores, lay_out, notices })
     }
 
-    /// The engine.
-    pub fn engine(&self) -> &Engine {
-        &self.engine
-    }
-
-    /// The node that jobs open.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
-    }
-
-    /// What it is, for the report.
-    pub fn words(&self) -> &str {
-        &self.words
-    }
-
-    /// The engine's cores for the jobs.
-    pub fn job_cores(&self) -> &[usize] {
-        &self.job_cores
+    /// What runs jobs on it, until `stop` is set.
+    pub fn session<'a>(&'a self, stop: &'a Arc<AtomicBool>) -> Session<'a> {
+        Session {
+            engine: &self.engine,
+            node: &self.node,
+            target: &self.words,
+            cores: &self.job_cores,
+            stop,
+        }
     }
 
     /// The bytes to write before anything is read, if the target is new.

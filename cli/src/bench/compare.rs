@@ -8,11 +8,12 @@ use std::time::Duration;
 use oxblock_bench::options::{JobOptions, Rw};
 use oxblock_bench::peers::{self, PEERS, Peer};
 use oxblock_bench::report::CloneReport;
-use oxblock_bench::run::{Session, lay_out, run as run_job};
+use oxblock_bench::run::run as run_job;
 use oxblock_engine::{Engine, Error, Options};
 use oxblock_mem::thread_usage::ThreadUsage;
 
-use super::progress::Display;
+use super::lay_out_new;
+use super::progress::watched;
 use crate::target::{Target, TargetSpec, Wants};
 
 /// How long each row is measured, and how long before that it runs uncounted.
@@ -52,21 +53,12 @@ fn measure(peer: &Peer, runtime: Duration, stop: &Arc<AtomicBool>) -> Result<Clo
     };
     let jobs = [options.clone()];
     let target = Target::open(&TargetSpec::parse(peer.target)?, &Wants::of(&jobs, &options))?;
-    let session = Session {
-        engine: target.engine(),
-        node: target.node(),
-        target: target.words(),
-        cores: target.job_cores(),
-        stop,
-    };
-    let display = Display::new();
-    if let Some(length) = target.to_lay_out() {
-        lay_out(&session, length, &mut |snapshot| display.show("laying out", snapshot))?;
-    }
-    let report = run_job(&session, options, &mut |snapshot| display.show(peer.what, snapshot))?;
-    drop(display);
-    target.close()?;
-    Ok(report.group())
+    let result = lay_out_new(&target, stop).and_then(|()| {
+        let session = target.session(stop);
+        watched(peer.what, |watch| run_job(&session, options, watch))
+    });
+    let closed = target.close();
+    Ok(result.and_then(|report| closed.map(|()| report))?.group())
 }
 
 /// The CPU time that one reactor with nothing to do takes, in hundredths of a core.

@@ -7,18 +7,18 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, SystemTime};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{JobOptions, OPTIONS, Rw, Verify};
 use oxblock_bench::report::Report;
-use oxblock_bench::run::{Session, lay_out, run as run_job};
+use oxblock_bench::run::{lay_out, run as run_job};
 use oxblock_bench::{json, text};
 use oxblock_engine::{Error, ErrorKind};
 
 use crate::target::{Target, TargetSpec, Wants};
-use progress::Display;
+use progress::watched;
 
 /// How long a job runs that says neither how long nor how much.
 const DEFAULT_RUNTIME: Duration = Duration::from_secs(3);
@@ -104,17 +104,17 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     let mut output = Output::new(matches)?;
     let word = matches.get_one::<String>("target").map_or("soft", String::as_str);
     let jobs = if given.is_given("rw") { vec![single_job(given)] } else { main_jobs(&given) };
-    let good = run_jobs(TargetSpec::parse(word)?, &jobs, &stop, &mut output)?;
+    let good = run_jobs(&TargetSpec::parse(word)?, &jobs, &stop, &mut output)?;
     let mut all_good = good;
     let is_default =
         matches.value_source("target") == Some(clap::parser::ValueSource::DefaultValue);
-    if jobs.len() > 1 && is_default && !stop.load(std::sync::atomic::Ordering::Relaxed) {
+    if jobs.len() > 1 && is_default && !stop.load(Relaxed) {
         let file = tempfile::Builder::new()
             .prefix("oxblock-bench-")
             .tempfile()
             .map_err(|error| Error::from_io("making a temporary file", error))?;
         let spec = TargetSpec::Soft(Box::new(TargetSpec::Temporary(file.path().to_owned())));
-        all_good &= run_jobs(spec, &jobs, &stop, &mut output)?;
+        all_good &= run_jobs(&spec, &jobs, &stop, &mut output)?;
     }
     output.finish()?;
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
@@ -170,45 +170,36 @@ fn main_jobs(given: &JobOptions) -> Vec<JobOptions> {
 
 /// Runs jobs one after the other on one target. Did everything go well?
 fn run_jobs(
-    spec: TargetSpec,
+    spec: &TargetSpec,
     jobs: &[JobOptions],
     stop: &Arc<AtomicBool>,
     output: &mut Output,
 ) -> Result<bool, Error> {
-    let Some(first) = jobs.first() else {
-        return Ok(true);
-    };
-    let target = Target::open(&spec, &Wants::of(jobs, first))?;
-    for notice in target.notices() {
-        eprintln!("note: {notice}");
-    }
-    let session = Session {
-        engine: target.engine(),
-        node: target.node(),
-        target: target.words(),
-        cores: target.job_cores(),
-        stop,
-    };
+    let Some(first) = jobs.first() else { return Ok(true) };
+    let target = Target::open(spec, &Wants::of(jobs, first))?;
+    output.note(target.notices());
     let mut good = true;
-    let display = Display::new();
-    if let Some(length) = target.to_lay_out() {
-        lay_out(&session, length, &mut |snapshot| display.show("laying out", snapshot))?;
-    }
-    for options in jobs {
-        if stop.load(std::sync::atomic::Ordering::Relaxed) {
-            break;
+    let result = lay_out_new(&target, stop).and_then(|()| {
+        for options in jobs.iter().take_while(|_| !stop.load(Relaxed)) {
+            let session = target.session(stop);
+            let report = watched(&options.name, |watch| run_job(&session, options.clone(), watch))?;
+            good &= report.is_good();
+            output.add(report)?;
         }
-        let name = options.name.clone();
-        let report =
-            run_job(&session, options.clone(), &mut |snapshot| display.show(&name, snapshot));
-        display.clear();
-        let report = report?;
-        good &= report.is_good();
-        output.add(report)?;
+        Ok(())
+    });
+    let closed = target.close();
+    result.and(closed).map(|()| good)
+}
+
+/// Writes a target that is new and will be read.
+fn lay_out_new(target: &Target, stop: &Arc<AtomicBool>) -> Result<(), Error> {
+    match target.to_lay_out() {
+        None => Ok(()),
+        Some(length) => {
+            watched("laying out", |watch| lay_out(&target.session(stop), length, watch))
+        }
     }
-    drop(display);
-    target.close()?;
-    Ok(good)
 }
 
 /// Ctrl-C and SIGTERM end the jobs with what there is; the second one ends the program.
@@ -228,6 +219,7 @@ struct Output {
     json: bool,
     file: Option<(PathBuf, std::fs::File)>,
     reports: Vec<Report>,
+    noted: Vec<String>,
 }
 
 impl Output {
@@ -241,7 +233,17 @@ impl Output {
                 Some((path.clone(), file))
             }
         };
-        Ok(Output { json, file, reports: Vec::new() })
+        Ok(Output { json, file, reports: Vec::new(), noted: Vec::new() })
+    }
+
+    /// Says on standard error what was not said yet.
+    fn note(&mut self, notices: &[String]) {
+        for notice in notices {
+            if !self.noted.contains(notice) {
+                eprintln!("note: {notice}");
+                self.noted.push(notice.clone());
+            }
+        }
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {
