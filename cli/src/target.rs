@@ -14,7 +14,7 @@ use oxblock_drivers::{file, memory, null};
 use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
 use crate::node::NodeSpec;
-use crate::soft::Soft;
+use crate::soft::{Soft, SoftOptions};
 
 /// The length of a target in memory or in a temporary file, where no size is given.
 const DEFAULT_LENGTH: u64 = 256 << 20;
@@ -104,7 +104,7 @@ impl Wants {
 pub struct Target {
     engine: Engine,
     node: Arc<Node>,
-    soft: Option<Soft>,
+    _soft: Option<Soft>,
     words: String,
     job_cores: Vec<usize>,
     lay_out: Option<u64>,
@@ -135,14 +135,15 @@ impl Target {
         let (node, soft) = match is_soft {
             false => (leaf.node, None),
             true => {
-                let (home, controller) = (0, wants.jobs);
-                let soft = Soft::start(&engine, home, controller, leaf.node, wants.depth)?;
-                (soft.node().clone(), Some(soft))
+                let (jobs, depth) = (wants.jobs, wants.depth);
+                let options = SoftOptions { home: 0, server: jobs, jobs, depth };
+                let soft = Soft::start(&engine, leaf.node, options)?;
+                (soft.node.clone(), Some(soft))
             }
         };
         let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
         let job_cores = (0..wants.jobs).collect();
-        Ok(Target { engine, node, soft, words, job_cores, lay_out, notices })
+        Ok(Target { engine, node, _soft: soft, words, job_cores, lay_out, notices })
     }
 
     /// What runs jobs on it, until `stop` is set.
@@ -170,8 +171,7 @@ impl Target {
     ///
     /// Errors: what the drivers say.
     pub fn close(self) -> Result<(), Error> {
-        let result = self.soft.map_or(Ok(()), |soft| soft.stop(&self.engine));
-        result.and(self.engine.shutdown())
+        self.engine.shutdown()
     }
 }
 

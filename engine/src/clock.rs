@@ -140,8 +140,19 @@ impl CycleClock {
     }
 }
 
+/// Both clocks at one moment: the best of a few readings, since the thread may lose its
+/// processor between the two.
 fn both(start: Instant) -> (u64, u64) {
-    (cycles::now(), start.elapsed().as_nanos() as u64)
+    let mut best = (u64::MAX, 0, 0);
+    for _ in 0..4 {
+        let before = cycles::now();
+        let ns = start.elapsed().as_nanos() as u64;
+        let took = cycles::now().saturating_sub(before);
+        if took < best.0 {
+            best = (took, before + took / 2, ns);
+        }
+    }
+    (best.1, best.2)
 }
 
 fn slope(first: (u64, u64), last: (u64, u64)) -> u64 {

@@ -181,7 +181,7 @@ impl Rules {
                 }
             };
             let align = u64::from(align.max(1));
-            if address % align != 0 {
+            if !address.is_multiple_of(align) {
                 return taken;
             }
             if let Some(page) = prp_page {

@@ -4,11 +4,12 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use crossbeam::queue::ArrayQueue;
+use oxblock_mem::Parking;
 use rustix::event::{EventfdFlags, eventfd};
 
 use crate::{Core, Error, ErrorKind};
@@ -23,7 +24,7 @@ pub(crate) type Message = Box<dyn FnOnce(&Core) + Send>;
 pub(crate) struct Mailbox {
     pub id: usize,
     inbox: ArrayQueue<Message>,
-    sleeping: AtomicBool,
+    parking: Parking,
     event: OwnedFd,
     /// The reactor is gone: nothing will read the inbox.
     closed: AtomicBool,
@@ -36,7 +37,7 @@ impl Mailbox {
         Ok(Arc::new(Self {
             id,
             inbox: ArrayQueue::new(INBOX_LEN),
-            sleeping: AtomicBool::new(false),
+            parking: Parking::new(),
             event,
             closed: AtomicBool::new(false),
         }))
@@ -49,13 +50,12 @@ impl Mailbox {
     /// Says that the core is about to sleep. Whoever publishes work from now on wakes it;
     /// what was published before, the core must look for once more.
     pub fn announce_sleep(&self) {
-        self.sleeping.store(true, Ordering::SeqCst);
-        fence(Ordering::SeqCst);
+        self.parking.announce();
     }
 
     /// Takes the announcement back, and any wake-up that came of it.
     pub fn awake(&self) {
-        self.sleeping.store(false, Ordering::SeqCst);
+        self.parking.retract();
         let mut count = [0; 8];
         let _ = rustix::io::read(&self.event, &mut count);
     }
@@ -84,17 +84,14 @@ impl CoreWaker {
     /// should find must be stored before.
     #[inline]
     pub fn wake(&self) {
-        fence(Ordering::SeqCst);
-        if self.0.sleeping.load(Ordering::Relaxed) {
+        if self.0.parking.claim() {
             self.wake_sleeper();
         }
     }
 
     #[cold]
     fn wake_sleeper(&self) {
-        if self.0.sleeping.swap(false, Ordering::SeqCst) {
-            let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
-        }
+        let _ = rustix::io::write(&self.0.event, &1u64.to_ne_bytes());
     }
 }
 

@@ -69,6 +69,21 @@ impl Cells {
         unsafe { AtomicU64::from_ptr(self.buf.addr().cast::<u64>().add(index)) }
     }
 
+    /// `N` 64-bit words from `index` on, with one check for all.
+    ///
+    /// # Panics
+    /// If some lie beyond the end.
+    #[inline]
+    pub fn u64s<const N: usize>(&self, index: usize) -> &[AtomicU64; N] {
+        let words = self.buf.len() / 8;
+        assert!(
+            N <= words && index <= words - N,
+            "{N} words from {index} of {words}"
+        );
+        // SAFETY: as for `u32`; an array of atomics is laid out as its words are.
+        unsafe { &*self.buf.addr().cast::<u64>().add(index).cast() }
+    }
+
     /// The buffer, when no device knows it any more.
     pub fn into_buf(self) -> Buf {
         self.buf

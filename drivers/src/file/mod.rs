@@ -123,9 +123,7 @@ fn open_hint(options: &FileOptions, error: &io::Error) -> &'static str {
         Some(libc::EINVAL) if options.direct => {
             "open it for direct I/O, which its file system may lack (open it without `direct`)"
         }
-        Some(libc::ENOENT) if options.size.is_none() => {
-            "open it (give a size to have it made)"
-        }
+        Some(libc::ENOENT) if options.size.is_none() => "open it (give a size to have it made)",
         Some(libc::EROFS | libc::EACCES) if !options.read_only => {
             "open it for writing (open it read-only, or change its permissions)"
         }

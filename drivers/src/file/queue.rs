@@ -3,9 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oxblock_engine::{
-    Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token,
-};
+use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
 
 use super::Shared;
 use super::uring::{Call, Ring};
@@ -295,7 +293,9 @@ impl Queue for FileQueue {
                 return Ok(());
             }
         };
-        let Some(slot) = self.free.pop() else { return Err(Busy) };
+        let Some(slot) = self.free.pop() else {
+            return Err(Busy);
+        };
         self.entries[usize::from(slot)] = Entry {
             token: Some(request.token),
             kind: request.kind,

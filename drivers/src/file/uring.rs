@@ -194,9 +194,7 @@ impl Ring {
                     .rw_flags(write_flags(durable))
                     .build()
             }
-            (Call::Sync, _) => {
-                opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build()
-            }
+            (Call::Sync, _) => opcode::Fsync::new(FILE).flags(types::FsyncFlags::DATASYNC).build(),
             (Call::Allocate { mode, offset, len }, _) => {
                 opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
             }
@@ -275,7 +273,9 @@ impl List {
     }
 
     fn push_apart(&mut self, base: *mut u8, len: usize) -> bool {
-        let Some(entry) = self.entries.get_mut(self.end) else { return false };
+        let Some(entry) = self.entries.get_mut(self.end) else {
+            return false;
+        };
         *entry = libc::iovec { iov_base: base.cast(), iov_len: len };
         self.end += 1;
         true
@@ -333,8 +333,7 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
     let mut buf = std::mem::MaybeUninit::<libc::statx>::zeroed();
     let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN);
     // SAFETY: an open descriptor, a terminated empty path and a buffer of the right type.
-    let rc =
-        unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, buf.as_mut_ptr()) };
+    let rc = unsafe { libc::statx(file.as_raw_fd(), c"".as_ptr(), flags, mask, buf.as_mut_ptr()) };
     if rc != 0 {
         return Err(io::Error::last_os_error());
     }
@@ -343,17 +342,16 @@ pub(super) fn direct_alignment(file: &File) -> io::Result<Option<DirectAlignment
     if stat.stx_mask & libc::STATX_DIOALIGN == 0 {
         return Ok(None);
     }
-    Ok(Some(DirectAlignment {
-        memory: stat.stx_dio_mem_align,
-        offset: stat.stx_dio_offset_align,
-    }))
+    Ok(Some(DirectAlignment { memory: stat.stx_dio_mem_align, offset: stat.stx_dio_offset_align }))
 }
 
 /// Whether the file system can punch holes: asked for past the end of the file, where a hole
 /// changes nothing.
 pub(super) fn can_punch(file: &File, length: u64) -> bool {
     let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-    let Ok(at) = libc::off_t::try_from(length.next_multiple_of(1 << 20)) else { return false };
+    let Ok(at) = libc::off_t::try_from(length.next_multiple_of(1 << 20)) else {
+        return false;
+    };
     // SAFETY: an open descriptor; no memory is passed.
     unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 1 << 20) == 0 }
 }
