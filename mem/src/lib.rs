@@ -50,6 +50,7 @@ mod arena;
 mod buf;
 mod bytes;
 mod cells;
+pub mod counting_alloc;
 pub mod cycles;
 mod error;
 mod extents;
@@ -68,6 +69,7 @@ mod region;
 mod returns;
 pub mod spsc;
 mod sync;
+pub mod thread_usage;
 mod view;
 
 pub use arena::Arena;
