@@ -66,13 +66,7 @@ impl Arena {
 
     pub(crate) fn new(region: Region, notice: Option<String>) -> Arena {
         let free = Mutex::new(Extents::new(region.len()));
-        Arena {
-            shared: Arc::new(ArenaShared {
-                region,
-                notice,
-                free,
-            }),
-        }
+        Arena { shared: Arc::new(ArenaShared { region, notice, free }) }
     }
 
     pub(crate) fn alloc_unzeroed(&self, len: usize, align: usize) -> Result<Buf, MemError> {
@@ -103,11 +97,7 @@ impl Arena {
         drop(free);
         let shared = NonNull::from(&**region.shared());
         let block = Box::new(Block {
-            header: Header {
-                bufs: AtomicUsize::new(1),
-                region: shared,
-                kind: Kind::Block,
-            },
+            header: Header { bufs: AtomicUsize::new(1), region: shared, kind: Kind::Block },
             arena: self.clone(),
             at,
             room,
@@ -125,9 +115,7 @@ impl Arena {
 impl fmt::Debug for Arena {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Arena");
-        out.field("region", &self.shared.region)
-            .field("locked", &self.locked())
-            .finish()
+        out.field("region", &self.shared.region).field("locked", &self.locked()).finish()
     }
 }
 

@@ -167,11 +167,7 @@ impl Buf {
     /// # Panics
     /// If `at` is beyond the end.
     pub fn split_off(&mut self, at: usize) -> Buf {
-        assert!(
-            at <= self.len,
-            "split at {at} beyond the end of a buffer of {}",
-            self.len
-        );
+        assert!(at <= self.len, "split at {at} beyond the end of a buffer of {}", self.len);
         self.count_one_more();
         // SAFETY: at <= len stays within the allocation; counted above.
         let tail = unsafe { Buf::from_raw(self.ptr.add(at), self.len - at, self.owner) };
@@ -247,9 +243,7 @@ impl Drop for Buf {
 impl fmt::Debug for Buf {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Buf");
-        out.field("addr", &self.ptr)
-            .field("len", &self.len)
-            .field("iova", &self.iova());
+        out.field("addr", &self.ptr).field("len", &self.len).field("iova", &self.iova());
         out.field("shared", &self.is_shared()).finish()
     }
 }

@@ -52,11 +52,7 @@ impl Cells {
     /// If it lies beyond the end.
     #[inline]
     pub fn u32(&self, index: usize) -> &AtomicU32 {
-        assert!(
-            index < self.buf.len() / 4,
-            "word {index} of {}",
-            self.buf.len() / 4
-        );
+        assert!(index < self.buf.len() / 4, "word {index} of {}", self.buf.len() / 4);
         // SAFETY: in range and aligned, checked; nothing but atomics reaches these bytes here,
         // and a device's or another `Cells`' accesses are as atomic as ours. They may differ in
         // size: Rust leaves open what that means, all processors that we run on define it.
@@ -69,13 +65,21 @@ impl Cells {
     /// If it lies beyond the end.
     #[inline]
     pub fn u64(&self, index: usize) -> &AtomicU64 {
-        assert!(
-            index < self.buf.len() / 8,
-            "word {index} of {}",
-            self.buf.len() / 8
-        );
+        assert!(index < self.buf.len() / 8, "word {index} of {}", self.buf.len() / 8);
         // SAFETY: as for `u32`.
         unsafe { AtomicU64::from_ptr(self.buf.addr().cast::<u64>().add(index)) }
+    }
+
+    /// `N` 64-bit words from `index` on, with one check for all.
+    ///
+    /// # Panics
+    /// If some lie beyond the end.
+    #[inline]
+    pub fn u64s<const N: usize>(&self, index: usize) -> &[AtomicU64; N] {
+        let words = self.buf.len() / 8;
+        assert!(N <= words && index <= words - N, "{N} words from {index} of {words}");
+        // SAFETY: as for `u32`; an array of atomics is laid out as its words are.
+        unsafe { &*self.buf.addr().cast::<u64>().add(index).cast() }
     }
 
     /// The buffer, when no device knows it any more.

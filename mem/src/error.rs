@@ -12,10 +12,7 @@ pub struct MemError {
 impl MemError {
     /// An error with a positive `errno` and a text for people.
     pub fn new(errno: i32, text: impl Into<Cow<'static, str>>) -> MemError {
-        MemError {
-            errno,
-            text: text.into(),
-        }
+        MemError { errno, text: text.into() }
     }
 
     /// The error of the system call that just failed; `what` says which and where.
@@ -25,10 +22,7 @@ impl MemError {
 
     /// An error of the system; `what` says which call and where.
     pub fn os(error: &io::Error, what: impl fmt::Display) -> MemError {
-        MemError::new(
-            error.raw_os_error().unwrap_or(libc::EIO),
-            format!("{what}: {error}"),
-        )
+        MemError::new(error.raw_os_error().unwrap_or(libc::EIO), format!("{what}: {error}"))
     }
 
     /// The same error with `what` in front of its text.

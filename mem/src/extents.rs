@@ -9,9 +9,7 @@ pub(crate) struct Extents {
 impl Extents {
     /// One free range of `len` bytes from offset 0.
     pub(crate) fn new(len: usize) -> Extents {
-        Extents {
-            free: BTreeMap::from([(0, len)]),
-        }
+        Extents { free: BTreeMap::from([(0, len)]) }
     }
 
     /// Takes the first free `len` bytes whose offset is a multiple of `align`, a power of two.

@@ -14,9 +14,7 @@ pub(crate) struct Home {
 
 impl Home {
     pub(crate) fn new() -> Home {
-        Home {
-            thread: AtomicU64::new(NOBODY),
-        }
+        Home { thread: AtomicU64::new(NOBODY) }
     }
 
     /// True on the thread that it belongs to.
@@ -38,10 +36,7 @@ impl Home {
     #[inline]
     pub(crate) fn settle_here(&self) {
         if !self.is_here() {
-            assert!(
-                self.is_open(),
-                "it belongs to the thread that used it first, not to this one"
-            );
+            assert!(self.is_open(), "it belongs to the thread that used it first, not to this one");
             self.thread.store(thread_number(), Ordering::Relaxed);
         }
     }

@@ -26,9 +26,7 @@ pub(crate) fn fits(windows: &[RangeInclusive<u64>], iova: u64, len: u64) -> bool
     let Some(last) = iova.checked_add(len - 1) else {
         return false;
     };
-    windows
-        .iter()
-        .any(|window| window.contains(&iova) && window.contains(&last))
+    windows.iter().any(|window| window.contains(&iova) && window.contains(&last))
 }
 
 /// The lowest multiple of `align` (a power of two) from which `len` bytes lie in one window and
@@ -44,9 +42,7 @@ pub(crate) fn allocate(
     let mut windows: Vec<_> = windows.to_vec();
     windows.sort_by_key(|window| *window.start());
     windows.iter().find_map(|window| {
-        let mut at = (*window.start())
-            .max(LOWEST)
-            .checked_next_multiple_of(align)?;
+        let mut at = (*window.start()).max(LOWEST).checked_next_multiple_of(align)?;
         for &(start, room) in &taken {
             let end = start + (room - 1);
             if at <= end && start <= at.checked_add(len - 1)? {
@@ -59,15 +55,9 @@ pub(crate) fn allocate(
 
 /// The windows for people: `0x100000..=0xfedfffff, ...`.
 pub(crate) fn words(windows: &[RangeInclusive<u64>]) -> String {
-    let words: Vec<_> = windows
-        .iter()
-        .map(|w| format!("{:#x}..={:#x}", w.start(), w.end()))
-        .collect();
-    if words.is_empty() {
-        "none".into()
-    } else {
-        words.join(", ")
-    }
+    let words: Vec<_> =
+        windows.iter().map(|w| format!("{:#x}..={:#x}", w.start(), w.end())).collect();
+    if words.is_empty() { "none".into() } else { words.join(", ") }
 }
 
 #[cfg(all(test, not(loom)))]
@@ -81,21 +71,12 @@ mod tests {
     fn the_ends_of_the_address_space_do_no_harm() {
         let everything = [0..=u64::MAX];
         assert_eq!(allocate(&everything, &[], 4096, 4096), Some(LOWEST));
-        assert_eq!(
-            allocate(&everything, &[], u64::MAX - LOWEST, 4096),
-            Some(LOWEST)
-        );
-        assert_eq!(
-            allocate(&everything, &[(LOWEST, u64::MAX - LOWEST)], 4096, 4096),
-            None
-        );
+        assert_eq!(allocate(&everything, &[], u64::MAX - LOWEST, 4096), Some(LOWEST));
+        assert_eq!(allocate(&everything, &[(LOWEST, u64::MAX - LOWEST)], 4096, 4096), None);
         let top = u64::MAX - 4095;
         assert_eq!(allocate(&[top..=u64::MAX], &[], 4096, 4096), Some(top));
         assert_eq!(allocate(&[top..=u64::MAX], &[], 4096, 8192), None);
-        assert_eq!(
-            allocate(&[top..=u64::MAX], &[(top, 4096)], 4096, 4096),
-            None
-        );
+        assert_eq!(allocate(&[top..=u64::MAX], &[(top, 4096)], 4096, 4096), None);
         assert_eq!(allocate(&[0..=LOWEST - 1], &[], 1, 1), None);
         assert_eq!(allocate(&[], &[], 1, 1), None);
         assert!(fits(&everything, u64::MAX, 1) && !fits(&everything, u64::MAX, 2));
@@ -107,10 +88,7 @@ mod tests {
         assert_eq!(allocate(&windows, &[], 4096, 4096), Some(LOWEST));
         let taken = [(LOWEST, 4096)];
         assert_eq!(allocate(&windows, &taken, 4096, 4096), None);
-        let windows = [
-            LOWEST..=LOWEST + 4095,
-            LOWEST + 8192..=LOWEST + 3 * 4096 - 1,
-        ];
+        let windows = [LOWEST..=LOWEST + 4095, LOWEST + 8192..=LOWEST + 3 * 4096 - 1];
         assert_eq!(allocate(&windows, &taken, 4096, 4096), Some(LOWEST + 8192));
     }
 

@@ -63,12 +63,7 @@ impl IoVector {
     #[inline]
     pub const fn new() -> IoVector {
         IoVector {
-            head: Head {
-                many: Many {
-                    ptr: ptr::null_mut(),
-                    len: 0,
-                },
-            },
+            head: Head { many: Many { ptr: ptr::null_mut(), len: 0 } },
             count: 0,
             capacity: 0,
         }
@@ -140,9 +135,7 @@ impl IoVector {
             return take(self);
         }
         if self.capacity == 0 {
-            let mut buf = take(self)
-                .into_single()
-                .expect("a list with bytes and no Vec has one");
+            let mut buf = take(self).into_single().expect("a list with bytes and no Vec has one");
             let tail = buf.split_off(at);
             *self = IoVector::from(buf);
             return IoVector::from(tail);
@@ -215,6 +208,12 @@ impl IoVector {
         View::of_segments(self.segments(), self.len()).slice(at, len)
     }
 
+    /// A view of all bytes.
+    #[inline]
+    pub fn whole(&self) -> View<'_> {
+        View::of_segments(self.segments(), self.len())
+    }
+
     /// The inline buffer.
     #[inline]
     fn has_one(&self) -> Option<&Buf> {
@@ -274,13 +273,7 @@ impl Default for IoVector {
 impl From<Buf> for IoVector {
     #[inline]
     fn from(buf: Buf) -> IoVector {
-        IoVector {
-            head: Head {
-                one: ManuallyDrop::new(buf),
-            },
-            count: 1,
-            capacity: 0,
-        }
+        IoVector { head: Head { one: ManuallyDrop::new(buf) }, count: 1, capacity: 0 }
     }
 }
 
@@ -294,13 +287,7 @@ impl From<Vec<Buf>> for IoVector {
         let len = bufs.iter().map(Buf::len).sum();
         let mut bufs = ManuallyDrop::new(bufs);
         let (ptr, count) = (bufs.as_mut_ptr(), bufs.len() as u32);
-        IoVector {
-            head: Head {
-                many: Many { ptr, len },
-            },
-            count,
-            capacity,
-        }
+        IoVector { head: Head { many: Many { ptr, len } }, count, capacity }
     }
 }
 

@@ -34,14 +34,8 @@ impl Lender {
     #[inline]
     pub fn buf(&self, offset: usize, len: usize) -> Result<Buf, MemError> {
         let shared = self.shared();
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > shared.region.len())
-        {
-            return Err(MemError::new(
-                libc::EINVAL,
-                "range beyond the end of the region",
-            ));
+        if offset.checked_add(len).is_none_or(|end| end > shared.region.len()) {
+            return Err(MemError::new(libc::EINVAL, "range beyond the end of the region"));
         }
         shared.home.settle_here();
         shared.here.set(shared.here.get() + 1);
@@ -66,17 +60,9 @@ impl Lender {
             kind: Kind::Lent,
         };
         let elsewhere = AtomicIsize::new(LENDER);
-        let shared = LenderShared {
-            header,
-            home: Home::new(),
-            here: Cell::new(0),
-            elsewhere,
-            region,
-        };
-        Lender {
-            shared: NonNull::from(Box::leak(Box::new(shared))),
-            _cells: PhantomData,
-        }
+        let shared =
+            LenderShared { header, home: Home::new(), here: Cell::new(0), elsewhere, region };
+        Lender { shared: NonNull::from(Box::leak(Box::new(shared))), _cells: PhantomData }
     }
 
     #[inline]

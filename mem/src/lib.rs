@@ -48,7 +48,10 @@
 
 mod arena;
 mod buf;
+mod bytes;
 mod cells;
+pub mod counting_alloc;
+pub mod cycles;
 mod error;
 mod extents;
 mod home;
@@ -59,22 +62,26 @@ mod map;
 mod memory;
 mod options;
 mod pages;
+mod parking;
 mod pool;
 mod raw;
 mod region;
 mod returns;
 pub mod spsc;
 mod sync;
+pub mod thread_usage;
 mod view;
 
 pub use arena::Arena;
 pub use buf::Buf;
+pub use bytes::SharedBytes;
 pub use cells::Cells;
 pub use error::MemError;
 pub use iovector::{IoVector, Segment};
 pub use lender::Lender;
 pub use memory::{Attachment, DmaMapper, Memory};
 pub use options::{ArenaOptions, ArenaSource, PagePolicy, PageSize};
+pub use parking::Parking;
 pub use pool::Pool;
 pub use region::Region;
 pub use view::{Piece, Pieces, View};

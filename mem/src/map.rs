@@ -46,9 +46,8 @@ impl Mapping {
         page_size: PageSize,
         align: usize,
     ) -> io::Result<Mapping> {
-        let room = len
-            .checked_add(align)
-            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        let room =
+            len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
         // SAFETY: a new mapping of address space only, at an address of the system's choice.
         let space = unsafe {
             let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
@@ -63,14 +62,7 @@ impl Mapping {
         let base = unsafe {
             let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
             let at = space.add(skip).cast();
-            libc::mmap(
-                at,
-                len,
-                protection,
-                flags | libc::MAP_FIXED,
-                fd.as_raw_fd(),
-                0,
-            )
+            libc::mmap(at, len, protection, flags | libc::MAP_FIXED, fd.as_raw_fd(), 0)
         };
         let error = io::Error::last_os_error();
         let mapped = base != libc::MAP_FAILED;
@@ -91,13 +83,7 @@ impl Mapping {
             // Hugepages are never swapped.
             Some(base) if mapped => {
                 let locked = page_size != PageSize::Small4K;
-                Ok(Mapping {
-                    base,
-                    len,
-                    page_size,
-                    locked,
-                    fd,
-                })
+                Ok(Mapping { base, len, page_size, locked, fd })
             }
             _ => Err(error),
         }
@@ -114,32 +100,16 @@ impl Mapping {
         let (addr, len) = (self.base.as_ptr(), self.len);
         // SAFETY: the mapping is ours, and the mask has the bits that max_node says.
         let rc = unsafe {
-            libc::syscall(
-                libc::SYS_mbind,
-                addr,
-                len,
-                MPOL_BIND,
-                mask.as_ptr(),
-                max_node,
-                0,
-            )
+            libc::syscall(libc::SYS_mbind, addr, len, MPOL_BIND, mask.as_ptr(), max_node, 0)
         };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Makes the pages of the file, or fails where a later touch would raise SIGBUS.
     pub(crate) fn populate(&self) -> io::Result<()> {
         // SAFETY: a system call on our own file.
         let rc = unsafe { libc::fallocate(self.fd.as_raw_fd(), 0, 0, self.len as libc::off_t) };
-        if rc == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
     /// Asks for hugepages behind the scenes, where the system has them for shared memory.
@@ -194,10 +164,7 @@ pub(crate) fn do_fork(base: NonNull<u8>, len: usize) {
 
 /// The soft limit on locked memory in bytes, `RLIM_INFINITY` if there is none.
 pub(crate) fn memlock_limit() -> Option<u64> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: fills the struct.
     let rc = unsafe { libc::getrlimit(libc::RLIMIT_MEMLOCK, &mut limit) };
     (rc == 0).then_some(limit.rlim_cur)
@@ -258,15 +225,10 @@ pub(crate) fn hugetlbfs_page_size(path: &Path) -> Result<PageSize, MemError> {
     let mut info: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the name is a C string, and the struct is filled.
     if unsafe { libc::statfs(name.as_ptr(), &mut info) } != 0 {
-        return Err(MemError::last_os(format_args!(
-            "hugetlbfs at {}",
-            path.display()
-        )));
+        return Err(MemError::last_os(format_args!("hugetlbfs at {}", path.display())));
     }
     let sizes = [PageSize::Huge2M, PageSize::Huge1G];
-    let found = sizes
-        .into_iter()
-        .find(|size| size.bytes() as i64 == info.f_bsize as i64);
+    let found = sizes.into_iter().find(|size| size.bytes() as i64 == info.f_bsize as i64);
     match found {
         Some(size) if info.f_type as i64 == libc::HUGETLBFS_MAGIC => Ok(size),
         _ => Err(MemError::new(
@@ -283,9 +245,5 @@ pub(crate) fn hugetlbfs_page_size(path: &Path) -> Result<PageSize, MemError> {
 fn resize(fd: &OwnedFd, len: usize) -> io::Result<()> {
     // SAFETY: a system call on our own file.
     let rc = unsafe { libc::ftruncate(fd.as_raw_fd(), len as libc::off_t) };
-    if rc == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

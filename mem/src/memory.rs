@@ -56,11 +56,7 @@ pub struct Attachment {
 impl Memory {
     /// No memory yet, and no device.
     pub fn new() -> Memory {
-        Memory {
-            shared: Arc::new(MemoryShared {
-                state: Mutex::default(),
-            }),
-        }
+        Memory { shared: Arc::new(MemoryShared { state: Mutex::default() }) }
     }
 
     /// Maps a new arena, zeroed, and shows it to all attached devices.
@@ -100,11 +96,7 @@ impl Memory {
             let text = format!("register {len} bytes at {start:#x}: beyond the address space");
             return Err(MemError::new(libc::EINVAL, text));
         }
-        self.shared.add(RegionShared::of_caller(
-            ptr,
-            len,
-            Arc::downgrade(&self.shared),
-        ))
+        self.shared.add(RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared)))
     }
 
     /// Shows all regions, and those that come later, to a device. Every region has one IOVA for
@@ -117,10 +109,7 @@ impl Memory {
     /// region is not a multiple of the device's page; what the mapper says. Nothing stays mapped.
     pub fn attach(&self, mapper: Arc<dyn DmaMapper>) -> Result<Attachment, MemError> {
         self.shared.attach(&mapper)?;
-        Ok(Attachment {
-            memory: self.shared.clone(),
-            mapper,
-        })
+        Ok(Attachment { memory: self.shared.clone(), mapper })
     }
 
     /// All regions: arenas and registered memory.
@@ -141,9 +130,7 @@ impl fmt::Debug for Memory {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = self.shared.lock();
         let mut out = f.debug_struct("Memory");
-        out.field("regions", &state.regions.len())
-            .field("devices", &state.devices.len())
-            .finish()
+        out.field("regions", &state.regions.len()).field("devices", &state.devices.len()).finish()
     }
 }
 
@@ -206,12 +193,8 @@ impl MemoryShared {
             return device.share();
         }
         let device = Device::new(mapper.clone());
-        let regions: Vec<_> = state
-            .regions
-            .iter()
-            .filter(|region| !region.is_closed())
-            .cloned()
-            .collect();
+        let regions: Vec<_> =
+            state.regions.iter().filter(|region| !region.is_closed()).cloned().collect();
         for region in &regions {
             device.check(region)?;
             state.place(region, Some(&device))?;
@@ -263,8 +246,7 @@ impl State {
     /// Drops devices without users. One that failed to unmap something stays on the list for
     /// good, and so does the memory that it may still reach.
     fn forget_unused(&mut self) {
-        self.devices
-            .retain(|device| device.users > 0 || !device.mapped.is_empty());
+        self.devices.retain(|device| device.users > 0 || !device.mapped.is_empty());
     }
 
     fn check_overlap(&self, region: &RegionShared) -> Result<(), MemError> {
@@ -346,17 +328,10 @@ impl State {
         let devices = || self.devices.iter().chain(new);
         let everything: RangeInclusive<u64> = 0..=u64::MAX - 1;
         let windows = devices().fold(vec![everything], |all, d| iova::intersect(&all, &d.windows));
-        let align = devices()
-            .map(|device| device.align(region))
-            .max()
-            .unwrap_or(1);
-        let others = self
-            .regions
-            .iter()
-            .filter(|other| !std::ptr::eq(&***other, region));
-        let taken: Vec<_> = others
-            .filter_map(|other| Some((other.iova()?, other.len() as u64)))
-            .collect();
+        let align = devices().map(|device| device.align(region)).max().unwrap_or(1);
+        let others = self.regions.iter().filter(|other| !std::ptr::eq(&***other, region));
+        let taken: Vec<_> =
+            others.filter_map(|other| Some((other.iova()?, other.len() as u64))).collect();
         let Some(iova) = iova::allocate(&windows, &taken, len, align) else {
             let windows = iova::words(&windows);
             return Err(MemError::new(
@@ -377,13 +352,7 @@ impl Device {
     fn new(mapper: Arc<dyn DmaMapper>) -> Device {
         let (windows, page_size) = (mapper.windows(), mapper.page_size_min());
         let page_size = page_size.max(1).next_power_of_two();
-        Device {
-            mapper,
-            windows,
-            page_size,
-            users: 1,
-            mapped: Vec::new(),
-        }
+        Device { mapper, windows, page_size, users: 1, mapped: Vec::new() }
     }
 
     /// One attachment more. After a detach that could not unmap everything the mapper is in no
@@ -435,24 +404,15 @@ impl Device {
         let Some(iova) = region.iova() else {
             return Ok(());
         };
-        self.mapper
-            .map(&Region::for_device(region.clone()), iova)
-            .map_err(|error| {
-                error.context(format_args!(
-                    "map {} bytes for a device at {iova:#x}",
-                    region.len()
-                ))
-            })?;
+        self.mapper.map(&Region::for_device(region.clone()), iova).map_err(|error| {
+            error.context(format_args!("map {} bytes for a device at {iova:#x}", region.len()))
+        })?;
         self.mapped.push(region.clone());
         Ok(())
     }
 
     fn unmap(&mut self, region: &Arc<RegionShared>) -> Result<(), MemError> {
-        let Some(at) = self
-            .mapped
-            .iter()
-            .position(|other| Arc::ptr_eq(other, region))
-        else {
+        let Some(at) = self.mapped.iter().position(|other| Arc::ptr_eq(other, region)) else {
             return Ok(());
         };
         if let Some(iova) = region.iova() {
@@ -465,9 +425,7 @@ impl Device {
     fn unmap_all(&mut self) {
         let mapper = &self.mapper;
         self.mapped.retain(|region| {
-            region
-                .iova()
-                .is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
+            region.iova().is_some_and(|iova| mapper.unmap(iova, region.len() as u64).is_err())
         });
     }
 }

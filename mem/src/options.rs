@@ -74,12 +74,7 @@ pub struct ArenaOptions {
 impl ArenaOptions {
     /// An arena of `size` bytes on the best pages of any node.
     pub fn new(size: usize) -> ArenaOptions {
-        ArenaOptions {
-            size,
-            pages: PagePolicy::Best,
-            node: None,
-            source: ArenaSource::Memfd,
-        }
+        ArenaOptions { size, pages: PagePolicy::Best, node: None, source: ArenaSource::Memfd }
     }
 }
 

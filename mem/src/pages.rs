@@ -18,15 +18,10 @@ enum Lock {
 
 /// Maps what the options ask for.
 pub(crate) fn map(options: &ArenaOptions) -> Mapped {
-    let small_only = matches!(
-        options.pages,
-        PagePolicy::Unlocked | PagePolicy::Exactly(PageSize::Small4K)
-    );
+    let small_only =
+        matches!(options.pages, PagePolicy::Unlocked | PagePolicy::Exactly(PageSize::Small4K));
     if options.size == 0 {
-        return Err(MemError::new(
-            libc::EINVAL,
-            "arena of 0 bytes: give it a size",
-        ));
+        return Err(MemError::new(libc::EINVAL, "arena of 0 bytes: give it a size"));
     }
     if small_only && options.source != ArenaSource::Memfd {
         let text = "arena of 4 KiB pages in a hugetlbfs: ask for hugepages, or for a memfd";
@@ -80,19 +75,12 @@ fn small(options: &ArenaOptions, lock: Lock) -> Mapped {
     let len = round_up(options.size, PageSize::Small4K)?;
     let failed = |call: &'static str| {
         move |error: io::Error| {
-            MemError::os(
-                &error,
-                format_args!("arena of {} on 4 KiB pages: {call}", words(len)),
-            )
+            MemError::os(&error, format_args!("arena of {} on 4 KiB pages: {call}", words(len)))
         }
     };
     // 2 MiB where that costs nothing: IOMMUs then use larger pages.
     let huge = PageSize::Huge2M.bytes();
-    let align = if len >= huge {
-        huge
-    } else {
-        PageSize::Small4K.bytes()
-    };
+    let align = if len >= huge { huge } else { PageSize::Small4K.bytes() };
     let fd = map::memfd(0, len).map_err(failed("memfd_create"))?;
     let mut mapping =
         Mapping::of_file(fd, len, PageSize::Small4K, align).map_err(failed("mmap"))?;
@@ -170,23 +158,12 @@ fn bind(mapping: &Mapping, node: Option<u32>) -> Result<Option<String>, MemError
 
 /// Why there are no hugepages, and the command that makes them.
 fn hugepage_advice(page_size: PageSize, len: usize) -> String {
-    let dir = format!(
-        "/sys/kernel/mm/hugepages/hugepages-{}kB",
-        page_size.bytes() >> 10
-    );
+    let dir = format!("/sys/kernel/mm/hugepages/hugepages-{}kB", page_size.bytes() >> 10);
     let number = |name: &str| -> Option<usize> {
-        fs::read_to_string(format!("{dir}/{name}"))
-            .ok()?
-            .trim()
-            .parse()
-            .ok()
+        fs::read_to_string(format!("{dir}/{name}")).ok()?.trim().parse().ok()
     };
     let need = len / page_size.bytes();
-    match (
-        number("nr_hugepages"),
-        number("free_hugepages"),
-        number("resv_hugepages"),
-    ) {
+    match (number("nr_hugepages"), number("free_hugepages"), number("resv_hugepages")) {
         (Some(total), Some(free), reserved) => {
             let free = free.saturating_sub(reserved.unwrap_or(0));
             let want = total + need.saturating_sub(free);
@@ -207,13 +184,9 @@ fn memlock_limit() -> Option<u64> {
 
 fn round_up(size: usize, page_size: PageSize) -> Result<usize, MemError> {
     let len = size.checked_next_multiple_of(page_size.bytes());
-    len.filter(|&len| len <= isize::MAX as usize / 2)
-        .ok_or_else(|| {
-            MemError::new(
-                libc::EINVAL,
-                format!("arena of {size} bytes: larger than any address space"),
-            )
-        })
+    len.filter(|&len| len <= isize::MAX as usize / 2).ok_or_else(|| {
+        MemError::new(libc::EINVAL, format!("arena of {size} bytes: larger than any address space"))
+    })
 }
 
 fn join(first: Option<String>, second: Option<String>) -> Option<String> {

@@ -62,11 +62,7 @@ impl Pool {
                 region: memory.header().region,
                 kind: Kind::Pool,
             },
-            next: AtomicU32::new(if index + 1 < count {
-                index as u32 + 1
-            } else {
-                END
-            }),
+            next: AtomicU32::new(if index + 1 < count { index as u32 + 1 } else { END }),
             index: index as u32,
             pool: this,
             // SAFETY: index * stride lies within the bytes allocated.
@@ -81,10 +77,7 @@ impl Pool {
             returns: CachePadded::new(Returns::new(count)),
             _memory: memory,
         });
-        Ok(Pool {
-            shared: this,
-            _cells: PhantomData,
-        })
+        Ok(Pool { shared: this, _cells: PhantomData })
     }
 
     /// A buffer of [`buf_len`](Pool::buf_len) bytes, whatever they hold; `None` if all are out.
@@ -158,10 +151,7 @@ impl Drop for Pool {
         }
         // From here on buffers come back through `returns` even on this thread.
         shared.home.leave();
-        if shared
-            .returns
-            .close(shared.free.get(), |first| shared.chain(first).0)
-        {
+        if shared.returns.close(shared.free.get(), |first| shared.chain(first).0) {
             // SAFETY: all slots and the handle are home.
             unsafe { free(self.shared) };
         }
@@ -171,9 +161,7 @@ impl Drop for Pool {
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Pool");
-        out.field("buf_len", &self.buf_len())
-            .field("count", &self.count())
-            .finish()
+        out.field("buf_len", &self.buf_len()).field("count", &self.count()).finish()
     }
 }
 

@@ -57,10 +57,7 @@ impl Region {
 
     /// The file behind an arena and the offset of the region in it, for another process to map.
     pub fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
-        self.shared
-            .mapping
-            .as_ref()
-            .map(|mapping| (mapping.fd(), 0))
+        self.shared.mapping.as_ref().map(|mapping| (mapping.fd(), 0))
     }
 
     /// True for registered memory: its owner may write it at any time.
@@ -138,20 +135,11 @@ impl Region {
 
     #[inline]
     fn shared_buf(&self, offset: usize, len: usize) -> Result<Buf, MemError> {
-        if offset
-            .checked_add(len)
-            .is_none_or(|end| end > self.shared.len)
-        {
-            return Err(MemError::new(
-                libc::EINVAL,
-                "range beyond the end of the region",
-            ));
+        if offset.checked_add(len).is_none_or(|end| end > self.shared.len) {
+            return Err(MemError::new(libc::EINVAL, "range beyond the end of the region"));
         }
         if !self.shared.acquire() {
-            return Err(MemError::new(
-                libc::ENODEV,
-                "the region is being unregistered",
-            ));
+            return Err(MemError::new(libc::ENODEV, "the region is being unregistered"));
         }
         let owner = self.shared.header.region.cast::<Header>();
         // SAFETY: in range, checked; counted by `acquire`; the header leads RegionShared.
@@ -191,19 +179,13 @@ impl Region {
 
     pub(crate) fn new(shared: Arc<RegionShared>) -> Region {
         shared.handles.fetch_add(1, Ordering::Relaxed);
-        Region {
-            shared,
-            device: false,
-        }
+        Region { shared, device: false }
     }
 
     /// A handle for a mapper; its clones count as the mapper's, too.
     pub(crate) fn for_device(shared: Arc<RegionShared>) -> Region {
         shared.device_handles.fetch_add(1, Ordering::Relaxed);
-        Region {
-            shared,
-            device: true,
-        }
+        Region { shared, device: true }
     }
 
     pub(crate) fn shared(&self) -> &Arc<RegionShared> {
@@ -242,10 +224,8 @@ impl Eq for Region {}
 impl fmt::Debug for Region {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Region");
-        out.field("addr", &self.shared.base)
-            .field("len", &self.shared.len);
-        out.field("iova", &self.iova())
-            .field("pages", &self.shared.page_size);
+        out.field("addr", &self.shared.base).field("len", &self.shared.len);
+        out.field("iova", &self.iova()).field("pages", &self.shared.page_size);
         out.field("shared", &self.is_shared()).finish()
     }
 }
@@ -311,11 +291,7 @@ impl RegionShared {
         Arc::new_cyclic(|this: &Weak<RegionShared>| {
             let region = NonNull::new(this.as_ptr().cast_mut()).expect("Arc memory is not null");
             RegionShared {
-                header: Header {
-                    bufs: AtomicUsize::new(0),
-                    region,
-                    kind: Kind::Region,
-                },
+                header: Header { bufs: AtomicUsize::new(0), region, kind: Kind::Region },
                 base,
                 len,
                 iova: AtomicU64::new(NO_IOVA),
@@ -388,9 +364,7 @@ impl RegionShared {
             return false;
         }
         let closed =
-            self.header
-                .bufs
-                .compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
+            self.header.bufs.compare_exchange(0, CLOSED, Ordering::AcqRel, Ordering::Acquire);
         matches!(closed, Ok(_) | Err(CLOSED))
     }
 

@@ -12,10 +12,7 @@ use crate::sync::{Arc, AtomicUsize, Ordering, UnsafeCell};
 /// # Panics
 /// If `capacity` is 0 or beyond 2^31.
 pub fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
-    assert!(
-        capacity > 0 && capacity <= 1 << 31,
-        "a ring of {capacity} values"
-    );
+    assert!(capacity > 0 && capacity <= 1 << 31, "a ring of {capacity} values");
     let slots = (0..capacity.next_power_of_two()).map(|_| UnsafeCell::new(MaybeUninit::uninit()));
     let shared = Arc::new(Shared {
         head: CachePadded::new(AtomicUsize::new(0)),
@@ -23,19 +20,8 @@ pub fn ring<T>(capacity: usize) -> (Producer<T>, Consumer<T>) {
         slots: slots.collect(),
         capacity,
     });
-    let producer = Producer {
-        shared: shared.clone(),
-        tail: 0,
-        head_seen: 0,
-    };
-    (
-        producer,
-        Consumer {
-            shared,
-            head: 0,
-            tail_seen: 0,
-        },
-    )
+    let producer = Producer { shared: shared.clone(), tail: 0, head_seen: 0 };
+    (producer, Consumer { shared, head: 0, tail_seen: 0 })
 }
 
 /// The end that pushes.
@@ -83,9 +69,7 @@ impl<T> Producer<T> {
             }
         }
         // SAFETY: the slot is empty (not full, above) and ours until the store of `tail`.
-        shared
-            .slot(self.tail)
-            .with_mut(|slot| unsafe { (*slot).write(value) });
+        shared.slot(self.tail).with_mut(|slot| unsafe { (*slot).write(value) });
         self.tail = self.tail.wrapping_add(1);
         shared.tail.store(self.tail, Ordering::Release);
         Ok(())
@@ -93,8 +77,7 @@ impl<T> Producer<T> {
 
     /// Values in the ring, some of which may just be on their way out.
     pub fn len(&self) -> usize {
-        self.tail
-            .wrapping_sub(self.shared.head.load(Ordering::Relaxed))
+        self.tail.wrapping_sub(self.shared.head.load(Ordering::Relaxed))
     }
 
     /// True if all were popped.
@@ -121,9 +104,7 @@ impl<T> Consumer<T> {
         }
         // SAFETY: the slot was filled before `tail` passed it (Acquire above), and is ours until
         // the store of `head`.
-        let value = shared
-            .slot(self.head)
-            .with(|slot| unsafe { (*slot).assume_init_read() });
+        let value = shared.slot(self.head).with(|slot| unsafe { (*slot).assume_init_read() });
         self.head = self.head.wrapping_add(1);
         shared.head.store(self.head, Ordering::Release);
         Some(value)
@@ -131,10 +112,7 @@ impl<T> Consumer<T> {
 
     /// Values in the ring, to which more may just be on their way.
     pub fn len(&self) -> usize {
-        self.shared
-            .tail
-            .load(Ordering::Relaxed)
-            .wrapping_sub(self.head)
+        self.shared.tail.load(Ordering::Relaxed).wrapping_sub(self.head)
     }
 
     /// True if nothing waits to be popped.
@@ -158,14 +136,11 @@ impl<T> Shared<T> {
 
 impl<T> Drop for Shared<T> {
     fn drop(&mut self) {
-        let (mut head, tail) = (
-            self.head.load(Ordering::Relaxed),
-            self.tail.load(Ordering::Relaxed),
-        );
+        let (mut head, tail) =
+            (self.head.load(Ordering::Relaxed), self.tail.load(Ordering::Relaxed));
         while head != tail {
             // SAFETY: both ends are gone; what lies between head and tail was never popped.
-            self.slot(head)
-                .with_mut(|slot| unsafe { (*slot).assume_init_drop() });
+            self.slot(head).with_mut(|slot| unsafe { (*slot).assume_init_drop() });
             head = head.wrapping_add(1);
         }
     }
@@ -173,17 +148,13 @@ impl<T> Drop for Shared<T> {
 
 impl<T> fmt::Debug for Producer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Producer")
-            .field("len", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Producer").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
 impl<T> fmt::Debug for Consumer<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Consumer")
-            .field("len", &self.len())
-            .finish_non_exhaustive()
+        f.debug_struct("Consumer").field("len", &self.len()).finish_non_exhaustive()
     }
 }
 
@@ -203,10 +174,7 @@ mod tests {
                     assert_eq!(tx.push((round, value)), Ok(()));
                 }
                 assert_eq!(tx.push((9, 9)), Err((9, 9)));
-                assert_eq!(
-                    (tx.len(), rx.len(), rx.capacity()),
-                    (capacity, capacity, capacity)
-                );
+                assert_eq!((tx.len(), rx.len(), rx.capacity()), (capacity, capacity, capacity));
                 for value in 0..capacity {
                     assert_eq!(rx.pop(), Some((round, value)));
                 }

@@ -42,11 +42,7 @@ const CHUNK: usize = 512;
 impl<'a> View<'a> {
     /// A view of nothing.
     pub const fn empty() -> View<'a> {
-        View {
-            segments: &[],
-            skip: 0,
-            len: 0,
-        }
+        View { segments: &[], skip: 0, len: 0 }
     }
 
     /// Length in bytes.
@@ -83,11 +79,7 @@ impl<'a> View<'a> {
             skip -= first.len();
             segments = rest;
         }
-        View {
-            segments,
-            skip,
-            len,
-        }
+        View { segments, skip, len }
     }
 
     /// Copies all bytes out.
@@ -150,11 +142,7 @@ impl<'a> View<'a> {
     /// # Panics
     /// If `other` has another length.
     pub fn compare(&self, other: &[u8]) -> Option<usize> {
-        assert_eq!(
-            other.len(),
-            self.len,
-            "compare with a view of another length"
-        );
+        assert_eq!(other.len(), self.len, "compare with a view of another length");
         let mut at = 0;
         for piece in self.pieces() {
             if let Some(difference) = piece.compare(&other[at..at + piece.len]) {
@@ -165,13 +153,29 @@ impl<'a> View<'a> {
         None
     }
 
+    /// The offset of the first byte that differs from `other`'s; `None` if all are equal.
+    ///
+    /// # Panics
+    /// If `other` has another length.
+    pub fn compare_view(&self, other: View<'_>) -> Option<usize> {
+        assert_eq!(other.len, self.len, "compare with a view of another length");
+        let mut copy = [0; CHUNK];
+        let mut at = 0;
+        while at < self.len {
+            let len = CHUNK.min(self.len - at);
+            let copy = &mut copy[..len];
+            other.slice(at, len).copy_to(copy);
+            if let Some(difference) = self.slice(at, len).compare(copy) {
+                return Some(at + difference);
+            }
+            at += len;
+        }
+        None
+    }
+
     #[inline]
     pub(crate) fn of_segments(segments: &'a [Segment], len: usize) -> View<'a> {
-        View {
-            segments,
-            skip: 0,
-            len,
-        }
+        View { segments, skip: 0, len }
     }
 
     #[inline]
@@ -179,11 +183,7 @@ impl<'a> View<'a> {
         let len = buf.len();
         // SAFETY: Segment is a transparent Buf; the exclusive borrow makes it the view's (CELL).
         let segment = unsafe { &*std::ptr::from_mut(buf).cast::<Segment>() };
-        View {
-            segments: std::slice::from_ref(segment),
-            skip: 0,
-            len,
-        }
+        View { segments: std::slice::from_ref(segment), skip: 0, len }
     }
 }
 
@@ -215,12 +215,7 @@ impl<'a> Iterator for Pieces<'a> {
                 // SAFETY: skip < the segment's length.
                 let ptr = unsafe { first.addr().add(rest.skip) };
                 (rest.segments, rest.skip, rest.len) = (later, 0, rest.len - len);
-                return Some(Piece {
-                    ptr,
-                    len,
-                    header,
-                    _cell: PhantomData,
-                });
+                return Some(Piece { ptr, len, header, _cell: PhantomData });
             }
             (rest.skip, rest.segments) = (rest.skip.saturating_sub(first.len()), later);
         }
@@ -293,10 +288,7 @@ impl<'a> Piece<'a> {
 
     /// The first `len` bytes, of which there are as many.
     fn front(self, len: usize) -> Piece<'a> {
-        Piece {
-            len: len.min(self.len),
-            ..self
-        }
+        Piece { len: len.min(self.len), ..self }
     }
 
     /// What follows the first `len` bytes, if anything does.
@@ -304,11 +296,7 @@ impl<'a> Piece<'a> {
         let rest = self.len.checked_sub(len).filter(|&rest| rest > 0)?;
         // SAFETY: len < self.len.
         let ptr = unsafe { self.ptr.add(len) };
-        Some(Piece {
-            ptr,
-            len: rest,
-            ..self
-        })
+        Some(Piece { ptr, len: rest, ..self })
     }
 
     fn is_all(&self, byte: u8) -> bool {
@@ -356,9 +344,6 @@ impl<'a> Piece<'a> {
 impl fmt::Debug for Piece<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut out = f.debug_struct("Piece");
-        out.field("addr", &self.ptr)
-            .field("len", &self.len)
-            .field("iova", &self.iova())
-            .finish()
+        out.field("addr", &self.ptr).field("len", &self.len).field("iova", &self.iova()).finish()
     }
 }

@@ -1,0 +1,213 @@
+//! The null driver: a device of any size that keeps nothing and answers at once, or after a
+//! set latency. It measures everything above it, and stands in where data does not matter.
+
+use std::collections::VecDeque;
+
+use oxblock_engine::{
+    Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpKind, Pass, Queue, Request,
+    Sleep, Token,
+};
+
+/// How a null device behaves.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NullOptions {
+    /// The size of the device in bytes, a multiple of `block_size`.
+    pub size: u64,
+    /// The granularity of requests in bytes.
+    pub block_size: u32,
+    /// How long each request takes on the core's clock; 0 completes it in its submission.
+    pub latency_ns: u64,
+    /// Whether reads fill their buffers with zeroes; otherwise they leave them as they are.
+    pub read_zeroes: bool,
+}
+
+impl Default for NullOptions {
+    /// 1 GiB of 512-byte blocks, no latency, buffers left alone.
+    fn default() -> Self {
+        Self { size: 1 << 30, block_size: 512, latency_ns: 0, read_zeroes: false }
+    }
+}
+
+/// How many requests with a latency one queue holds.
+pub const QUEUE_DEPTH: usize = 4096;
+
+/// Opens a null device.
+///
+/// # Errors
+/// `Invalid` if the block size is 0 or does not divide the size.
+pub fn open(options: NullOptions) -> Result<Box<dyn Driver>, Error> {
+    crate::check_geometry("null", options.size, options.block_size)?;
+    Ok(Box::new(NullDriver { options }))
+}
+
+struct NullDriver {
+    options: NullOptions,
+}
+
+impl Driver for NullDriver {
+    fn name(&self) -> &'static str {
+        "null-co"
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            max_write_zeroes: self.options.size,
+            max_discard: self.options.size,
+            fua: true,
+            compare: true,
+            ..Limits::new(self.options.size, self.options.block_size)
+        }
+    }
+
+    fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        let read_zeroes = self.options.read_zeroes;
+        let queue: Box<dyn Queue> = match self.options.latency_ns {
+            0 => Box::new(InstantQueue { read_zeroes }),
+            latency_ns => Box::new(DelayQueue::new(read_zeroes, latency_ns, QUEUE_DEPTH)),
+        };
+        Box::pin(async move { Ok(queue) })
+    }
+
+    fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Answers within the submission.
+struct InstantQueue {
+    read_zeroes: bool,
+}
+
+impl Queue for InstantQueue {
+    #[inline]
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        let result = if self.read_zeroes { zeroes(request) } else { Ok(()) };
+        pass.done(request.token, result);
+        Ok(())
+    }
+
+    fn kick(&mut self, _: &mut Pass) {}
+
+    fn poll(&mut self, _: &mut Pass) -> usize {
+        0
+    }
+
+    fn cancel(&mut self, _: Token) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        Sleep::Woken
+    }
+
+    fn quiesce(&mut self, _: &mut Pass) -> bool {
+        true
+    }
+}
+
+/// Answers in order, each request `latency_ns` after its submission.
+struct DelayQueue {
+    read_zeroes: bool,
+    latency_ns: u64,
+    depth: usize,
+    /// Allocated once for `depth` requests; the earliest is at the front.
+    waiting: VecDeque<Waiting>,
+    cancelled: usize,
+}
+
+struct Waiting {
+    due_ns: u64,
+    token: Token,
+    result: Result<(), Fault>,
+    cancelled: bool,
+}
+
+impl DelayQueue {
+    fn new(read_zeroes: bool, latency_ns: u64, depth: usize) -> Self {
+        let waiting = VecDeque::with_capacity(depth);
+        Self { read_zeroes, latency_ns, depth, waiting, cancelled: 0 }
+    }
+
+    fn reap_cancelled(&mut self, pass: &mut Pass) -> usize {
+        let before = self.waiting.len();
+        self.waiting.retain(|w| {
+            if w.cancelled {
+                pass.done(w.token, Err(Fault::new(ErrorKind::Cancelled, 0)));
+            }
+            !w.cancelled
+        });
+        self.cancelled = 0;
+        before - self.waiting.len()
+    }
+}
+
+impl Queue for DelayQueue {
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        if self.waiting.len() == self.depth {
+            return Err(Busy);
+        }
+        let result = if self.read_zeroes { zeroes(request) } else { Ok(()) };
+        let due_ns = pass.now().saturating_add(self.latency_ns);
+        self.waiting.push_back(Waiting { due_ns, token: request.token, result, cancelled: false });
+        Ok(())
+    }
+
+    fn kick(&mut self, _: &mut Pass) {}
+
+    fn poll(&mut self, pass: &mut Pass) -> usize {
+        let mut reaped = if self.cancelled > 0 { self.reap_cancelled(pass) } else { 0 };
+        while let Some(first) = self.waiting.front() {
+            if first.due_ns > pass.now() {
+                break;
+            }
+            pass.done(first.token, first.result);
+            self.waiting.pop_front();
+            reaped += 1;
+        }
+        reaped
+    }
+
+    fn cancel(&mut self, token: Token) {
+        // Fragments of one operation share its token.
+        for w in self.waiting.iter_mut().filter(|w| w.token == token && !w.cancelled) {
+            w.cancelled = true;
+            self.cancelled += 1;
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting.len()
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        match self.waiting.front() {
+            _ if self.cancelled > 0 => Sleep::Never,
+            Some(first) => Sleep::Until(first.due_ns),
+            None => Sleep::Woken,
+        }
+    }
+
+    /// Nothing of a null device touches memory after the submission, so that all that waits
+    /// ends now.
+    fn quiesce(&mut self, pass: &mut Pass) -> bool {
+        for w in self.waiting.drain(..) {
+            pass.done(w.token, w.result);
+        }
+        self.cancelled = 0;
+        true
+    }
+}
+
+/// Behaves as a device full of zeroes.
+fn zeroes(request: &Request<'_>) -> Result<(), Fault> {
+    match request.kind {
+        OpKind::Read => request.data.fill(0),
+        OpKind::Compare if !request.data.is_all(0) => {
+            return Err(Fault::new(ErrorKind::Mismatch, request.offset));
+        }
+        _ => {}
+    }
+    Ok(())
+}

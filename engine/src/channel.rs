@@ -1,0 +1,216 @@
+//! A user's handle on a node on one core.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use oxblock_mem::IoVector;
+
+use crate::slot::Owner;
+use crate::stats::LeafStats;
+use crate::{Completion, Core, Error, Full, Limits, Node, Op, OpId, OpKind};
+
+/// A user's handle on a node on this core. Operations are submitted and polled for, or
+/// awaited; both kinds go through the core's one slot table.
+///
+/// Dropping the channel detaches what is in flight: it goes on, and its buffers go back
+/// to where they came from once the device is done with them.
+pub struct Channel {
+    core: Core,
+    node: Arc<Node>,
+    user: u16,
+}
+
+impl Channel {
+    pub(crate) fn new(core: Core, node: Arc<Node>, user: u16) -> Self {
+        Self { core, node, user }
+    }
+
+    /// The node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// What one request of the node may ask; the engine splits what is longer.
+    pub fn limits(&self) -> &Limits {
+        self.node.limits()
+    }
+
+    /// The core.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// Submits an operation, to be polled for. An invalid one completes with a fault.
+    ///
+    /// # Errors
+    /// The core's slot table is full; the operation comes back.
+    #[inline(always)]
+    pub fn submit(&self, op: Op) -> Result<OpId, Full> {
+        self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
+    }
+
+    /// Tells the devices of what was submitted so far. The reactor does so at the end of
+    /// every turn.
+    pub fn kick(&self) {
+        self.core.0.io.borrow_mut().kick();
+    }
+
+    /// Hands out the completions that are there; returns how many. The function may
+    /// submit again. Completions arrive in turns of the reactor.
+    #[inline(always)]
+    pub fn poll(&self, mut take: impl FnMut(Completion)) -> usize {
+        let count = self.core.0.io.borrow().completions_waiting(self.user);
+        for done in 0..count {
+            let mut io = self.core.0.io.borrow_mut();
+            let Some(index) = io.next_done(self.user) else {
+                return done;
+            };
+            let completion = io.take_result(index);
+            drop(io);
+            take(completion);
+        }
+        count
+    }
+
+    /// Asks that an operation end early. It still completes, with success if it was
+    /// carried out, else as cancelled. Whether it was still running.
+    pub fn cancel(&self, id: OpId) -> bool {
+        self.core.0.io.borrow_mut().cancel(id)
+    }
+
+    /// Operations of this channel whose completion was not handed out yet.
+    pub fn in_flight(&self) -> usize {
+        self.core.0.io.borrow().user_in_flight(self.user)
+    }
+
+    /// What the node did on this core, for all its users.
+    pub fn stats(&self) -> LeafStats {
+        self.core.0.io.borrow().leaf_stats(self.user)
+    }
+
+    /// Runs an operation and gives its completion, with the buffers. With the slot table
+    /// full it waits its turn. Dropping the future detaches the operation.
+    pub fn run(&self, op: Op) -> Run<'_> {
+        Run { channel: self, state: RunState::New(Some(op)) }
+    }
+
+    /// Reads into `data`, which comes back.
+    pub async fn read(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
+        self.run_with_data(Op::read(offset, data)).await
+    }
+
+    /// Writes `data`, which comes back.
+    pub async fn write(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
+        self.run_with_data(Op::write(offset, data)).await
+    }
+
+    /// Compares the node's bytes with `data`, which comes back.
+    pub async fn compare(
+        &self,
+        offset: u64,
+        data: impl Into<IoVector>,
+    ) -> (IoVector, Result<(), Error>) {
+        self.run_with_data(Op::compare(offset, data)).await
+    }
+
+    /// Makes every write that has completed durable.
+    ///
+    /// # Errors
+    /// What the node says, with its name.
+    pub async fn flush(&self) -> Result<(), Error> {
+        self.run_with_data(Op::flush()).await.1
+    }
+
+    /// Makes the range read as zeroes.
+    ///
+    /// # Errors
+    /// What the node says, with its name.
+    pub async fn write_zeroes(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.run_with_data(Op::write_zeroes(offset, len)).await.1
+    }
+
+    /// Says that the range is not needed any more.
+    ///
+    /// # Errors
+    /// What the node says, with its name.
+    pub async fn discard(&self, offset: u64, len: u64) -> Result<(), Error> {
+        self.run_with_data(Op::discard(offset, len)).await.1
+    }
+
+    async fn run_with_data(&self, op: Op) -> (IoVector, Result<(), Error>) {
+        let kind = op.kind;
+        let Completion { op, result } = self.run(op).await;
+        (op.data, result.map_err(|fault| self.explain(kind, fault)))
+    }
+
+    fn explain(&self, kind: OpKind, fault: crate::Fault) -> Error {
+        Error::from(fault).op(kind).node(self.node.name())
+    }
+}
+
+impl Drop for Channel {
+    fn drop(&mut self) {
+        self.core.0.io.borrow_mut().remove_user(self.user);
+    }
+}
+
+/// An operation on its way. See [`Channel::run`].
+pub struct Run<'a> {
+    channel: &'a Channel,
+    state: RunState,
+}
+
+enum RunState {
+    New(Option<Op>),
+    Running(OpId),
+    Over,
+}
+
+impl Future for Run<'_> {
+    type Output = Completion;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Completion> {
+        let this = &mut *self;
+        let mut io = this.channel.core.0.io.borrow_mut();
+        if let RunState::New(op) = &mut this.state
+            && let Some(waiting) = op.take()
+        {
+            match io.submit(this.channel.user, Owner::Future, waiting) {
+                Ok(id) => this.state = RunState::Running(id),
+                Err(Full(back)) => {
+                    *op = Some(back);
+                    io.wait_for_slot(context.waker());
+                    return Poll::Pending;
+                }
+            }
+        }
+        let RunState::Running(id) = this.state else {
+            return Poll::Pending;
+        };
+        match io.poll_future(id, context.waker()) {
+            Some(completion) => {
+                this.state = RunState::Over;
+                Poll::Ready(completion)
+            }
+            None => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for Run<'_> {
+    fn drop(&mut self) {
+        if let RunState::Running(id) = self.state {
+            self.channel.core.0.io.borrow_mut().detach(id);
+        }
+    }
+}

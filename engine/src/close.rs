@@ -1,0 +1,103 @@
+//! Closing a node's queue on a core: no command may outlive the memory that it names.
+
+use std::sync::Arc;
+
+use crate::slot::State;
+use crate::{Core, Error, ErrorKind, Fault, Node};
+
+/// How long requests in flight may take to end by themselves.
+const DRAIN_NS: u64 = 30_000_000_000;
+/// How long a device may take to stop.
+const QUIESCE_NS: u64 = 15_000_000_000;
+
+/// Ends what is in flight and drops the queue. See [`Core::close`].
+pub(crate) async fn close_leaf(core: &Core, node: &Arc<Node>) -> Result<(), Error> {
+    let Some(leaf) = core.0.io.borrow().leaf_of(node) else {
+        return Ok(());
+    };
+    core.0.io.borrow_mut().refuse(leaf);
+    let begun = core.now();
+    while core.0.io.borrow().leaf_busy(leaf) && core.now() - begun < DRAIN_NS {
+        core.yield_now().await;
+    }
+    let begun = core.now();
+    while !core.0.io.borrow_mut().quiesce(leaf) {
+        if core.now() - begun > QUIESCE_NS {
+            core.0.io.borrow_mut().abandon(leaf);
+            let text = "the device did not stop; the memory of its requests is never used again";
+            return Err(Error::new(ErrorKind::TimedOut, text).node(node.name()));
+        }
+        core.yield_now().await;
+    }
+    core.0.io.borrow_mut().remove_leaf(leaf);
+    Ok(())
+}
+
+impl crate::io::Io {
+    /// From now on a leaf's operations are refused.
+    fn refuse(&mut self, leaf: u16) {
+        if let Some(leaf) = self.leaf_mut(leaf) {
+            leaf.refused = Some("the node is being closed");
+        }
+    }
+
+    /// Whether a leaf has operations that have not ended.
+    fn leaf_busy(&self, leaf: u16) -> bool {
+        self.slots().iter().any(|slot| slot.state == State::Running && slot.leaf == leaf)
+    }
+
+    /// Drops a leaf whose device is quiet. What had not ended, failed.
+    fn remove_leaf(&mut self, leaf: u16) {
+        self.drain();
+        self.take_leaf(leaf);
+        self.fail_running(Some(leaf), "the node was closed");
+    }
+
+    /// Gives up on a leaf whose device may still write: its memory is never freed.
+    fn abandon(&mut self, leaf: u16) {
+        for slot in self.slots_mut().iter_mut() {
+            if slot.leaf == leaf && slot.state == State::Running && slot.outstanding > 0 {
+                std::mem::forget((slot.take_op(), slot.rare.bounce.take()));
+            }
+        }
+        std::mem::forget(self.take_leaf(leaf));
+    }
+
+    /// Ends every operation that still runs, of one leaf or of all. Their devices are
+    /// quiet.
+    fn fail_running(&mut self, leaf: Option<u16>, text: &'static str) {
+        for index in 0..self.slots().len() as u32 {
+            let slot = &mut self.slots_mut()[index];
+            if slot.state != State::Running || leaf.is_some_and(|leaf| leaf != slot.leaf) {
+                continue;
+            }
+            slot.outstanding = 0;
+            slot.waiting = false;
+            slot.fail(Fault::text(ErrorKind::Failed, slot.op.offset, text));
+            self.finish(index);
+        }
+    }
+
+    /// Stops all devices at once, after a failure: called again and again until `true`.
+    pub fn quiesce_all(&mut self) -> bool {
+        self.set_failed("the engine failed");
+        let mut quiet = true;
+        for leaf in 0..self.leaf_count() {
+            quiet &= self.quiesce(leaf);
+        }
+        self.drain();
+        quiet
+    }
+
+    /// After a failure: drops the leaves that are quiet, and gives up on the others.
+    pub fn end_all(&mut self) {
+        for leaf in 0..self.leaf_count() {
+            if self.quiesce(leaf) {
+                self.remove_leaf(leaf);
+            } else {
+                self.abandon(leaf);
+            }
+        }
+        self.fail_running(None, "the engine failed");
+    }
+}

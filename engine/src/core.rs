@@ -1,0 +1,254 @@
+//! The handle of a core: what tasks, pollers and drivers on it can do.
+
+use std::cell::{Cell, RefCell};
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use oxblock_mem::{Arena, Memory, spsc};
+
+use crate::channel::Channel;
+use crate::clock::Clock;
+use crate::io::Io;
+use crate::poller::{Poller, PollerId, Pollers};
+use crate::remote::{Mailbox, Message, remote_task};
+use crate::shared::{Closer, EngineShared};
+use crate::stats::CoreStats;
+use crate::task::{JoinHandle, Tasks};
+use crate::timer::{SleepUntil, Timers};
+use crate::{CoreWaker, Error, LocalFuture, Node, Remote};
+
+/// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
+#[derive(Clone)]
+pub struct Core(pub(crate) Rc<CoreInner>);
+
+pub(crate) struct CoreInner {
+    pub id: usize,
+    pub clock: Clock,
+    /// The time of the current turn.
+    pub pass_ns: Cell<u64>,
+    pub memory: Memory,
+    pub arena: Arena,
+    pub io: RefCell<Io>,
+    pub tasks: Tasks,
+    pub timers: Timers,
+    pub pollers: Pollers,
+    pub shared: Arc<EngineShared>,
+    /// Rings to the other cores, by their number; none to itself.
+    pub outboxes: Vec<RefCell<Option<spsc::Producer<Message>>>>,
+    /// Rings from the other cores.
+    pub inboxes: RefCell<Vec<spsc::Consumer<Message>>>,
+    pub random: Cell<u64>,
+}
+
+impl CoreInner {
+    pub fn mailbox(&self) -> &Arc<Mailbox> {
+        &self.shared.mailboxes[self.id]
+    }
+}
+
+impl Core {
+    /// The number of this core in its engine, from 0.
+    pub fn id(&self) -> usize {
+        self.0.id
+    }
+
+    /// How many cores the engine has.
+    pub fn count(&self) -> usize {
+        self.0.shared.mailboxes.len()
+    }
+
+    /// The time in ns since the engine began: a fresh reading of the clock.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.0.clock.now()
+    }
+
+    /// The time at which the current turn of the reactor began: no reading.
+    #[inline]
+    pub fn pass_now(&self) -> u64 {
+        self.0.pass_ns.get()
+    }
+
+    /// Waits. Resolution is that of the reactor's turns.
+    pub fn sleep(&self, time: Duration) -> SleepUntil {
+        self.sleep_until(self.now().saturating_add(time.as_nanos() as u64))
+    }
+
+    /// Waits until a moment of this core's clock, in ns.
+    pub fn sleep_until(&self, at_ns: u64) -> SleepUntil {
+        SleepUntil::new(self.clone(), at_ns)
+    }
+
+    /// Lets everything else on this core have a turn.
+    pub fn yield_now(&self) -> impl Future<Output = ()> + use<> {
+        let mut yielded = false;
+        std::future::poll_fn(move |context| {
+            if std::mem::replace(&mut yielded, true) {
+                return std::task::Poll::Ready(());
+            }
+            context.waker().wake_by_ref();
+            std::task::Poll::Pending
+        })
+    }
+
+    /// Runs a future on this core. Dropping the handle lets it go on.
+    pub fn spawn<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + 'static,
+    {
+        let (handle, fulfil) = JoinHandle::new();
+        let (handle, fulfil) = (handle, Rc::new(Cell::new(Some(fulfil))));
+        let theirs = fulfil.clone();
+        let task = Box::pin(async move {
+            let output = future.await;
+            if let Some(fulfil) = theirs.take() {
+                fulfil(Ok(output));
+            }
+        });
+        if let Err(error) = self.0.tasks.spawn(task)
+            && let Some(fulfil) = fulfil.take()
+        {
+            fulfil(Err(error));
+        }
+        handle
+    }
+
+    /// Runs a future whose result travels by itself. Without room for it, it is dropped.
+    pub(crate) fn spawn_detached(&self, future: impl Future<Output = ()> + 'static) {
+        let _ = self.0.tasks.spawn(Box::pin(future));
+    }
+
+    /// Runs a future on another core, or this one, and gives its result. The message goes
+    /// through the bounded ring between the two cores, and waits while that is full.
+    pub async fn call<T, F, M>(&self, core: usize, make: M) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = T> + 'static,
+        M: FnOnce(Core) -> F + Send + 'static,
+    {
+        let (handle, mut message) = remote_task(make);
+        if core == self.id() {
+            message(self);
+            return handle.await;
+        }
+        loop {
+            match self.push(core, message) {
+                Ok(()) => break,
+                Err(back) => message = back,
+            }
+            self.yield_now().await;
+        }
+        CoreWaker(self.0.shared.mailboxes[core].clone()).wake();
+        handle.await
+    }
+
+    fn push(&self, core: usize, message: Message) -> Result<(), Message> {
+        let Some(outbox) = self.0.outboxes.get(core) else {
+            return Ok(());
+        };
+        match &mut *outbox.borrow_mut() {
+            Some(ring) if !self.0.shared.mailboxes[core].is_closed() => ring.push(message),
+            // Dropped, the message fulfils its handle with an error.
+            _ => Ok(()),
+        }
+    }
+
+    /// Adds work to every turn of this reactor.
+    pub fn add_poller(&self, poller: Box<dyn Poller>) -> PollerId {
+        self.0.pollers.add(poller)
+    }
+
+    /// Takes a poller away, at the end of the current turn at the latest.
+    pub fn remove_poller(&self, id: PollerId) {
+        self.0.pollers.remove(id);
+    }
+
+    /// All memory that the engine's devices may reach.
+    pub fn memory(&self) -> &Memory {
+        &self.0.memory
+    }
+
+    /// The engine's arena.
+    pub fn arena(&self) -> &Arena {
+        &self.0.arena
+    }
+
+    /// A random number, from the engine's seed where it has one.
+    pub fn random(&self) -> u64 {
+        // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
+        let state = self.0.random.get().wrapping_add(0x9e37_79b9_7f4a_7c15);
+        self.0.random.set(state);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// Sends work to a core from any thread. None if there is no such core.
+    pub fn remote(&self, core: usize) -> Option<Remote> {
+        self.0.shared.mailboxes.get(core).cloned().map(Remote)
+    }
+
+    /// Wakes this core from any thread.
+    pub fn waker(&self) -> CoreWaker {
+        CoreWaker(self.0.mailbox().clone())
+    }
+
+    /// Opens a node for I/O from this core. The first channel opens the core's queue; all
+    /// share it.
+    ///
+    /// # Errors
+    /// What the driver says, with the node's name; or the engine is shutting down.
+    pub async fn open(&self, node: &Arc<Node>) -> Result<Channel, Error> {
+        self.0.shared.refuse_if_ending()?;
+        let known = self.0.io.borrow().leaf_of(node);
+        let leaf = match known {
+            Some(leaf) => leaf,
+            None => {
+                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
+                let known = self.0.io.borrow().leaf_of(node);
+                match known {
+                    Some(leaf) => leaf,
+                    None => self.add_leaf(node, queue)?,
+                }
+            }
+        };
+        let user = self.0.io.borrow_mut().add_user(leaf);
+        Ok(Channel::new(self.clone(), node.clone(), user))
+    }
+
+    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
+        let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
+        let node = node.clone();
+        self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));
+        Ok(leaf)
+    }
+
+    /// Closes this core's queue of a node: what is in flight ends, later operations fail.
+    ///
+    /// # Errors
+    /// The device would not let go of the memory of requests in flight; that memory is
+    /// then never used again.
+    pub async fn close(&self, node: &Arc<Node>) -> Result<(), Error> {
+        crate::close::close_leaf(self, node).await
+    }
+
+    /// Registers what an orderly shutdown does on this core. The last registered runs
+    /// first, over all cores of the engine, one at a time.
+    pub fn at_shutdown<F>(&self, close: F)
+    where
+        F: FnOnce(Core) -> LocalFuture<'static, Result<(), Error>> + Send + 'static,
+    {
+        self.0.shared.add_closer(Closer { core: self.id(), close: Box::new(close) });
+    }
+
+    /// What the slot table holds and saw.
+    pub fn stats(&self) -> CoreStats {
+        self.0.io.borrow().stats()
+    }
+
+    pub(crate) fn timers(&self) -> &Timers {
+        &self.0.timers
+    }
+}

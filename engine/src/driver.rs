@@ -1,0 +1,143 @@
+//! What a leaf driver is to the engine: a [`Driver`] for control, and one [`Queue`] for
+//! each core that does I/O on it.
+
+use std::fmt;
+use std::future::Future;
+use std::os::fd::BorrowedFd;
+use std::pin::Pin;
+
+use oxblock_mem::View;
+
+use crate::{Core, Error, Fault, Limits, OpFlags, OpKind};
+
+/// A boxed future that stays on its core. Control plane only.
+pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
+
+/// The control plane of a node: what it is, and queues for the cores that use it.
+pub trait Driver: Send + Sync {
+    /// The driver's name, as blockdev-add has it.
+    fn name(&self) -> &'static str;
+
+    /// What one request may ask.
+    fn limits(&self) -> Limits;
+
+    /// Opens the queue of the core that calls. It runs on that core, and may talk to
+    /// others.
+    fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>>;
+
+    /// Closes the driver in good order, after all its queues are closed.
+    fn close<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<(), Error>>;
+}
+
+/// The data plane of a leaf on one core. Nothing here allocates, locks, blocks or logs.
+///
+/// Every request that [`submit`](Queue::submit) takes is completed exactly once, by
+/// [`Pass::done`] in this or a later call. Until then, and no longer, the driver and its
+/// device may touch the request's memory.
+pub trait Queue {
+    /// Starts one request, or says that the queue is full. Requests are told to the
+    /// device by the next [`kick`](Queue::kick) at the latest.
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy>;
+
+    /// Tells the device of all requests since the last kick: one doorbell, one system call.
+    fn kick(&mut self, pass: &mut Pass);
+
+    /// Reaps completions, and returns how many.
+    fn poll(&mut self, pass: &mut Pass) -> usize;
+
+    /// Asks that a request end early. It still completes exactly once.
+    fn cancel(&mut self, token: Token);
+
+    /// How many requests may still touch memory.
+    fn in_flight(&self) -> usize;
+
+    /// Asked when the reactor has nothing to do: may it sleep, and what wakes it?
+    fn sleep(&mut self) -> Sleep<'_>;
+
+    /// Stops for good, as fast as the device allows: after `true`, nothing of it touches
+    /// memory any more. Called again and again until then; `poll` goes on in between.
+    fn quiesce(&mut self, pass: &mut Pass) -> bool;
+}
+
+/// One request as a leaf sees it: within its limits, and borrowed for the call. The
+/// memory that `data` names stays live until the token is done.
+#[derive(Clone, Copy)]
+pub struct Request<'a> {
+    /// Names the request in its completion.
+    pub token: Token,
+    /// What to do.
+    pub kind: OpKind,
+    /// How to do it.
+    pub flags: OpFlags,
+    /// The first byte.
+    pub offset: u64,
+    /// The length in bytes; for kinds with data, that of `data`.
+    pub len: u64,
+    /// The memory, empty for kinds without data.
+    pub data: View<'a>,
+}
+
+/// Names a request between the engine and a leaf. A leaf stores it and gives it back.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
+pub struct Token(pub u64);
+
+/// The leaf's queue is full: the engine keeps the request and submits it again, in order,
+/// once something has completed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Busy;
+
+/// Whether, and how, a reactor may sleep.
+#[derive(Clone, Copy, Debug)]
+pub enum Sleep<'a> {
+    /// Must be polled.
+    Never,
+    /// Nothing is outstanding, or whoever has news wakes the core itself.
+    Woken,
+    /// This descriptor turns readable when there is news.
+    Fd(BorrowedFd<'a>),
+    /// Must be polled at this time, in ns of the core's clock.
+    Until(u64),
+}
+
+/// One turn of the reactor as the leaves see it: the time, and where completions go.
+pub struct Pass {
+    now_ns: u64,
+    pub(crate) done: Vec<(Token, Result<(), Fault>)>,
+}
+
+impl Pass {
+    /// A pass with room for `capacity` completions between two drains.
+    pub fn new(capacity: usize) -> Self {
+        Self { now_ns: 0, done: Vec::with_capacity(capacity) }
+    }
+
+    /// Begins a turn at `now_ns`.
+    pub fn begin(&mut self, now_ns: u64) {
+        self.now_ns = now_ns;
+    }
+
+    /// The time of this turn in ns of the core's clock: one reading for all.
+    pub fn now(&self) -> u64 {
+        self.now_ns
+    }
+
+    /// Completes a request.
+    #[inline]
+    pub fn done(&mut self, token: Token, result: Result<(), Fault>) {
+        self.done.push((token, result));
+    }
+
+    /// The completions so far, taken out; for tests of a queue without an engine.
+    pub fn drain(&mut self) -> impl Iterator<Item = (Token, Result<(), Fault>)> + '_ {
+        self.done.drain(..)
+    }
+}
+
+impl fmt::Debug for Pass {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pass")
+            .field("now_ns", &self.now_ns)
+            .field("done", &self.done.len())
+            .finish()
+    }
+}

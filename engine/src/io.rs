@@ -1,0 +1,707 @@
+//! The I/O state of one core: slots, the leaves' queues, and the way between them.
+//!
+//! An operation takes a slot, passes its node's [`Rules`], and goes to the leaf in one or
+//! more fragments. A fragment has no slot of its own: the slot counts those at the leaf
+//! and remembers how far it has come, so a table of a single slot is enough for any
+//! operation. What a leaf cannot take now waits in the leaf's line, in order.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::task::Waker;
+
+use oxblock_mem::{Arena, IoVector, Pool, View};
+
+use crate::plan::{BOUNCE_LEN, Memory, Rules};
+use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
+use crate::stats::{CoreStats, LeafStats};
+use crate::{
+    Completion, Error, ErrorKind, Fault, Full, Node, Op, OpFlags, OpId, OpKind, Pass, Queue,
+    Request, Sleep, Token,
+};
+
+/// Fragments of one operation at the leaf at once.
+const MAX_FRAGMENTS: u32 = 8;
+/// Bounce buffers of a core.
+const BOUNCE_COUNT: usize = 16;
+
+/// A node's queue on this core.
+pub(crate) struct Leaf {
+    node: Arc<Node>,
+    queue: Box<dyn Queue>,
+    rules: Rules,
+    /// Slots whose next fragment the queue would not take yet.
+    line: Line,
+    /// Whether requests were submitted since the last kick.
+    dirty: bool,
+    /// Why nothing is admitted any more, while the leaf is being closed.
+    pub(crate) refused: Option<&'static str>,
+    stats: LeafStats,
+}
+
+/// A channel's completions.
+struct User {
+    leaf: u16,
+    done: VecDeque<u32>,
+    open: bool,
+    in_flight: u32,
+}
+
+/// What became of handing an operation's fragments to the leaf.
+#[derive(PartialEq, Eq)]
+enum Handed {
+    /// A fragment went, and another may.
+    More,
+    /// The leaf has as much of it as it may have for now.
+    Enough,
+    /// The leaf's queue, or the bounce pool, is exhausted.
+    Blocked,
+}
+
+/// See the module's documentation.
+pub(crate) struct Io {
+    slots: SlotTable,
+    leaves: Vec<Option<Leaf>>,
+    users: Vec<User>,
+    pass: Pass,
+    bounce: Option<Pool>,
+    zeroes: Option<IoVector>,
+    /// Futures that found no free slot.
+    admission: VecDeque<Waker>,
+    /// Completions that named no fragment in flight.
+    spurious: u64,
+    /// Set once the engine failed: every operation ends with this.
+    failed: Option<&'static str>,
+}
+
+impl Io {
+    pub fn new(slot_count: usize) -> Self {
+        let slots = SlotTable::new(slot_count);
+        let pass = Pass::new(slots.len() * MAX_FRAGMENTS as usize);
+        Self {
+            slots,
+            leaves: Vec::new(),
+            users: Vec::new(),
+            pass,
+            bounce: None,
+            zeroes: None,
+            admission: VecDeque::new(),
+            spurious: 0,
+            failed: None,
+        }
+    }
+
+    // --- users ---
+
+    /// The index of a node's queue on this core, if it has one.
+    pub fn leaf_of(&self, node: &Arc<Node>) -> Option<u16> {
+        let same = |leaf: &Option<Leaf>| leaf.as_ref().is_some_and(|l| Arc::ptr_eq(&l.node, node));
+        self.leaves.iter().position(same).map(|index| index as u16)
+    }
+
+    /// Adds a node's queue.
+    pub fn add_leaf(
+        &mut self,
+        node: &Arc<Node>,
+        queue: Box<dyn Queue>,
+        arena: &Arena,
+    ) -> Result<u16, Error> {
+        let rules = Rules::new(node.limits());
+        if rules.may_bounce() && self.bounce.is_none() {
+            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
+        }
+        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
+            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
+        }
+        let leaf = Leaf {
+            node: node.clone(),
+            queue,
+            rules,
+            line: Line::new(),
+            dirty: false,
+            refused: None,
+            stats: LeafStats::default(),
+        };
+        let free = self.leaves.iter().position(Option::is_none);
+        let index = free.unwrap_or_else(|| {
+            self.leaves.push(None);
+            self.leaves.len() - 1
+        });
+        self.leaves[index] = Some(leaf);
+        Ok(index as u16)
+    }
+
+    /// Adds a user of a leaf.
+    pub fn add_user(&mut self, leaf: u16) -> u16 {
+        let user = User {
+            leaf,
+            done: VecDeque::with_capacity(self.slots.len()),
+            open: true,
+            in_flight: 0,
+        };
+        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
+            Some(index) => {
+                self.users[index] = user;
+                index as u16
+            }
+            None => {
+                self.users.push(user);
+                (self.users.len() - 1) as u16
+            }
+        }
+    }
+
+    /// Ends a user: what it has in flight is detached, what it did not fetch is dropped.
+    pub fn remove_user(&mut self, user: u16) {
+        while let Some(index) = self.next_done(user) {
+            drop(self.take_result(index));
+        }
+        for slot in self.slots.iter_mut() {
+            if slot.user == user && slot.state == State::Running {
+                slot.owner = Owner::Detached;
+                slot.rare.waker = None;
+            }
+        }
+        self.users[user as usize].open = false;
+    }
+
+    /// The slot of a polling user's next completion.
+    #[inline(always)]
+    pub fn next_done(&mut self, user: u16) -> Option<u32> {
+        self.users[user as usize].done.pop_front()
+    }
+
+    /// Completions that wait to be fetched by a user.
+    pub fn completions_waiting(&self, user: u16) -> usize {
+        self.users[user as usize].done.len()
+    }
+
+    /// A user's operations between submit and the fetching of their completions.
+    pub fn user_in_flight(&self, user: u16) -> usize {
+        self.users[user as usize].in_flight as usize
+    }
+
+    /// The result of a future's operation, once it is there.
+    pub fn poll_future(&mut self, id: OpId, waker: &Waker) -> Option<Completion> {
+        let slot = self.slots.find(id)?;
+        if slot.state == State::Done {
+            return Some(self.take_result(id.index));
+        }
+        if !slot.rare.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            slot.rare.waker = Some(waker.clone());
+        }
+        None
+    }
+
+    /// The future of this operation is gone; the slot keeps the buffers until the leaf is done.
+    pub fn detach(&mut self, id: OpId) {
+        let Some(slot) = self.slots.find(id) else {
+            return;
+        };
+        slot.owner = Owner::Detached;
+        slot.rare.waker = None;
+        if slot.state == State::Done {
+            drop(self.take_result(id.index));
+        }
+    }
+
+    /// Wakes this waker when a slot is free again.
+    pub fn wait_for_slot(&mut self, waker: &Waker) {
+        if !self.admission.iter().any(|known| known.will_wake(waker)) {
+            self.admission.push_back(waker.clone());
+        }
+    }
+
+    /// Asks for an early end. Whether the operation was still there.
+    pub fn cancel(&mut self, id: OpId) -> bool {
+        let Some(slot) = self.slots.find(id) else {
+            return false;
+        };
+        if slot.state != State::Running {
+            return false;
+        }
+        let (index, leaf_index) = (id.index, slot.leaf as usize);
+        let Some(leaf) = &mut self.leaves[leaf_index] else {
+            return false;
+        };
+        slot.cancelled = true;
+        if slot.outstanding > 0 {
+            leaf.queue.cancel(token(index, id.generation));
+        } else if slot.waiting {
+            slot.waiting = false;
+            slot.fail(Fault::new(ErrorKind::Cancelled, 0));
+            leaf.line.remove(&mut self.slots, index);
+            self.finish(index);
+        }
+        true
+    }
+
+    /// What each leaf says about sleep.
+    pub fn sleeps(&mut self) -> impl Iterator<Item = Sleep<'_>> {
+        self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
+    }
+
+    /// What the slot table holds and saw.
+    pub fn stats(&self) -> CoreStats {
+        CoreStats {
+            slots: self.slots.len(),
+            slots_used: self.slots.used(),
+            spurious_completions: self.spurious,
+        }
+    }
+
+    /// What a user's leaf did.
+    pub fn leaf_stats(&self, user: u16) -> LeafStats {
+        let leaf = self.users[user as usize].leaf as usize;
+        self.leaves[leaf].as_ref().map_or_else(LeafStats::default, |leaf| leaf.stats)
+    }
+
+    // --- for closing ---
+
+    pub(crate) fn slots(&self) -> &SlotTable {
+        &self.slots
+    }
+
+    pub(crate) fn slots_mut(&mut self) -> &mut SlotTable {
+        &mut self.slots
+    }
+
+    pub(crate) fn leaf_count(&self) -> u16 {
+        self.leaves.len() as u16
+    }
+
+    pub(crate) fn leaf_mut(&mut self, leaf: u16) -> Option<&mut Leaf> {
+        self.leaves.get_mut(leaf as usize)?.as_mut()
+    }
+
+    pub(crate) fn take_leaf(&mut self, leaf: u16) -> Option<Leaf> {
+        self.leaves.get_mut(leaf as usize)?.take()
+    }
+
+    /// Asks a leaf's device to stop; true once it has, or if there is no such leaf.
+    pub(crate) fn quiesce(&mut self, leaf: u16) -> bool {
+        match self.leaves.get_mut(leaf as usize) {
+            Some(Some(leaf)) => leaf.queue.quiesce(&mut self.pass),
+            _ => true,
+        }
+    }
+
+    /// From now on every operation fails.
+    pub(crate) fn set_failed(&mut self, text: &'static str) {
+        self.failed = Some(text);
+        for leaf in self.leaves.iter_mut().flatten() {
+            leaf.refused = Some(text);
+        }
+    }
+
+    // --- the way down ---
+
+    /// Admits an operation. Its outcome, an immediate refusal too, is a completion.
+    #[inline(always)]
+    pub fn submit(&mut self, user: u16, owner: Owner, op: Op) -> Result<OpId, Full> {
+        let Some(index) = self.slots.take() else {
+            return Err(Full(op));
+        };
+        let entry = &mut self.users[user as usize];
+        entry.in_flight += 1;
+        let slot = &mut self.slots[index];
+        slot.state = State::Running;
+        slot.owner = owner;
+        slot.user = user;
+        slot.leaf = entry.leaf;
+        slot.cancelled = false;
+        slot.failed = false;
+        slot.op = op;
+        let (op, generation) = (&slot.op, slot.generation);
+        let id = OpId { index, generation };
+
+        if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
+            && leaf.rules.is_straight(op)
+            && leaf.line.is_empty()
+            && leaf.refused.is_none()
+        {
+            let request = Request {
+                token: token(index, generation),
+                kind: op.kind,
+                flags: op.flags,
+                offset: op.offset,
+                len: op.len,
+                data: op.data.whole(),
+            };
+            if leaf.queue.submit(&request, &mut self.pass).is_ok() {
+                slot.step = Step::Straight;
+                slot.outstanding = 1;
+                slot.cursor = slot.op.len;
+                leaf.dirty = true;
+                return Ok(id);
+            }
+        }
+        slot.step = Step::Direct;
+        slot.cursor = 0;
+        self.submit_slowly(index);
+        Ok(id)
+    }
+
+    /// Checks an operation, and starts it behind those that wait already.
+    fn submit_slowly(&mut self, index: u32) {
+        match self.check(index) {
+            Ok(false) => {}
+            Ok(true) => return self.finish(index),
+            Err(fault) => {
+                self.slots[index].fail(fault);
+                return self.finish(index);
+            }
+        }
+        let leaf = self.slots[index].leaf as usize;
+        let blocked = match &self.leaves[leaf] {
+            Some(leaf) if leaf.line.is_empty() => self.hand(index) == Handed::Blocked,
+            _ => true,
+        };
+        if blocked {
+            self.wait_in_line(index);
+        }
+    }
+
+    /// Whether an operation is allowed, and whether it is over already for want of
+    /// anything to do.
+    fn check(&self, index: u32) -> Result<bool, Fault> {
+        let slot = &self.slots[index];
+        let op = &slot.op;
+        if let Some(text) = self.failed {
+            return Err(Fault::text(ErrorKind::Failed, op.offset, text));
+        }
+        let Some(leaf) = &self.leaves[slot.leaf as usize] else {
+            return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
+        };
+        if let Some(text) = leaf.refused {
+            return Err(Fault::text(ErrorKind::Failed, op.offset, text));
+        }
+        let rules = &leaf.rules;
+        rules.check(op)?;
+        let no_fallback = op.flags.contains(OpFlags::NO_FALLBACK);
+        if op.kind == OpKind::WriteZeroes && rules.max_write_zeroes == 0 && no_fallback {
+            let text = "the node writes no zeroes by itself, and a fallback is forbidden";
+            return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
+        }
+        let needless_discard = op.kind == OpKind::Discard && rules.max_discard == 0;
+        Ok(total(op) == 0 || needless_discard)
+    }
+
+    fn wait_in_line(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        if let Some(leaf) = &mut self.leaves[slot.leaf as usize]
+            && !slot.waiting
+        {
+            slot.waiting = true;
+            leaf.line.push_back(&mut self.slots, index);
+        }
+    }
+
+    /// Hands fragments of an operation to its leaf, as many as may be there at once.
+    fn hand(&mut self, index: u32) -> Handed {
+        loop {
+            let slot = &self.slots[index];
+            let op = &slot.op;
+            let one_at_a_time = slot.step != Step::Direct && slot.outstanding > 0;
+            let stopped = slot.failed || slot.cancelled;
+            let all = slot.cursor == total(op);
+            if stopped || all || one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
+                return Handed::Enough;
+            }
+            match self.hand_fragment(index) {
+                Handed::More => {}
+                other => return other,
+            }
+        }
+    }
+
+    /// Hands the next fragment to the leaf.
+    fn hand_fragment(&mut self, index: u32) -> Handed {
+        let Self { slots, leaves, pass, bounce, zeroes, .. } = self;
+        let slot = &mut slots[index];
+        let op = &slot.op;
+        let Some(leaf) = &mut leaves[slot.leaf as usize] else {
+            return Handed::Enough;
+        };
+        let offset = op.offset + slot.cursor;
+        let left = total(op) - slot.cursor;
+        let mut request = Request {
+            token: token(index, slot.generation),
+            kind: op.kind,
+            flags: op.flags,
+            offset,
+            len: left,
+            data: View::empty(),
+        };
+        match op.kind {
+            OpKind::Flush => request.len = 0,
+            OpKind::WriteZeroes if leaf.rules.max_write_zeroes == 0 => {
+                let Some(zeroes) = zeroes else {
+                    return Handed::Blocked;
+                };
+                let part = left.min(zeroes.len() as u64) as usize;
+                let (len, _) = leaf.rules.transfer(offset, zeroes.view(0, part));
+                request.kind = OpKind::Write;
+                request.len = len;
+                request.data = zeroes.view(0, len as usize);
+            }
+            OpKind::WriteZeroes | OpKind::Discard => request.len = leaf.rules.span(op.kind, left),
+            OpKind::Read | OpKind::Write | OpKind::Compare => {
+                let data = op.data.view(slot.cursor as usize, left as usize);
+                let (len, memory) = leaf.rules.transfer(offset, data);
+                request.len = len;
+                let emulated_compare = op.kind == OpKind::Compare && !leaf.rules.compare;
+                if memory == Memory::Bounce || emulated_compare {
+                    if slot.outstanding > 0 {
+                        return Handed::Enough;
+                    }
+                    let len = len.min(BOUNCE_LEN as u64);
+                    let Some(buffer) = slot.rare.bounce.take().or_else(|| take_bounce(bounce))
+                    else {
+                        return Handed::Blocked;
+                    };
+                    let buffer = slot.rare.bounce.insert(buffer);
+                    slot.rare.fragment_at = slot.cursor;
+                    slot.rare.fragment_len = len;
+                    request.len = len;
+                    request.data = buffer.view(0, len as usize);
+                    slot.step = match op.kind {
+                        OpKind::Read => Step::BounceRead,
+                        OpKind::Compare if emulated_compare => {
+                            request.kind = OpKind::Read;
+                            Step::EmulatedCompare
+                        }
+                        _ => {
+                            request.data.copy_from_view(data.slice(0, len as usize));
+                            Step::BounceWrite
+                        }
+                    };
+                } else {
+                    request.data = data.slice(0, len as usize);
+                }
+            }
+        }
+        if leaf.queue.submit(&request, pass).is_err() {
+            return Handed::Blocked;
+        }
+        slot.cursor += if op.kind == OpKind::Flush { 1 } else { request.len };
+        slot.outstanding += 1;
+        leaf.dirty = true;
+        Handed::More
+    }
+
+    /// Hands on what waits in the leaves' lines, in order.
+    fn pump(&mut self) {
+        for leaf in 0..self.leaves.len() {
+            while let Some(index) = self.leaves[leaf].as_ref().and_then(|leaf| leaf.line.front()) {
+                let fresh = self.slots[index].outstanding == 0;
+                if self.slots[index].step == Step::FlushAfter {
+                    if !self.hand_flush_after(index) {
+                        break;
+                    }
+                } else if self.hand(index) == Handed::Blocked {
+                    break;
+                }
+                if let Some(leaf) = &mut self.leaves[leaf] {
+                    leaf.line.pop_front(&self.slots);
+                }
+                let slot = &mut self.slots[index];
+                slot.waiting = false;
+                if fresh && slot.outstanding == 0 {
+                    self.finish(index);
+                }
+            }
+        }
+    }
+
+    // --- the way up ---
+
+    /// Polls the leaves once, completes what they completed, and hands on what waited.
+    pub fn poll(&mut self, now_ns: u64) -> usize {
+        self.pass.begin(now_ns);
+        for leaf in self.leaves.iter_mut().flatten() {
+            leaf.queue.poll(&mut self.pass);
+        }
+        let work = self.drain();
+        self.pump();
+        work
+    }
+
+    /// Tells the leaves of what was submitted since the last kick.
+    pub fn kick(&mut self) {
+        for leaf in self.leaves.iter_mut().flatten().filter(|leaf| leaf.dirty) {
+            leaf.dirty = false;
+            leaf.queue.kick(&mut self.pass);
+        }
+    }
+
+    pub(crate) fn drain(&mut self) -> usize {
+        let mut count = 0;
+        // A leaf may complete a request within its submit, so the list may grow meanwhile.
+        while let Some(&(token, result)) = self.pass.done.get(count) {
+            count += 1;
+            self.complete(token, result);
+        }
+        self.pass.done.clear();
+        count
+    }
+
+    #[inline]
+    fn complete(&mut self, token: Token, result: Result<(), Fault>) {
+        let Some(index) = self.slots.find_token(token) else {
+            self.spurious += 1;
+            return;
+        };
+        let slot = &mut self.slots[index];
+        slot.outstanding -= 1;
+        if slot.step == Step::Straight && result.is_ok() {
+            return self.finish(index);
+        }
+        self.complete_slowly(index, result);
+    }
+
+    #[cold]
+    fn complete_slowly(&mut self, index: u32, result: Result<(), Fault>) {
+        let slot = &mut self.slots[index];
+        let whole = slot.cursor == total(&slot.op);
+        let result = result.and_then(|()| copy_back(slot));
+        if let Err(fault) = result {
+            slot.fail(fault);
+        }
+        if slot.outstanding > 0 {
+            if !whole && !slot.failed && slot.step == Step::Direct {
+                self.wait_in_line(index);
+            }
+            return;
+        }
+        if slot.step == Step::FlushAfter {
+            return self.finish(index);
+        }
+        slot.step = Step::Direct;
+        slot.rare.bounce = None;
+        if slot.failed || slot.cancelled {
+            if !whole && !slot.failed {
+                slot.fail(Fault::new(ErrorKind::Cancelled, 0));
+            }
+            if slot.waiting {
+                // It stands in line: the pump finds nothing left to hand and finishes it.
+                return;
+            }
+            return self.finish(index);
+        }
+        if whole { self.finish_writes(index) } else { self.wait_in_line(index) }
+    }
+
+    /// Ends an operation that the leaf has done, by way of a flush where its FUA needs one.
+    #[inline]
+    fn finish_writes(&mut self, index: u32) {
+        let slot = &self.slots[index];
+        if slot.op.flags.contains(OpFlags::FUA)
+            && slot.op.kind.is_write()
+            && !slot.failed
+            && let Some(leaf) = &self.leaves[slot.leaf as usize]
+            && leaf.rules.emulate_fua
+        {
+            self.slots[index].step = Step::FlushAfter;
+            if !self.hand_flush_after(index) {
+                self.wait_in_line(index);
+            }
+            return;
+        }
+        self.finish(index);
+    }
+
+    /// Hands the flush that makes up for FUA to the leaf. Whether it took it.
+    fn hand_flush_after(&mut self, index: u32) -> bool {
+        let slot = &mut self.slots[index];
+        let Some(leaf) = &mut self.leaves[slot.leaf as usize] else {
+            return true;
+        };
+        let request = Request {
+            token: token(index, slot.generation),
+            kind: OpKind::Flush,
+            flags: OpFlags::empty(),
+            offset: 0,
+            len: 0,
+            data: View::empty(),
+        };
+        let taken = leaf.queue.submit(&request, &mut self.pass).is_ok();
+        if taken {
+            slot.outstanding += 1;
+            leaf.dirty = true;
+        }
+        taken
+    }
+
+    /// The operation is over: its owner hears of it.
+    #[inline]
+    pub(crate) fn finish(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        slot.state = State::Done;
+        if let Some(leaf) = &mut self.leaves[slot.leaf as usize] {
+            leaf.stats.count(slot.op.kind, slot.op.len, slot.failed);
+        }
+        if slot.step != Step::Straight {
+            slot.rare.bounce = None;
+        }
+        if slot.owner == Owner::Poll {
+            self.users[slot.user as usize].done.push_back(index);
+        } else {
+            self.finish_for_future(index);
+        }
+    }
+
+    #[cold]
+    fn finish_for_future(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        if slot.owner == Owner::Detached {
+            drop(self.take_result(index));
+        } else if let Some(waker) = slot.rare.waker.take() {
+            waker.wake();
+        }
+    }
+
+    #[inline(always)]
+    pub fn take_result(&mut self, index: u32) -> Completion {
+        let slot = &mut self.slots[index];
+        let op = slot.take_op();
+        let result = slot.result();
+        let user = slot.user as usize;
+        self.users[user].in_flight -= 1;
+        self.slots.release(index);
+        if !self.admission.is_empty()
+            && let Some(waker) = self.admission.pop_front()
+        {
+            waker.wake();
+        }
+        Completion { op, result }
+    }
+}
+
+/// What the cursor counts to: a flush is one step, anything else its length in bytes.
+fn total(op: &Op) -> u64 {
+    if op.kind == OpKind::Flush { 1 } else { op.len }
+}
+
+fn take_bounce(pool: &Option<Pool>) -> Option<IoVector> {
+    Some(pool.as_ref()?.take()?.into())
+}
+
+/// Brings what a bounced fragment read to where the operation wants it.
+fn copy_back(slot: &Slot) -> Result<(), Fault> {
+    let (op, Some(bounce)) = (&slot.op, &slot.rare.bounce) else {
+        return Ok(());
+    };
+    let len = slot.rare.fragment_len as usize;
+    let theirs = op.data.view(slot.rare.fragment_at as usize, len);
+    match slot.step {
+        Step::BounceRead => theirs.copy_from_view(bounce.view(0, len)),
+        Step::EmulatedCompare => {
+            if let Some(at) = theirs.compare_view(bounce.view(0, len)) {
+                let offset = op.offset + slot.rare.fragment_at + at as u64;
+                return Err(Fault::new(ErrorKind::Mismatch, offset));
+            }
+        }
+        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
+    }
+    Ok(())
+}

@@ -1,0 +1,383 @@
+//! The reactor: one core's loop, run to completion.
+
+use std::cell::Cell;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::clock::{Clock, ClockSource};
+use crate::core::{Core, CoreInner};
+use crate::io::Io;
+use crate::remote::Message;
+use crate::shared::EngineShared;
+use crate::task::Tasks;
+use crate::{CoreWaker, Error, Sleep};
+
+/// How long after a failure the devices get to stop.
+const FAILURE_QUIESCE: Duration = Duration::from_secs(5);
+/// Slots of a core unless asked for otherwise.
+const DEFAULT_SLOTS: usize = 1024;
+/// The engine's arena unless asked for otherwise, in bytes.
+const DEFAULT_ARENA: usize = 32 << 20;
+
+/// What a reactor does when there is nothing to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PollMode {
+    /// Keeps polling: the shortest latency, a whole core.
+    Pure,
+    /// Polls on for this long, then sleeps until it is woken.
+    Adaptive {
+        /// How long to poll on, in µs.
+        spin_us: u32,
+    },
+}
+
+impl Default for PollMode {
+    fn default() -> Self {
+        Self::Adaptive { spin_us: 100 }
+    }
+}
+
+/// How a reactor, or an engine's reactors, are set up.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Operations in flight on each core.
+    pub slots: usize,
+    /// What to do when there is nothing to do.
+    pub poll_mode: PollMode,
+    /// Where time comes from.
+    pub clock: ClockSource,
+    /// Where random numbers come from; None takes the system's.
+    pub seed: Option<u64>,
+    /// The engine's memory for devices.
+    pub arena: ArenaOptions,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            slots: DEFAULT_SLOTS,
+            poll_mode: PollMode::default(),
+            clock: ClockSource::default(),
+            seed: None,
+            arena: ArenaOptions { size: DEFAULT_ARENA, ..ArenaOptions::default() },
+        }
+    }
+}
+
+/// What all reactors of an engine are made from.
+pub(crate) struct Plan {
+    pub options: Options,
+    pub shared: Arc<EngineShared>,
+    pub memory: Memory,
+    pub arena: Arena,
+    pub start: Instant,
+    pub seed: u64,
+}
+
+impl Plan {
+    pub fn new(options: Options, cores: usize) -> Result<Self, Error> {
+        let memory = Memory::new();
+        let arena = memory.add_arena(&options.arena)?;
+        let seed = options.seed.unwrap_or_else(system_seed);
+        let shared = EngineShared::new(cores)?;
+        Ok(Self { options, shared, memory, arena, start: Instant::now(), seed })
+    }
+}
+
+fn system_seed() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
+}
+
+/// The ends of the message rings that one core holds.
+#[derive(Default)]
+pub(crate) struct Rings {
+    pub to: Vec<Option<spsc::Producer<Message>>>,
+    pub from: Vec<spsc::Consumer<Message>>,
+}
+
+/// One core's loop. An [`Engine`](crate::Engine) runs one on each of its threads; a
+/// program with an event loop of its own makes one and calls [`Reactor::poll`].
+pub struct Reactor {
+    core: Core,
+    poll_mode: PollMode,
+    /// Since when there was nothing to do, in ns.
+    idle_since_ns: Cell<Option<u64>>,
+    /// More reactors than processors: give others a turn when idle.
+    pub(crate) yields: bool,
+    ended: Cell<bool>,
+}
+
+impl Reactor {
+    /// A reactor by itself, for the thread that calls.
+    ///
+    /// # Errors
+    /// No memory, or no eventfd.
+    pub fn new(options: Options) -> Result<Self, Error> {
+        let plan = Plan::new(options, 1)?;
+        Ok(Self::with_plan(&plan, 0, Rings::default()))
+    }
+
+    pub(crate) fn with_plan(plan: &Plan, id: usize, rings: Rings) -> Self {
+        let waker = CoreWaker(plan.shared.mailboxes[id].clone());
+        let inner = CoreInner {
+            id,
+            clock: Clock::new(&plan.options.clock, plan.start),
+            pass_ns: Cell::new(0),
+            memory: plan.memory.clone(),
+            arena: plan.arena.clone(),
+            io: Io::new(plan.options.slots).into(),
+            tasks: Tasks::new(waker),
+            timers: Default::default(),
+            pollers: Default::default(),
+            shared: plan.shared.clone(),
+            outboxes: rings.to.into_iter().map(Into::into).collect(),
+            inboxes: rings.from.into(),
+            random: Cell::new(plan.seed ^ (id as u64).wrapping_mul(0xa076_1d64_78bd_642f)),
+        };
+        Self {
+            core: Core(inner.into()),
+            poll_mode: plan.options.poll_mode,
+            idle_since_ns: Cell::new(None),
+            yields: false,
+            ended: Cell::new(false),
+        }
+    }
+
+    /// The handle for everything that runs on this reactor.
+    pub fn core(&self) -> &Core {
+        &self.core
+    }
+
+    /// One turn: completions, messages, timers, tasks, pollers, doorbells. Returns how
+    /// much there was to do.
+    #[inline]
+    pub fn poll(&self) -> usize {
+        let inner = &*self.core.0;
+        let now_ns = inner.clock.now();
+        inner.pass_ns.set(now_ns);
+        let mut work = inner.io.borrow_mut().poll(now_ns);
+        work += self.take_messages();
+        work += inner.timers.fire(now_ns);
+        if inner.tasks.has_ready() {
+            work += inner.tasks.run();
+        }
+        work += inner.pollers.run(&self.core);
+        inner.io.borrow_mut().kick();
+        work
+    }
+
+    fn take_messages(&self) -> usize {
+        let inner = &*self.core.0;
+        let mut count = 0;
+        while let Some(message) = inner.mailbox().pop() {
+            message(&self.core);
+            count += 1;
+        }
+        let rings = inner.inboxes.borrow().len();
+        for index in 0..rings {
+            while let Some(message) = pop_ring(inner, index) {
+                message(&self.core);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Turns until the future is done, sleeping in between as the options say.
+    ///
+    /// # Errors
+    /// The core has too many tasks, or the engine failed.
+    pub fn block_on<F: Future + 'static>(&self, future: F) -> Result<F::Output, Error> {
+        let mut handle = Box::pin(self.core.spawn(future));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        loop {
+            if let std::task::Poll::Ready(result) = handle.as_mut().poll(&mut context) {
+                return result;
+            }
+            self.core.0.shared.failure()?;
+            self.turn();
+        }
+    }
+
+    /// One turn, and sleep if there is nothing to do.
+    pub fn turn(&self) {
+        if self.poll() > 0 {
+            self.idle_since_ns.set(None);
+            return;
+        }
+        let PollMode::Adaptive { spin_us } = self.poll_mode else {
+            return self.relax();
+        };
+        let now_ns = self.core.pass_now();
+        let since_ns = self.idle_since_ns.get().unwrap_or(now_ns);
+        self.idle_since_ns.set(Some(since_ns));
+        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.clock.is_simulated() {
+            self.try_sleep();
+        } else {
+            self.relax();
+        }
+    }
+
+    fn relax(&self) {
+        if self.yields {
+            std::thread::yield_now();
+        } else {
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Sleeps, unless something must be polled or has turned up meanwhile.
+    fn try_sleep(&self) {
+        let inner = &*self.core.0;
+        let mailbox = inner.mailbox();
+        mailbox.announce_sleep();
+        // What was published before the announcement is found by this turn; whatever
+        // comes after it wakes the event.
+        if self.poll() > 0 || inner.shared.is_exiting() || inner.shared.has_failed() {
+            mailbox.awake();
+            return self.idle_since_ns.set(None);
+        }
+        if !self.sleep() {
+            // Something must be polled: look again for sleep only after another spin.
+            self.idle_since_ns.set(Some(self.core.now()));
+            self.relax();
+        }
+        mailbox.awake();
+    }
+
+    /// Blocks until there is news. False if something must be polled.
+    fn sleep(&self) -> bool {
+        let inner = &*self.core.0;
+        let mut until_ns = inner.timers.next();
+        let mut never = false;
+        let mut ask = |sleep: &Sleep<'_>| match sleep {
+            Sleep::Never => never = true,
+            Sleep::Until(at_ns) => {
+                until_ns = Some(until_ns.map_or(*at_ns, |known: u64| known.min(*at_ns)));
+            }
+            Sleep::Woken | Sleep::Fd(_) => {}
+        };
+        inner.pollers.sleeps(|sleep| ask(&sleep));
+        let mut io = inner.io.borrow_mut();
+        let mut descriptors =
+            vec![PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN)];
+        for sleep in io.sleeps() {
+            ask(&sleep);
+            if let Sleep::Fd(fd) = sleep {
+                descriptors.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+            }
+        }
+        if never {
+            return false;
+        }
+        let timeout = match until_ns {
+            None => None,
+            Some(at_ns) => {
+                let left_ns = at_ns.saturating_sub(inner.clock.now());
+                Timespec::try_from(Duration::from_nanos(left_ns)).ok()
+            }
+        };
+        // An interrupted or failed wait is a turn too early, no more.
+        let _ = poll(&mut descriptors, timeout.as_ref());
+        true
+    }
+
+    /// What everything on this core says about sleep, its timers included.
+    pub(crate) fn deadlines(&self, mut say: impl FnMut(Sleep<'_>)) {
+        let inner = &*self.core.0;
+        if let Some(at_ns) = inner.timers.next() {
+            say(Sleep::Until(at_ns));
+        }
+        inner.pollers.sleeps(&mut say);
+        inner.io.borrow_mut().sleeps().for_each(say);
+    }
+
+    /// Runs what was registered with [`Core::at_shutdown`], closes the nodes, and ends.
+    ///
+    /// # Errors
+    /// The first that a closer reported; the others run all the same.
+    pub fn shutdown(self) -> Result<(), Error> {
+        let shared = self.core.0.shared.clone();
+        shared.begin_end();
+        let mut outcome = Ok(());
+        while let Some(closer) = shared.take_closer() {
+            let core = self.core.clone();
+            let result = self.block_on(async move { (closer.close)(core).await });
+            outcome = outcome.and(result.and_then(|result| result));
+        }
+        self.end();
+        outcome
+    }
+
+    /// An engine's thread: turns until the engine ends or fails.
+    pub(crate) fn run(&self) {
+        let shared = &self.core.0.shared;
+        while !shared.is_exiting() && !shared.has_failed() {
+            self.turn();
+        }
+    }
+
+    /// Stops all devices, waits for the other cores to do so, and ends. Nothing is freed
+    /// that a device may still write.
+    pub(crate) fn end(&self) {
+        if self.ended.replace(true) {
+            return;
+        }
+        let inner = &*self.core.0;
+        if inner.shared.has_failed() || std::thread::panicking() {
+            self.end_after_failure();
+        }
+        inner.mailbox().close();
+        inner.io.borrow_mut().end_all();
+        inner.tasks.clear();
+        inner.pollers.clear();
+        inner.timers.clear();
+        inner.inboxes.borrow_mut().clear();
+        for outbox in &inner.outboxes {
+            outbox.take();
+        }
+    }
+
+    /// Keeps the pollers going until no core has a device at work, since a controller of
+    /// this process may be what another core waits for.
+    fn end_after_failure(&self) {
+        let inner = &*self.core.0;
+        let cores = inner.shared.mailboxes.len();
+        let begun = Instant::now();
+        let mut counted = false;
+        while begun.elapsed() < FAILURE_QUIESCE {
+            let now_ns = inner.clock.now();
+            let Ok(mut io) = inner.io.try_borrow_mut() else {
+                return;
+            };
+            io.poll(now_ns);
+            if io.quiesce_all() && !counted {
+                counted = true;
+                inner.shared.quiet_cores.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+            }
+            drop(io);
+            if inner.shared.quiet_cores.load(std::sync::atomic::Ordering::SeqCst) >= cores {
+                return;
+            }
+            if !std::thread::panicking() {
+                inner.pollers.run(&self.core);
+            }
+            std::thread::yield_now();
+        }
+    }
+}
+
+impl Drop for Reactor {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+fn pop_ring(inner: &CoreInner, index: usize) -> Option<Message> {
+    inner.inboxes.borrow_mut()[index].pop()
+}

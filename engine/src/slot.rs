@@ -1,0 +1,318 @@
+//! The slot table: where an operation lives from submit to completion.
+
+use std::task::Waker;
+
+use oxblock_mem::IoVector;
+
+use crate::{ErrorKind, Fault, Op, OpId, Token};
+
+/// The end of a list of slots.
+pub(crate) const NIL: u32 = u32::MAX;
+
+/// Where an operation stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum State {
+    /// The slot is free.
+    Free,
+    /// Parts of the operation are at the leaf, or about to be.
+    Running,
+    /// The result is there, and its user has not fetched it yet.
+    Done,
+}
+
+/// Who hears of the completion.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Owner {
+    /// A user polls for it.
+    Poll,
+    /// A future waits for it.
+    Future,
+    /// Nobody: the future was dropped.
+    Detached,
+}
+
+/// What the fragment at the leaf does to the operation's bytes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Step {
+    /// The whole operation at once, over its own memory, with nothing to do afterwards.
+    Straight,
+    /// Parts of the operation, over its own memory.
+    Direct,
+    /// A read into the bounce buffer, copied to the operation's memory afterwards.
+    BounceRead,
+    /// A write or compare out of the bounce buffer.
+    BounceWrite,
+    /// A read into the bounce buffer, compared afterwards.
+    EmulatedCompare,
+    /// The flush that makes up for a missing FUA.
+    FlushAfter,
+}
+
+/// One operation in flight: what every I/O touches, in two cache lines.
+#[repr(align(128))]
+pub(crate) struct Slot {
+    /// Meaningful while the slot is not free; its buffers are empty when it is.
+    pub op: Op,
+    /// Bytes of the operation handed to the leaf so far.
+    pub cursor: u64,
+    pub generation: u32,
+    /// Fragments at the leaf.
+    pub outstanding: u32,
+    /// The next slot of the line that this one stands in.
+    pub next: u32,
+    pub leaf: u16,
+    pub user: u16,
+    pub state: State,
+    pub owner: Owner,
+    pub step: Step,
+    /// Whether the slot stands in its leaf's line.
+    pub waiting: bool,
+    /// Nothing more of it goes to the leaf.
+    pub cancelled: bool,
+    /// Whether there is a fault to report.
+    pub failed: bool,
+    pub rare: Box<Rare>,
+}
+
+/// What few operations need.
+pub(crate) struct Rare {
+    /// Meaningful if the slot has `failed`.
+    fault: Fault,
+    pub waker: Option<Waker>,
+    /// The bounce buffer, and the part of the operation that it stands for.
+    pub bounce: Option<IoVector>,
+    pub fragment_at: u64,
+    pub fragment_len: u64,
+}
+
+impl Slot {
+    fn new() -> Self {
+        Self {
+            op: Op::flush(),
+            cursor: 0,
+            generation: 0,
+            outstanding: 0,
+            next: NIL,
+            leaf: 0,
+            user: 0,
+            state: State::Free,
+            owner: Owner::Poll,
+            step: Step::Direct,
+            waiting: false,
+            cancelled: false,
+            failed: false,
+            rare: Box::new(Rare {
+                fault: Fault::new(ErrorKind::Io, 0),
+                waker: None,
+                bounce: None,
+                fragment_at: 0,
+                fragment_len: 0,
+            }),
+        }
+    }
+
+    /// Notes why the operation fails; the first reason stays.
+    pub fn fail(&mut self, fault: Fault) {
+        if !self.failed {
+            self.failed = true;
+            self.rare.fault = fault;
+        }
+    }
+
+    /// The operation's outcome.
+    #[inline]
+    pub fn result(&self) -> Result<(), Fault> {
+        if self.failed { Err(self.rare.fault) } else { Ok(()) }
+    }
+}
+
+impl Slot {
+    /// Takes the operation out, with its buffers.
+    #[inline(always)]
+    pub fn take_op(&mut self) -> Op {
+        std::mem::replace(&mut self.op, Op::flush())
+    }
+}
+
+/// A fixed number of slots, named by index and generation.
+pub(crate) struct SlotTable {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+impl SlotTable {
+    pub fn new(count: usize) -> Self {
+        let count = count.clamp(1, 1 << 16) as u32;
+        let slots = (0..count).map(|_| Slot::new()).collect();
+        Self { slots, free: (0..count).rev().collect() }
+    }
+
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Slots in use, completions not yet fetched included.
+    pub fn used(&self) -> usize {
+        self.slots.len() - self.free.len()
+    }
+
+    /// Takes a free slot.
+    #[inline]
+    pub fn take(&mut self) -> Option<u32> {
+        self.free.pop()
+    }
+
+    /// Gives a slot back; its generation moves on, so that late words about it are known.
+    #[inline]
+    pub fn release(&mut self, index: u32) {
+        let slot = &mut self[index];
+        slot.generation = slot.generation.wrapping_add(1);
+        slot.state = State::Free;
+        self.free.push(index);
+    }
+
+    /// The slot that a user's name stands for, if the operation is still there.
+    pub fn find(&mut self, id: OpId) -> Option<&mut Slot> {
+        self.slots
+            .get_mut(id.index as usize)
+            .filter(|slot| slot.generation == id.generation && slot.state != State::Free)
+    }
+
+    /// The slot that a leaf's token stands for, if it has a fragment at the leaf.
+    #[inline]
+    pub fn find_token(&mut self, token: Token) -> Option<u32> {
+        let index = token.0 as u32;
+        let slot = self.slots.get(index as usize)?;
+        let live = slot.generation == (token.0 >> 32) as u32 && slot.outstanding > 0;
+        live.then_some(index)
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Slot> {
+        self.slots.iter()
+    }
+
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Slot> {
+        self.slots.iter_mut()
+    }
+}
+
+/// The token of a slot's fragments.
+#[inline]
+pub(crate) fn token(index: u32, generation: u32) -> Token {
+    Token(u64::from(generation) << 32 | u64::from(index))
+}
+
+impl std::ops::Index<u32> for SlotTable {
+    type Output = Slot;
+    #[inline]
+    fn index(&self, index: u32) -> &Slot {
+        &self.slots[index as usize]
+    }
+}
+
+impl std::ops::IndexMut<u32> for SlotTable {
+    #[inline]
+    fn index_mut(&mut self, index: u32) -> &mut Slot {
+        &mut self.slots[index as usize]
+    }
+}
+
+/// A first-in-first-out line of slots, linked through [`Slot::next`].
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Line {
+    head: u32,
+    tail: u32,
+}
+
+impl Line {
+    pub const fn new() -> Self {
+        Self { head: NIL, tail: NIL }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.head == NIL
+    }
+
+    pub fn front(&self) -> Option<u32> {
+        (self.head != NIL).then_some(self.head)
+    }
+
+    #[inline]
+    pub fn push_back(&mut self, slots: &mut SlotTable, index: u32) {
+        slots[index].next = NIL;
+        if self.head == NIL {
+            self.head = index;
+        } else {
+            slots[self.tail].next = index;
+        }
+        self.tail = index;
+    }
+
+    #[inline]
+    pub fn pop_front(&mut self, slots: &SlotTable) -> Option<u32> {
+        let index = self.front()?;
+        self.head = slots[index].next;
+        Some(index)
+    }
+
+    /// Takes a slot out of the middle. Walks the line.
+    pub fn remove(&mut self, slots: &mut SlotTable, index: u32) {
+        let (mut before, mut at) = (NIL, self.head);
+        while at != NIL && at != index {
+            (before, at) = (at, slots[at].next);
+        }
+        if at == NIL {
+            return;
+        }
+        let next = slots[at].next;
+        if before == NIL {
+            self.head = next;
+        } else {
+            slots[before].next = next;
+        }
+        if self.tail == index {
+            self.tail = before;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_released_slot_does_not_answer_to_its_old_names() {
+        let mut table = SlotTable::new(1);
+        let index = table.take().unwrap();
+        table[index].state = State::Running;
+        table[index].outstanding = 1;
+        let (id, old) = (
+            OpId { index, generation: table[index].generation },
+            token(index, table[index].generation),
+        );
+        assert_eq!(table.find_token(old), Some(index));
+        table[index].outstanding = 0;
+        table.release(index);
+        let index = table.take().unwrap();
+        table[index].state = State::Running;
+        table[index].outstanding = 1;
+        assert!(table.find(id).is_none());
+        assert_eq!(table.find_token(old), None);
+        assert_eq!(table.find_token(Token(7)), None);
+    }
+
+    #[test]
+    fn a_line_keeps_its_order_when_the_middle_leaves() {
+        let mut table = SlotTable::new(4);
+        let mut line = Line::new();
+        for index in 0..4 {
+            line.push_back(&mut table, index);
+        }
+        line.remove(&mut table, 2);
+        line.remove(&mut table, 3);
+        line.push_back(&mut table, 2);
+        let order: Vec<_> = std::iter::from_fn(|| line.pop_front(&table)).collect();
+        assert_eq!(order, [0, 1, 2]);
+        assert!(line.is_empty());
+    }
+}

@@ -1,0 +1,197 @@
+//! A RAM disk that takes few requests at once and completes them late, in odd order.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex};
+
+use crate::{
+    Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpFlags, OpKind, Pass, Queue,
+    Request, Sleep, Token,
+};
+
+#[derive(Clone)]
+pub struct AwkwardOptions {
+    pub limits: Limits,
+    /// Requests at once.
+    pub depth: usize,
+    /// Polls before a request completes.
+    pub delay: usize,
+    /// Requests at this byte fail.
+    pub bad_byte: Option<u64>,
+}
+
+impl AwkwardOptions {
+    pub fn new(length: u64, block_size: u32) -> Self {
+        let mut limits = Limits::new(length, block_size);
+        limits.max_discard = length;
+        limits.max_write_zeroes = length;
+        limits.compare = true;
+        Self { limits, depth: 2, delay: 2, bad_byte: None }
+    }
+}
+
+/// What the leaf was asked, for tests to look at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Seen {
+    pub kind: OpKind,
+    pub flags: OpFlags,
+    pub offset: u64,
+    pub len: u64,
+    pub pieces: usize,
+}
+
+pub struct Awkward {
+    options: AwkwardOptions,
+    shared: Arc<Shared>,
+}
+
+#[derive(Default)]
+struct Shared {
+    bytes: Mutex<Vec<u8>>,
+    seen: Mutex<Vec<Seen>>,
+}
+
+impl Awkward {
+    pub fn new(options: AwkwardOptions) -> Self {
+        let shared = Arc::new(Shared::default());
+        shared.bytes.lock().unwrap().resize(options.limits.length as usize, 0);
+        Self { options, shared }
+    }
+
+    pub fn watch(&self) -> impl Fn() -> Vec<Seen> + use<> {
+        let shared = self.shared.clone();
+        move || std::mem::take(&mut *shared.seen.lock().unwrap())
+    }
+}
+
+impl Driver for Awkward {
+    fn name(&self) -> &'static str {
+        "awkward"
+    }
+
+    fn limits(&self) -> Limits {
+        self.options.limits.clone()
+    }
+
+    fn queue<'a>(&'a self, _core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        let queue = AwkwardQueue {
+            options: self.options.clone(),
+            shared: self.shared.clone(),
+            waiting: RefCell::default(),
+        };
+        Box::pin(async move { Ok(Box::new(queue) as Box<dyn Queue>) })
+    }
+
+    fn close<'a>(&'a self, _core: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+/// Polls left, and what completes then.
+type Waiting = (usize, Token, Result<(), Fault>);
+
+struct AwkwardQueue {
+    options: AwkwardOptions,
+    shared: Arc<Shared>,
+    waiting: RefCell<VecDeque<Waiting>>,
+}
+
+impl AwkwardQueue {
+    fn check(&self, request: &Request<'_>) {
+        let limits = &self.options.limits;
+        let block = u64::from(limits.block_size);
+        assert_eq!(request.offset % block, 0);
+        assert_eq!(request.len % block, 0);
+        assert!(request.offset + request.len <= limits.length);
+        if request.kind.has_data() {
+            assert_eq!(request.data.len() as u64, request.len);
+            assert!(limits.max_transfer == 0 || request.len <= limits.max_transfer.into());
+            let pieces = request.data.pieces().count();
+            assert!(limits.max_segments == 0 || pieces <= limits.max_segments as usize);
+            let boundary = u64::from(limits.boundary);
+            if boundary >= block && boundary % block == 0 {
+                assert_eq!(
+                    request.offset / boundary,
+                    (request.offset + request.len - 1) / boundary
+                );
+            }
+        }
+    }
+
+    fn carry_out(&self, request: &Request<'_>) -> Result<(), Fault> {
+        let range = request.offset..request.offset + request.len;
+        if let Some(bad) = self.options.bad_byte.filter(|bad| range.contains(bad)) {
+            return Err(Fault::new(ErrorKind::Media, bad));
+        }
+        let mut bytes = self.shared.bytes.lock().unwrap();
+        let bytes = &mut bytes[range.start as usize..range.end as usize];
+        match request.kind {
+            OpKind::Read => request.data.copy_from(bytes),
+            OpKind::Write => request.data.copy_to(bytes),
+            OpKind::WriteZeroes | OpKind::Discard => bytes.fill(0),
+            OpKind::Compare if request.data.compare(bytes).is_some() => {
+                return Err(Fault::new(ErrorKind::Mismatch, request.offset));
+            }
+            OpKind::Compare | OpKind::Flush => {}
+        }
+        Ok(())
+    }
+}
+
+impl Queue for AwkwardQueue {
+    fn submit(&mut self, request: &Request<'_>, _pass: &mut Pass) -> Result<(), Busy> {
+        if self.waiting.get_mut().len() >= self.options.depth {
+            return Err(Busy);
+        }
+        self.check(request);
+        self.shared.seen.lock().unwrap().push(Seen {
+            kind: request.kind,
+            flags: request.flags,
+            offset: request.offset,
+            len: request.len,
+            pieces: request.data.pieces().count(),
+        });
+        let result = self.carry_out(request);
+        self.waiting.get_mut().push_back((self.options.delay, request.token, result));
+        Ok(())
+    }
+
+    fn kick(&mut self, _pass: &mut Pass) {}
+
+    fn poll(&mut self, pass: &mut Pass) -> usize {
+        let waiting = self.waiting.get_mut();
+        waiting.iter_mut().for_each(|entry| entry.0 = entry.0.saturating_sub(1));
+        let mut count = 0;
+        // The youngest first.
+        while waiting.back().is_some_and(|entry| entry.0 == 0) {
+            if let Some((_, token, result)) = waiting.pop_back() {
+                pass.done(token, result);
+                // A completion nobody asked for is counted, and hurts nobody.
+                pass.done(Token(token.0 ^ (1 << 40)), Ok(()));
+                count += 1;
+            }
+        }
+        count
+    }
+
+    fn cancel(&mut self, token: Token) {
+        for entry in self.waiting.get_mut().iter_mut().filter(|entry| entry.1 == token) {
+            entry.2 = Err(Fault::new(ErrorKind::Cancelled, 0));
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.waiting.borrow().len()
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        if self.waiting.get_mut().is_empty() { Sleep::Woken } else { Sleep::Never }
+    }
+
+    fn quiesce(&mut self, pass: &mut Pass) -> bool {
+        for (_, token, result) in self.waiting.get_mut().drain(..) {
+            pass.done(token, result);
+        }
+        true
+    }
+}

@@ -1,0 +1,36 @@
+//! The engine over a leaf that is as awkward as its limits allow.
+
+mod leaf;
+mod lifecycle;
+mod requests;
+
+use std::sync::Arc;
+
+use leaf::{Awkward, AwkwardOptions};
+use oxblock_mem::{ArenaOptions, Buf, PagePolicy};
+
+use crate::{Core, Node, Options, Reactor};
+
+fn options(slots: usize) -> Options {
+    let arena =
+        ArenaOptions { size: 8 << 20, pages: PagePolicy::Unlocked, ..ArenaOptions::default() };
+    Options { slots, arena, ..Options::default() }
+}
+
+fn reactor(slots: usize) -> Reactor {
+    Reactor::new(options(slots)).expect("a reactor")
+}
+
+fn node(options: AwkwardOptions) -> Arc<Node> {
+    Node::new("disk", Box::new(Awkward::new(options)))
+}
+
+fn buf(core: &Core, bytes: &[u8]) -> Buf {
+    let mut buf = core.arena().alloc(bytes.len(), 8).expect("memory");
+    buf.write_at(0, bytes);
+    buf
+}
+
+fn pattern(len: usize, seed: u8) -> Vec<u8> {
+    (0..len).map(|i| (i / 7) as u8 ^ (i as u8).wrapping_mul(31) ^ seed).collect()
+}

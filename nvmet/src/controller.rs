@@ -1,0 +1,225 @@
+//! The handle of a controller.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use oxblock_engine::{Core, Error};
+use oxblock_nvme::event::Event;
+use oxblock_nvme::regs::{Cap, Crto};
+use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
+use oxblock_pci::{Function, Ids};
+
+use crate::admin::Admin;
+use crate::admin::features::FeatureLimits;
+use crate::admin::identify::{Identity, VERSION};
+use crate::data::HostMemory;
+use crate::doorbells::Doorbells;
+use crate::hooks::{Hooks, NoHooks};
+use crate::namespace::{Geometry, Namespace, Usage};
+use crate::nvm::long::Jobs;
+use crate::options::ControllerOptions;
+use crate::registers::Registers;
+use crate::service::{Parts, Service};
+use crate::transport::pci::{Notice, Shared};
+
+/// Vendor and device: numbers that PCI-SIG has set aside for nobody in hardware.
+const VENDOR: u16 = 0x1b36;
+const DEVICE: u16 = 0x0b10;
+
+/// Mass storage, non-volatile memory, NVM Express.
+const CLASS: u32 = 0x01_08_02;
+
+/// The largest memory page that CC.MPS may choose: 2^(12 + 4) bytes.
+const MPSMAX: u8 = 4;
+
+/// CAP.TO and CRTO.CRWMT, units of 500 ms.
+const READY_TIMEOUT: u8 = 20;
+
+/// CAP.CSS: the NVM command set, and the list of command sets.
+const CSS: u8 = 0x41;
+
+/// A controller that is served by a core of an engine.
+///
+/// Hosts reach it through its [`Function`]; where they run does not matter. It polls on the core
+/// that started it, together with whatever else runs there, and lets that core sleep when there
+/// is nothing to do.
+pub struct Controller {
+    shared: Arc<Shared>,
+    function: Arc<SoftFunction>,
+    iommu: Arc<SoftIommu>,
+}
+
+impl Controller {
+    /// Opens the namespaces' nodes on this core and starts to serve.
+    ///
+    /// # Errors
+    /// The options make no sense, a node cannot be opened, or memory is short.
+    pub async fn start(core: &Core, options: ControllerOptions) -> Result<Arc<Controller>, Error> {
+        let controller = Controller::start_with(core, options, NoHooks, |shared| shared).await?;
+        Ok(Arc::new(controller))
+    }
+
+    /// The PCI function that hosts drive.
+    #[must_use]
+    pub fn function(&self) -> Arc<dyn Function> {
+        Arc::clone(&self.function) as Arc<dyn Function>
+    }
+
+    /// The function with the switches that only software has.
+    #[must_use]
+    pub fn soft_function(&self) -> &Arc<SoftFunction> {
+        &self.function
+    }
+
+    /// The IOMMU that hosts map their memory in.
+    #[must_use]
+    pub fn iommu(&self) -> &Arc<SoftIommu> {
+        &self.iommu
+    }
+
+    /// Tells the host that a namespace has changed, by the log page and an event if it asked for
+    /// those.
+    pub fn namespace_changed(&self, nsid: u32) {
+        self.shared.notify(Notice::NamespaceChanged(nsid));
+    }
+
+    /// How many flushes have reached the nodes.
+    #[must_use]
+    pub fn flushes(&self) -> u64 {
+        self.shared.flushes.load(Ordering::Relaxed)
+    }
+
+    /// Stops serving for good: commands in work end, then registers read as all ones. Returns
+    /// at once; [`is_stopped`](Controller::is_stopped) tells when it has happened.
+    pub fn stop(&self) {
+        self.shared.stop();
+    }
+
+    /// Whether the controller has stopped, and touches no memory of its host any more.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        self.shared.is_stopped()
+    }
+
+    /// Reports an event that did not happen.
+    pub(crate) fn raise(&self, event: Event) {
+        self.shared.notify(Notice::Raw(event));
+    }
+
+    /// Starts with hooks, and with something around the device.
+    pub(crate) async fn start_with<H: Hooks + 'static>(
+        core: &Core,
+        options: ControllerOptions,
+        hooks: H,
+        wrap: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Device>,
+    ) -> Result<Controller, Error> {
+        options.check()?;
+        let mut namespaces = Vec::with_capacity(options.namespaces.len());
+        for (nsid, of) in (1u32..).zip(&options.namespaces) {
+            namespaces.push(Namespace {
+                channel: core.open(&of.node).await?,
+                geometry: Geometry::new(nsid, of),
+                usage: Usage::default(),
+            });
+        }
+        let jobs = Jobs::new(core.arena())?;
+
+        let doorbells = Doorbells::new(options.max_io_queues, options.dstrd);
+        let registers = Registers::new(capabilities(&options), VERSION, Crto(READY_TIMEOUT.into()));
+        let shared = Arc::new(Shared::new(registers, doorbells, core.waker()));
+        let iommu = SoftIommu::new(options.iommu.clone());
+        let interrupts = SoftInterrupts::new(options.vectors.into());
+        let function = SoftFunction::new(
+            options.address.clone(),
+            wrap(Arc::clone(&shared) as Arc<dyn Device>),
+            ids(),
+            Arc::clone(&iommu),
+            Arc::clone(&interrupts),
+        );
+        let watcher = Arc::clone(&shared);
+        iommu.on_change(Box::new(move || watcher.wake()));
+
+        let poller = Rc::new(Cell::new(None));
+        let geometries = namespaces.iter().map(|n| n.geometry.clone()).collect();
+        let service = Service::new(Parts {
+            shared: Arc::clone(&shared),
+            memory: HostMemory::new(iommu.translator(), options.sgl),
+            signals: interrupts.signals(),
+            admin: admin(&options, geometries, core.now() / 1_000_000),
+            namespaces,
+            jobs,
+            hooks,
+            io_queues: options.max_io_queues,
+            max_queue_entries: options.max_queue_entries,
+            vectors: options.vectors,
+            poller: Rc::clone(&poller),
+        });
+        poller.set(Some(core.add_poller(Box::new(service))));
+        stop_at_shutdown(core, Arc::clone(&shared));
+        Ok(Controller { shared, function, iommu })
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Before the engine closes the nodes, the controller lets go of them.
+fn stop_at_shutdown(core: &Core, shared: Arc<Shared>) {
+    core.at_shutdown(move |core| {
+        Box::pin(async move {
+            shared.stop();
+            while !shared.is_stopped() {
+                core.yield_now().await;
+            }
+            Ok(())
+        })
+    });
+}
+
+fn capabilities(options: &ControllerOptions) -> Cap {
+    Cap::default()
+        .with_mqes((options.max_queue_entries - 1) as u16)
+        .with_cqr(true)
+        .with_to(READY_TIMEOUT)
+        .with_dstrd(options.dstrd)
+        .with_css(CSS)
+        .with_mpsmax(MPSMAX)
+        .with_crms(1)
+}
+
+fn ids() -> Ids {
+    Ids {
+        vendor: VENDOR,
+        device: DEVICE,
+        subsystem_vendor: VENDOR,
+        subsystem: DEVICE,
+        class: CLASS,
+        revision: 1,
+    }
+}
+
+fn admin(options: &ControllerOptions, namespaces: Vec<Geometry>, now_ms: u64) -> Admin {
+    let volatile_cache = options.has_volatile_cache();
+    let limits = FeatureLimits {
+        io_queues: options.max_io_queues,
+        vectors: options.vectors,
+        namespaces: namespaces.len() as u32,
+        volatile_cache,
+    };
+    let identity = Identity {
+        serial: options.serial.clone(),
+        model: options.model.clone(),
+        vendor: VENDOR,
+        mdts: options.mdts,
+        sgl: options.sgl,
+        shadow_doorbells: options.shadow_doorbells,
+        volatile_cache,
+        namespaces,
+    };
+    Admin::new(identity, limits, now_ms)
+}

@@ -1,0 +1,140 @@
+//! What a controller is made of.
+
+use std::sync::Arc;
+
+use oxblock_engine::{Error, ErrorKind, Node};
+use oxblock_pci::soft::SoftIommuOptions;
+
+/// Most entries of an I/O queue (MQES + 1 is a 16-bit field).
+const QUEUE_ENTRIES_MAX: u32 = 65_536;
+
+/// Most pairs of I/O queues: keeps the register BAR below a megabyte.
+const IO_QUEUES_MAX: u16 = 4096;
+
+/// Largest MDTS: 2^16 pages of 4 KiB hold more than a command of 65,536 blocks can name.
+const MDTS_MAX: u8 = 16;
+
+/// A controller and its namespaces.
+#[derive(Clone)]
+pub struct ControllerOptions {
+    /// The namespaces, numbered from 1 in this order.
+    pub namespaces: Vec<NamespaceOptions>,
+    /// Entries of the largest I/O queue, 2 to 65,536 (CAP.MQES + 1).
+    pub max_queue_entries: u32,
+    /// Pairs of I/O queues, 1 to 4096.
+    pub max_io_queues: u16,
+    /// Largest transfer: 2^mdts pages of 4 KiB. Zero tells the host of no limit.
+    pub mdts: u8,
+    /// Serial number, ASCII, at most 20 characters. Identifiers of the namespaces derive from
+    /// it, so it should be unique.
+    pub serial: String,
+    /// Model, ASCII, at most 40 characters.
+    pub model: String,
+    /// Whether hosts may describe the data of I/O commands by SGL.
+    pub sgl: bool,
+    /// Whether shadow doorbells (Doorbell Buffer Config) are offered.
+    pub shadow_doorbells: bool,
+    /// CAP.DSTRD: doorbells are 4 << dstrd bytes apart, 0 to 15.
+    pub dstrd: u8,
+    /// Interrupt vectors, 1 to 2048.
+    pub vectors: u16,
+    /// Whether a volatile write cache is reported; `None` takes it from the nodes.
+    pub volatile_cache: Option<bool>,
+    /// The address of the function in messages.
+    pub address: String,
+    /// What its IOMMU is like.
+    pub iommu: SoftIommuOptions,
+}
+
+/// One namespace.
+#[derive(Clone)]
+pub struct NamespaceOptions {
+    /// Where its bytes live.
+    pub node: Arc<Node>,
+    /// Bytes of a logical block: a power of two, 512 to 65,536, a multiple of the node's.
+    pub block_size: u32,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// Optimal I/O boundary in logical blocks; `None` takes it from the node.
+    pub noiob: Option<u16>,
+}
+
+impl NamespaceOptions {
+    /// A writable namespace over a node.
+    #[must_use]
+    pub fn new(node: Arc<Node>, block_size: u32) -> NamespaceOptions {
+        NamespaceOptions { node, block_size, read_only: false, noiob: None }
+    }
+}
+
+impl Default for ControllerOptions {
+    fn default() -> ControllerOptions {
+        ControllerOptions {
+            namespaces: Vec::new(),
+            max_queue_entries: 1024,
+            max_io_queues: 16,
+            mdts: 8,
+            serial: "OXBLOCK0".into(),
+            model: "oxblock software controller".into(),
+            sgl: true,
+            shadow_doorbells: true,
+            dstrd: 0,
+            vectors: 17,
+            volatile_cache: None,
+            address: "soft:0".into(),
+            iommu: SoftIommuOptions::default(),
+        }
+    }
+}
+
+impl ControllerOptions {
+    /// Refuses what cannot be served.
+    pub(crate) fn check(&self) -> Result<(), Error> {
+        let queues = (2..=QUEUE_ENTRIES_MAX).contains(&self.max_queue_entries);
+        require(queues, "max_queue_entries must be 2 to 65,536")?;
+        let pairs = (1..=IO_QUEUES_MAX).contains(&self.max_io_queues);
+        require(pairs, "max_io_queues must be 1 to 4096")?;
+        require(self.mdts <= MDTS_MAX, "mdts must be at most 16")?;
+        require(self.dstrd <= 15, "dstrd must be at most 15")?;
+        require((1..=2048).contains(&self.vectors), "vectors must be 1 to 2048")?;
+        require(ascii(&self.serial, 20), "serial must be ASCII, at most 20 characters")?;
+        require(ascii(&self.model, 40), "model must be ASCII, at most 40 characters")?;
+        require(self.namespaces.len() <= 1024, "at most 1024 namespaces fit a controller")?;
+        self.namespaces.iter().try_for_each(NamespaceOptions::check)
+    }
+
+    /// Whether the controller has a volatile write cache.
+    pub(crate) fn has_volatile_cache(&self) -> bool {
+        let of_nodes = || self.namespaces.iter().any(|n| n.node.limits().volatile_cache);
+        self.volatile_cache.unwrap_or_else(of_nodes)
+    }
+}
+
+impl NamespaceOptions {
+    fn check(&self) -> Result<(), Error> {
+        let limits = self.node.limits();
+        let size = self.block_size;
+        let power = size.is_power_of_two() && (512..=65_536).contains(&size);
+        let fits = power && limits.block_size != 0 && size.is_multiple_of(limits.block_size);
+        if fits {
+            return Ok(());
+        }
+        let text = format!(
+            "a namespace of {size} byte blocks does not fit a node of {} byte blocks; \
+             take a power of two from 512 to 65,536 that is a multiple",
+            limits.block_size
+        );
+        Err(Error::new(ErrorKind::Invalid, text).node(self.node.name()))
+    }
+}
+
+fn require(holds: bool, text: &'static str) -> Result<(), Error> {
+    if holds {
+        return Ok(());
+    }
+    Err(Error::new(ErrorKind::Invalid, text))
+}
+
+fn ascii(text: &str, most: usize) -> bool {
+    text.len() <= most && text.bytes().all(|b| (0x20..0x7f).contains(&b))
+}

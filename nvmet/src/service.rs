@@ -1,0 +1,546 @@
+//! The controller at work: one pass after the other on one core.
+//!
+//! A pass looks at registers, completes what the engine has done, fetches what the host has
+//! rung for, hands it to the engine, and raises interrupts. Nothing in it waits, and I/O
+//! commands allocate nothing.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use oxblock_engine::{Channel, Completion, Core, Full, Op, OpKind, Poller, PollerId, Sleep};
+use oxblock_nvme::event::{ERROR_INVALID_DOORBELL_REGISTER, ERROR_INVALID_DOORBELL_VALUE};
+use oxblock_nvme::opcode::nvm;
+use oxblock_nvme::regs::Cc;
+use oxblock_nvme::{Command, Status};
+use oxblock_pci::soft::Signals;
+
+use crate::admin::Admin;
+use crate::admin::dbbuf::ShadowPages;
+use crate::data::HostMemory;
+use crate::hooks::Hooks;
+use crate::lifecycle::Phase;
+use crate::namespace::{Namespace, Usage};
+use crate::nvm::long::{Jobs, Step};
+use crate::nvm::{self as commands, Rules};
+use crate::queue::{LONG, Queues, Tag, Work};
+use crate::registers::Events;
+use crate::status;
+use crate::transport::pci::Shared;
+
+/// Commands fetched from one queue in one go: what the others may have to wait for.
+const BURST: usize = 64;
+
+/// A controller on its core.
+pub(crate) struct Service<H: Hooks> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) phase: Phase,
+    /// The count of EN's moves that led to this phase.
+    pub(crate) edges: u32,
+    /// CC.SHN as it was acted on.
+    pub(crate) shn: u8,
+    /// CC as it was when the controller was enabled.
+    pub(crate) cc: Cc,
+    pub(crate) memory: HostMemory,
+    pub(crate) signals: Signals,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) queues: Queues,
+    pub(crate) admin: Admin,
+    pub(crate) jobs: Jobs,
+    pub(crate) hooks: H,
+    pub(crate) rules: Rules,
+    pub(crate) shadow: Option<ShadowPages>,
+    /// Commands that wait for a place, in order. At most as many as there are slots.
+    pub(crate) stalled: std::collections::VecDeque<Stalled>,
+    /// Deletions of submission queues that wait for commands in work.
+    pub(crate) deletions: u32,
+    pub(crate) max_queue_entries: u32,
+    pub(crate) vectors: u16,
+    batch: Box<[Command; BURST]>,
+    poller: Rc<Cell<Option<PollerId>>>,
+}
+
+/// A command that waits for a place.
+pub(crate) enum Stalled {
+    /// In the engine's table.
+    Op(usize, Op),
+    /// Among the long commands.
+    Long(Tag, Command),
+}
+
+/// What a service is made from.
+pub(crate) struct Parts<H> {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) memory: HostMemory,
+    pub(crate) signals: Signals,
+    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) admin: Admin,
+    pub(crate) jobs: Jobs,
+    pub(crate) hooks: H,
+    pub(crate) io_queues: u16,
+    pub(crate) max_queue_entries: u32,
+    pub(crate) vectors: u16,
+    /// Where the name of the poller will be, so that it can end itself.
+    pub(crate) poller: Rc<Cell<Option<PollerId>>>,
+}
+
+impl<H: Hooks> Service<H> {
+    pub(crate) fn new(parts: Parts<H>) -> Service<H> {
+        let transfer_max = parts.admin.transfer_max().unwrap_or(u64::MAX);
+        let write_cache = parts.admin.features.write_cache();
+        Service {
+            shared: parts.shared,
+            phase: Phase::Disabled,
+            edges: 0,
+            shn: 0,
+            cc: Cc::default(),
+            memory: parts.memory,
+            signals: parts.signals,
+            namespaces: parts.namespaces,
+            queues: Queues::new(parts.io_queues),
+            admin: parts.admin,
+            jobs: parts.jobs,
+            hooks: parts.hooks,
+            rules: Rules { transfer_max, write_cache },
+            shadow: None,
+            stalled: std::collections::VecDeque::new(),
+            deletions: 0,
+            max_queue_entries: parts.max_queue_entries,
+            vectors: parts.vectors,
+            batch: Box::new([Command::default(); BURST]),
+            poller: parts.poller,
+        }
+    }
+
+    /// Whether the controller takes commands.
+    #[inline]
+    pub(crate) fn is_running(&self) -> bool {
+        self.phase == Phase::Ready
+    }
+
+    /// Fetches from all submission queues.
+    #[inline]
+    fn serve(&mut self, core: &Core) -> usize {
+        let mut work = 0;
+        let mut index = 0;
+        while let Some(&sqid) = self.queues.active().get(index) {
+            index += 1;
+            work += if sqid == 0 { self.serve_admin(core) } else { self.serve_io(sqid, core) };
+        }
+        work
+    }
+
+    /// Takes the tail of a queue, and copies out as many commands as can be in work.
+    #[inline]
+    fn fetch(&mut self, sqid: u16, core: &Core) -> usize {
+        let Some((sq, cq)) = self.queues.pair(sqid) else {
+            return 0;
+        };
+        let tail = match &sq.shadow {
+            Some(shadow) => shadow.value(),
+            None => self.shared.doorbells.tail(sqid),
+        };
+        if tail != u32::from(sq.source.tail()) && sq.source.set_tail(tail).is_err() {
+            if sq.refused.replace(tail) != Some(tail) {
+                self.admin.raise_error(ERROR_INVALID_DOORBELL_VALUE, sqid, Status::INVALID_FIELD);
+            }
+            return 0;
+        }
+        let waiting = sq.source.waiting() as usize;
+        if waiting == 0 || !cq.overflow.is_empty() || sq.deleting.is_some() {
+            return 0;
+        }
+        // A slot of the engine for each command, so that none is fetched in vain.
+        let stats = core.stats();
+        let most = stats.slots.saturating_sub(stats.slots_used);
+        let count = waiting.min(sq.room()).min(most).min(BURST);
+        // All of them first: the loads from the host's cache overlap.
+        let mut fetched = 0;
+        for place in &mut self.batch[..count] {
+            let Some(command) = sq.source.fetch() else { break };
+            *place = command;
+            fetched += 1;
+        }
+        fetched
+    }
+
+    #[inline]
+    fn serve_io(&mut self, sqid: u16, core: &Core) -> usize {
+        let count = self.fetch(sqid, core);
+        for index in 0..count {
+            let command = self.batch[index];
+            let Some(tag) = self.queues.sq(sqid).and_then(|sq| sq.take(&command)) else {
+                break;
+            };
+            self.start_io(tag, &command);
+        }
+        count
+    }
+
+    fn serve_admin(&mut self, core: &Core) -> usize {
+        let count = self.fetch(0, core);
+        for index in 0..count {
+            let command = self.batch[index];
+            let Some(tag) = self.queues.sq(0).and_then(|sq| sq.take(&command)) else {
+                break;
+            };
+            self.start_admin(tag, &command, core);
+        }
+        count
+    }
+
+    #[inline]
+    fn start_io(&mut self, tag: Tag, command: &Command) {
+        if H::ACTIVE
+            && let Some((dword, status)) = self.hooks.command(tag.sqid, command)
+        {
+            return self.complete(tag, dword, status);
+        }
+        let started = if commands::is_long(command) {
+            self.start_long(tag, command)
+        } else {
+            self.submit_io(tag, command)
+        };
+        if let Err(status) = started {
+            self.complete(tag, 0, status);
+        }
+    }
+
+    #[inline]
+    fn submit_io(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
+        let index = command.nsid().wrapping_sub(1) as usize;
+        let Some(namespace) = self.namespaces.get(index) else {
+            return Err(unknown_namespace(command));
+        };
+        let geometry = &namespace.geometry;
+        let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
+        match namespace.channel.submit(op.tag(tag.to_bits())) {
+            Ok(id) => {
+                if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
+                    slot.work = Work::Submitted(id);
+                }
+            }
+            Err(Full(op)) => self.stalled.push_back(Stalled::Op(index, op)),
+        }
+        Ok(())
+    }
+
+    /// Starts a long command, or puts it in line for a place.
+    fn start_long(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
+        let flush_all = command.opcode() == nvm::FLUSH;
+        let index = if flush_all { 0 } else { command.nsid().wrapping_sub(1) as usize };
+        let Some(namespace) = self.namespaces.get(index) else {
+            return Err(unknown_namespace(command));
+        };
+        let Some((place, job)) = self.jobs.free() else {
+            self.stalled.push_back(Stalled::Long(tag, *command));
+            return Ok(());
+        };
+        if flush_all {
+            job.begin(commands::long::Kind::FlushAll);
+        } else {
+            let (geometry, memory) = (&namespace.geometry, &mut self.memory);
+            if !commands::prepare(command, geometry, &self.rules, memory, job)? {
+                self.complete(tag, 0, Status::SUCCESS);
+                return Ok(());
+            }
+        }
+        job.owner = Some(tag);
+        job.namespace = index;
+        self.jobs.keep();
+        if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
+            slot.work = Work::Long(place);
+        }
+        self.step_long(place);
+        Ok(())
+    }
+
+    /// Takes a long command on by an operation, or completes it.
+    pub(crate) fn step_long(&mut self, place: u8) {
+        let Some(job) = self.jobs.get(place) else { return };
+        let op = match job.stalled.take() {
+            Some(op) => op,
+            None => match job.step(self.namespaces.len()) {
+                Step::Submit(op) => op.tag(LONG | u64::from(place)),
+                Step::Over(status) => return self.end_long(place, status),
+            },
+        };
+        let Some(namespace) = self.namespaces.get(job.namespace) else {
+            return self.end_long(place, Status::INTERNAL_ERROR);
+        };
+        match namespace.channel.submit(op) {
+            Ok(id) => job.running = Some(id),
+            Err(Full(op)) => job.stalled = Some(op),
+        }
+    }
+
+    fn end_long(&mut self, place: u8, status: Status) {
+        let owner = self.jobs.get(place).and_then(|job| job.owner);
+        self.jobs.release(place);
+        match owner {
+            Some(tag) => self.complete(tag, 0, status),
+            None => self.flushed_for_shutdown(status),
+        }
+    }
+
+    /// Takes up what waited for a place, in order.
+    #[cold]
+    pub(crate) fn unstall(&mut self) {
+        let stuck: Vec<u8> = self.jobs.busy().collect();
+        for place in stuck {
+            if self.jobs.get(place).is_some_and(|job| job.stalled.is_some()) {
+                self.step_long(place);
+            }
+        }
+        let mut left = self.stalled.len();
+        while left > 0
+            && let Some(stalled) = self.stalled.pop_front()
+        {
+            left -= 1;
+            match stalled {
+                Stalled::Op(index, op) => self.resubmit(index, op),
+                Stalled::Long(tag, command) if self.jobs.free().is_some() => {
+                    if let Err(status) = self.start_long(tag, &command) {
+                        self.complete(tag, 0, status);
+                    }
+                }
+                long => self.stalled.push_back(long),
+            }
+        }
+    }
+
+    fn resubmit(&mut self, index: usize, op: Op) {
+        let tag = Tag::from_bits(op.tag);
+        let Some(namespace) = self.namespaces.get(index) else { return };
+        match namespace.channel.submit(op) {
+            Ok(id) => {
+                if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
+                    slot.work = Work::Submitted(id);
+                }
+            }
+            Err(Full(op)) => self.stalled.push_front(Stalled::Op(index, op)),
+        }
+    }
+
+    /// Completes what the engine has done.
+    #[inline]
+    fn reap(&mut self) -> usize {
+        let mut work = 0;
+        let mut index = 0;
+        while let Some(namespace) = self.namespaces.get_mut(index) {
+            index += 1;
+            let Namespace { channel, usage, .. } = namespace;
+            let (queues, hooks) = (&mut self.queues, &mut self.hooks);
+            let (admin, memory) = (&mut self.admin, &mut self.memory);
+            let (jobs, shared) = (&mut self.jobs, &self.shared);
+            let mut stepped = 0u32;
+            work += channel.poll(|completion| {
+                let bits = completion.op.tag;
+                if bits & LONG != 0 {
+                    count(usage, &completion, shared);
+                    if let Some(job) = jobs.get(bits as u8) {
+                        job.completed(completion);
+                        stepped |= 1 << (bits as u8);
+                    }
+                    return;
+                }
+                let status = match &completion.result {
+                    Ok(()) => Status::SUCCESS,
+                    Err(fault) => status::of_fault(fault, completion.op.kind),
+                };
+                count(usage, &completion, shared);
+                let tag = Tag::from_bits(bits);
+                let slot = queues.complete(tag, 0, status, hooks);
+                if !status.is_success()
+                    && let Some(slot) = slot
+                {
+                    admin.logs.record(tag.sqid, slot.cid, slot.nsid, slot.slba, status);
+                }
+                memory.recycle(completion.op.data);
+            });
+            while stepped != 0 {
+                let place = stepped.trailing_zeros() as u8;
+                stepped &= stepped - 1;
+                self.step_long(place);
+            }
+        }
+        work
+    }
+
+    /// Completes a command that is not, or no longer, in the engine.
+    pub(crate) fn complete(&mut self, tag: Tag, dword: u32, status: Status) {
+        let status = status::settled(status);
+        let slot = self.queues.complete(tag, dword, status, &mut self.hooks);
+        if !status.is_success()
+            && let Some(slot) = slot
+        {
+            let lba = if tag.sqid == 0 { 0 } else { slot.slba };
+            self.admin.logs.record(tag.sqid, slot.cid, slot.nsid, lba, status);
+        }
+    }
+
+    /// Looks how far the host has read where that matters, and raises interrupts.
+    #[inline]
+    fn finish_pass(&mut self) {
+        let (shared, signals, admin) = (&self.shared, &mut self.signals, &mut self.admin);
+        let mut index = 0;
+        while let Some(&cqid) = self.queues.active_cqs().get(index) {
+            index += 1;
+            let Some(cq) = self.queues.cq(cqid) else { continue };
+            if H::ACTIVE && cq.holds_back() {
+                cq.age();
+            }
+            if cq.wants_head() {
+                let head = match &cq.shadow {
+                    Some(shadow) => shadow.value(),
+                    None => shared.doorbells.head(cq.cqid),
+                };
+                let news = head != u32::from(cq.sink.head());
+                if news && cq.set_head(head).is_err() && cq.refused.replace(head) != Some(head) {
+                    let status = Status::INVALID_FIELD;
+                    admin.raise_error(ERROR_INVALID_DOORBELL_VALUE, cq.cqid, status);
+                }
+            }
+            if cq.posted {
+                cq.posted = false;
+                if let Some(vector) = cq.vector {
+                    signals.signal(vector);
+                }
+            }
+        }
+    }
+
+    /// Answers requests for events.
+    #[inline]
+    fn report_events(&mut self) {
+        while let Some((slot, event)) = self.admin.events.next() {
+            let Some(generation) = self.queues.sq(0).map(|sq| sq.generation) else { return };
+            let tag = Tag { sqid: 0, slot, generation };
+            self.complete(tag, event.to_dword(), Status::SUCCESS);
+        }
+    }
+
+    /// Notes that host threads left.
+    #[cold]
+    fn handle(&mut self, events: Events) {
+        if events.has(Events::INVALID_DOORBELL) && self.is_running() {
+            let status = Status::INVALID_FIELD;
+            self.admin.raise_error(ERROR_INVALID_DOORBELL_REGISTER, 0, status);
+        }
+        if events.has(Events::NOTICE) {
+            self.take_notices();
+        }
+        if events.has(Events::CONTROL) {
+            self.control();
+        }
+        if events.has(Events::STOP) {
+            self.begin_stop();
+        }
+    }
+
+    /// What all namespaces have done.
+    pub(crate) fn usage(&self) -> Usage {
+        self.namespaces.iter().fold(Usage::default(), |sum, n| Usage {
+            reads: sum.reads + n.usage.reads,
+            writes: sum.writes + n.usage.writes,
+            bytes_read: sum.bytes_read + n.usage.bytes_read,
+            bytes_written: sum.bytes_written + n.usage.bytes_written,
+            media_errors: sum.media_errors + n.usage.media_errors,
+        })
+    }
+
+    /// Operations that the engine has of this controller.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.namespaces.iter().map(|n| n.channel.in_flight()).sum()
+    }
+
+    /// A channel that an operation in flight belongs to.
+    pub(crate) fn channel(&self, nsid: u32) -> Option<&Channel> {
+        let namespace = self.namespaces.get(nsid.wrapping_sub(1) as usize)?;
+        Some(&namespace.channel)
+    }
+}
+
+impl<H: Hooks> Poller for Service<H> {
+    fn poll(&mut self, core: &Core) -> usize {
+        let events = self.shared.registers.take_events();
+        let mut work = 0;
+        if !events.is_empty() {
+            self.handle(events);
+            work += 1;
+        }
+        if self.memory.translator.sync() {
+            self.look_again_at_queues();
+        }
+        self.signals.sync();
+        work += self.reap();
+        if self.is_running() {
+            if !self.stalled.is_empty() || !self.jobs.is_idle() {
+                self.unstall();
+            }
+            work += self.serve(core);
+            if self.deletions > 0 {
+                self.finish_deletions();
+            }
+            self.report_events();
+        } else {
+            work += self.progress(core.pass_now() / 1_000_000);
+        }
+        self.finish_pass();
+        if self.phase == Phase::Stopped
+            && let Some(id) = self.poller.take()
+        {
+            core.remove_poller(id);
+        }
+        work
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        let waits = !self.stalled.is_empty() || self.queues.cqs().any(|cq| cq.holds_back());
+        if waits || self.must_be_polled() || self.arm_shadows() {
+            return Sleep::Never;
+        }
+        Sleep::Woken
+    }
+}
+
+#[cold]
+fn unknown_namespace(command: &Command) -> Status {
+    match command.opcode() {
+        nvm::FLUSH..=nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES => Status::INVALID_NAMESPACE,
+        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => Status::INVALID_NAMESPACE,
+        _ => Status::INVALID_OPCODE,
+    }
+}
+
+/// Counts an operation that has ended.
+#[inline]
+fn count(usage: &mut Usage, completion: &Completion, shared: &Shared) {
+    let op = &completion.op;
+    if completion.result.is_err() {
+        usage.media_errors += u64::from(is_media_error(completion));
+        return;
+    }
+    match op.kind {
+        OpKind::Read | OpKind::Compare => {
+            usage.reads += 1;
+            usage.bytes_read += op.len;
+        }
+        OpKind::Write => {
+            usage.writes += 1;
+            usage.bytes_written += op.len;
+        }
+        OpKind::Flush => {
+            shared.flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        OpKind::WriteZeroes | OpKind::Discard => {}
+    }
+}
+
+#[cold]
+fn is_media_error(completion: &Completion) -> bool {
+    use oxblock_engine::ErrorKind::{Media, Protection};
+    let fault = completion.result.err();
+    fault.is_some_and(|fault| matches!(fault.kind, Media | Protection))
+}

@@ -1,0 +1,42 @@
+//! What a driver sees of a PCI function.
+
+use std::sync::Arc;
+
+use oxblock_mem::DmaMapper;
+
+use crate::{Bar, ConfigSpace, Interrupts, PciError};
+
+/// One PCI function: configuration space, BARs, IOMMU, interrupts, reset.
+///
+/// A function is handed over with memory decoding and bus mastering in whatever state its
+/// back end found them; a driver calls [`enable`](crate::enable) before it touches a BAR.
+pub trait Function: Send + Sync {
+    /// Where the function is, for messages: `0000:01:00.0`, `soft:0`.
+    fn address(&self) -> String;
+
+    /// The NUMA node whose memory is nearest, if the platform says so.
+    fn numa_node(&self) -> Option<u32>;
+
+    /// The configuration space.
+    fn config(&self) -> &dyn ConfigSpace;
+
+    /// The BAR with this index (0 to 5), mapped.
+    ///
+    /// # Errors
+    /// The index is above 5, the BAR is not implemented or is an I/O port BAR, or the back
+    /// end cannot map it.
+    fn bar(&self, index: u8) -> Result<Arc<dyn Bar>, PciError>;
+
+    /// Where memory is mapped so that this function may reach it by DMA.
+    fn iommu(&self) -> Arc<dyn DmaMapper>;
+
+    /// The interrupt vectors (MSI-X where there is a choice).
+    fn interrupts(&self) -> &dyn Interrupts;
+
+    /// Resets the function (FLR where it has one). All its registers return to their
+    /// defaults; DMA mappings and enabled interrupts stay with the function's owner.
+    ///
+    /// # Errors
+    /// The function has no reset, or it did not come back.
+    fn reset(&self) -> Result<(), PciError>;
+}

@@ -1,0 +1,251 @@
+//! A PCI function in software: the building block of controllers that live in this process
+//! or serve another one.
+//!
+//! A controller implements [`Device`]: registers in, registers out. [`SoftFunction`] puts the
+//! rest around it: configuration space, decoding and bus-master bits, BARs, reset. The
+//! controller reaches memory through a [`Translator`] on its own core and raises interrupts
+//! through [`Signals`]; both are copies of a shared table, refreshed when its generation
+//! moves, so that neither takes a lock per I/O.
+
+mod config;
+mod interrupts;
+mod iommu;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+
+use oxblock_mem::DmaMapper;
+
+use crate::{Bar, Command, ConfigSpace, Function, Ids, Interrupts, PciError, PciErrorKind};
+use config::SoftConfig;
+
+pub use interrupts::{Signals, SoftInterrupts};
+pub use iommu::{DmaFault, SoftIommu, SoftIommuOptions, Translator};
+
+/// The BAR that holds the MSI-X table and its pending bits.
+pub const MSIX_BAR: u8 = 4;
+
+/// A device as its registers.
+///
+/// Calls come from any thread, those of several at once. Offsets lie inside the BAR and are
+/// multiples of the size, which is 4 or 8.
+pub trait Device: Send + Sync {
+    /// Length in bytes of a memory BAR (0 to 3); zero if there is none. Does not change.
+    fn bar_len(&self, bar: u8) -> u64;
+
+    /// Reads a register.
+    fn read(&self, bar: u8, offset: u64, size: u8) -> u64;
+
+    /// Writes a register.
+    fn write(&self, bar: u8, offset: u64, size: u8, value: u64);
+
+    /// Resets the device as a function-level reset does, and returns when it is quiet.
+    fn reset(&self);
+}
+
+/// A PCI function around a [`Device`].
+pub struct SoftFunction {
+    address: String,
+    shared: Arc<Shared>,
+    config: SoftConfig,
+    iommu: Arc<SoftIommu>,
+    interrupts: Arc<SoftInterrupts>,
+    msix: Arc<MsixBar>,
+}
+
+impl SoftFunction {
+    /// A function with this identity around a device. `address` is what messages call it
+    /// (`soft:0`); `iommu` and `interrupts` are those that the device itself holds.
+    pub fn new(
+        address: impl Into<String>,
+        device: Arc<dyn Device>,
+        ids: Ids,
+        iommu: Arc<SoftIommu>,
+        interrupts: Arc<SoftInterrupts>,
+    ) -> Arc<SoftFunction> {
+        let mut bar_len = [0; 6];
+        for (bar, len) in (0u8..MSIX_BAR).zip(&mut bar_len) {
+            *len = device.bar_len(bar);
+        }
+        let shared = Arc::new(Shared {
+            device,
+            present: AtomicBool::new(true),
+            decodes: AtomicBool::new(false),
+        });
+        let msix = Arc::new(MsixBar::new(interrupts.count(), Arc::clone(&shared)));
+        bar_len[usize::from(MSIX_BAR)] = msix.len();
+        let config = SoftConfig::new(ids, &bar_len, interrupts.count(), {
+            let (shared, iommu) = (Arc::clone(&shared), Arc::clone(&iommu));
+            Box::new(move |command| {
+                let decodes = command & Command::MEMORY != 0;
+                shared.decodes.store(decodes, Ordering::Release);
+                iommu.set_bus_master(command & Command::BUS_MASTER != 0);
+            })
+        });
+        Arc::new(SoftFunction { address: address.into(), shared, config, iommu, interrupts, msix })
+    }
+
+    /// Pulls the function from its bus, or puts it back. While it is absent, configuration
+    /// space and BARs read as all ones, writes go nowhere, and it reaches no memory.
+    pub fn set_present(&self, present: bool) {
+        self.shared.present.store(present, Ordering::Release);
+        self.config.set_present(present);
+    }
+}
+
+impl Function for SoftFunction {
+    fn address(&self) -> String {
+        self.address.clone()
+    }
+
+    fn numa_node(&self) -> Option<u32> {
+        None
+    }
+
+    fn config(&self) -> &dyn ConfigSpace {
+        &self.config
+    }
+
+    fn bar(&self, index: u8) -> Result<Arc<dyn Bar>, PciError> {
+        if index == MSIX_BAR {
+            return Ok(Arc::clone(&self.msix) as Arc<dyn Bar>);
+        }
+        let len = if index < MSIX_BAR { self.shared.device.bar_len(index) } else { 0 };
+        if len == 0 {
+            return Err(PciError::new(
+                PciErrorKind::NotSupported,
+                format!("{} has no BAR {index}", self.address),
+            ));
+        }
+        Ok(Arc::new(SoftBar { index, len, shared: Arc::clone(&self.shared) }))
+    }
+
+    fn iommu(&self) -> Arc<dyn DmaMapper> {
+        Arc::clone(&self.iommu) as Arc<dyn DmaMapper>
+    }
+
+    fn interrupts(&self) -> &dyn Interrupts {
+        &*self.interrupts
+    }
+
+    fn reset(&self) -> Result<(), PciError> {
+        if !self.shared.present.load(Ordering::Acquire) {
+            return Err(PciError::new(
+                PciErrorKind::Gone,
+                format!("{} is gone; nothing is left to reset", self.address),
+            ));
+        }
+        self.shared.device.reset();
+        Ok(())
+    }
+}
+
+/// What the BARs of one function share.
+struct Shared {
+    device: Arc<dyn Device>,
+    present: AtomicBool,
+    /// Memory decoding, from the command register.
+    decodes: AtomicBool,
+}
+
+impl Shared {
+    /// Whether an access of `size` bytes at `offset` of a BAR of `len` bytes is answered.
+    #[inline]
+    fn answers(&self, offset: u64, size: u64, len: u64) -> bool {
+        offset.is_multiple_of(size)
+            && offset.checked_add(size).is_some_and(|end| end <= len)
+            && self.decodes.load(Ordering::Acquire)
+            && self.present.load(Ordering::Acquire)
+    }
+}
+
+struct SoftBar {
+    index: u8,
+    len: u64,
+    shared: Arc<Shared>,
+}
+
+impl Bar for SoftBar {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read32(&self, offset: u64) -> u32 {
+        if !self.shared.answers(offset, 4, self.len) {
+            return u32::MAX;
+        }
+        self.shared.device.read(self.index, offset, 4) as u32
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        if !self.shared.answers(offset, 8, self.len) {
+            return u64::MAX;
+        }
+        self.shared.device.read(self.index, offset, 8)
+    }
+
+    fn write32(&self, offset: u64, value: u32) {
+        if self.shared.answers(offset, 4, self.len) {
+            let value = u64::from(value);
+            self.shared.device.write(self.index, offset, 4, value);
+        }
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        if self.shared.answers(offset, 8, self.len) {
+            self.shared.device.write(self.index, offset, 8, value);
+        }
+    }
+}
+
+/// The MSI-X table and pending bits: kept, and read by nobody here, since vectors are
+/// eventfds. A guest that the function is handed to looks for them.
+struct MsixBar {
+    words: Vec<AtomicU32>,
+    shared: Arc<Shared>,
+}
+
+impl MsixBar {
+    fn new(vectors: u32, shared: Arc<Shared>) -> MsixBar {
+        let len = config::msix_bar_len(vectors);
+        MsixBar { words: (0..len / 4).map(|_| AtomicU32::new(0)).collect(), shared }
+    }
+
+    fn word(&self, offset: u64) -> Option<&AtomicU32> {
+        if !self.shared.answers(offset, 4, self.len()) {
+            return None;
+        }
+        self.words.get(usize::try_from(offset / 4).ok()?)
+    }
+}
+
+impl Bar for MsixBar {
+    fn len(&self) -> u64 {
+        self.words.len() as u64 * 4
+    }
+
+    fn read32(&self, offset: u64) -> u32 {
+        let word = self.word(offset);
+        word.map_or(u32::MAX, |word| word.load(Ordering::Relaxed))
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        let low = self.read32(offset);
+        let high = self.read32(offset.wrapping_add(4));
+        u64::from(high) << 32 | u64::from(low)
+    }
+
+    fn write32(&self, offset: u64, value: u32) {
+        if let Some(word) = self.word(offset) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        self.write32(offset, value as u32);
+        self.write32(offset.wrapping_add(4), (value >> 32) as u32);
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,7 @@
+//! Tests over all rooms of the house, in one binary.
+#![forbid(unsafe_code)]
+
+mod conformance;
+mod engines;
+mod files;
+mod random;
