@@ -344,6 +344,24 @@ fn a_region_that_no_device_lets_go_of_stays() {
 }
 
 #[test]
+fn a_mapper_that_failed_to_unmap_is_not_used_again() {
+    let (memory, arena) = arena(4096);
+    let table = Table::wide();
+    let attachment = memory.attach(table.clone()).unwrap();
+    let taken = arena.region().iova();
+    *table.unmap_fails.lock().unwrap() = true;
+    drop(attachment);
+    assert_eq!(memory.attach(table.clone()).unwrap_err().errno(), libc::EBUSY);
+    // Its address is not given to others, even when the arena itself is gone.
+    let file = inode(&arena.region());
+    let later = memory.add_arena(&ArenaOptions::new(4096)).unwrap();
+    assert_ne!(later.region().iova(), taken);
+    drop((later, arena, memory));
+    assert!(is_mapped(file));
+    drop(table);
+}
+
+#[test]
 fn a_mapper_can_be_shared() {
     let (memory, _arena) = arena(4096);
     let table = Table::wide();
@@ -421,6 +439,17 @@ fn another_process_could_map_an_arena() {
 fn unregister_works_without_its_memory() {
     let memory = Memory::new();
     let pages = Pages::new(4096);
+    let region = pages.register(&memory).unwrap();
+    let mut table = Table::new(vec![0..=u64::from(u32::MAX)]);
+    table.lets_go_late = true;
+    let table = Arc::new(table);
+    drop(memory.attach(table.clone()).unwrap());
+    drop(memory);
+    let region = region.try_unregister().unwrap_err();
+    table.late.lock().unwrap().clear();
+    region.try_unregister().unwrap();
+
+    let memory = Memory::new();
     let region = pages.register(&memory).unwrap();
     drop(memory);
     let buf = region.buf(0, 1).unwrap();
