@@ -77,10 +77,7 @@ impl Cells {
     #[inline]
     pub fn u64s<const N: usize>(&self, index: usize) -> &[AtomicU64; N] {
         let words = self.buf.len() / 8;
-        assert!(
-            N <= words && index <= words - N,
-            "{N} words from {index} of {words}"
-        );
+        assert!(N <= words && index <= words - N, "{N} words from {index} of {words}");
         // SAFETY: as for `u32`; an array of atomics is laid out as its words are.
         unsafe { &*self.buf.addr().cast::<u64>().add(index).cast() }
     }

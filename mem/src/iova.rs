@@ -71,21 +71,12 @@ mod tests {
     fn the_ends_of_the_address_space_do_no_harm() {
         let everything = [0..=u64::MAX];
         assert_eq!(allocate(&everything, &[], 4096, 4096), Some(LOWEST));
-        assert_eq!(
-            allocate(&everything, &[], u64::MAX - LOWEST, 4096),
-            Some(LOWEST)
-        );
-        assert_eq!(
-            allocate(&everything, &[(LOWEST, u64::MAX - LOWEST)], 4096, 4096),
-            None
-        );
+        assert_eq!(allocate(&everything, &[], u64::MAX - LOWEST, 4096), Some(LOWEST));
+        assert_eq!(allocate(&everything, &[(LOWEST, u64::MAX - LOWEST)], 4096, 4096), None);
         let top = u64::MAX - 4095;
         assert_eq!(allocate(&[top..=u64::MAX], &[], 4096, 4096), Some(top));
         assert_eq!(allocate(&[top..=u64::MAX], &[], 4096, 8192), None);
-        assert_eq!(
-            allocate(&[top..=u64::MAX], &[(top, 4096)], 4096, 4096),
-            None
-        );
+        assert_eq!(allocate(&[top..=u64::MAX], &[(top, 4096)], 4096, 4096), None);
         assert_eq!(allocate(&[0..=LOWEST - 1], &[], 1, 1), None);
         assert_eq!(allocate(&[], &[], 1, 1), None);
         assert!(fits(&everything, u64::MAX, 1) && !fits(&everything, u64::MAX, 2));
@@ -97,10 +88,7 @@ mod tests {
         assert_eq!(allocate(&windows, &[], 4096, 4096), Some(LOWEST));
         let taken = [(LOWEST, 4096)];
         assert_eq!(allocate(&windows, &taken, 4096, 4096), None);
-        let windows = [
-            LOWEST..=LOWEST + 4095,
-            LOWEST + 8192..=LOWEST + 3 * 4096 - 1,
-        ];
+        let windows = [LOWEST..=LOWEST + 4095, LOWEST + 8192..=LOWEST + 3 * 4096 - 1];
         assert_eq!(allocate(&windows, &taken, 4096, 4096), Some(LOWEST + 8192));
     }
 

@@ -16,10 +16,7 @@ pub(crate) struct Returns {
 
 impl Returns {
     pub(crate) fn new(slots: usize) -> Returns {
-        Returns {
-            head: AtomicU32::new(END),
-            owed: AtomicUsize::new(slots + 1),
-        }
+        Returns { head: AtomicU32::new(END), owed: AtomicUsize::new(slots + 1) }
     }
 
     /// Brings the slot home whose link is `next`. True if all slots and the owner are home now:
@@ -31,10 +28,7 @@ impl Returns {
             next.store(head, Ordering::Relaxed);
             // Release: the taker sees the link, and comes after all that was done to the bytes.
             let (success, failure) = (Ordering::Release, Ordering::Relaxed);
-            match self
-                .head
-                .compare_exchange_weak(head, index, success, failure)
-            {
+            match self.head.compare_exchange_weak(head, index, success, failure) {
                 Ok(_) => return false,
                 Err(seen) => head = seen,
             }
@@ -121,9 +115,7 @@ mod loom_tests {
                 found.extend(walk(&slots, slots.returns.take_all()));
                 thread::yield_now();
             }
-            pushers
-                .into_iter()
-                .for_each(|pusher| pusher.join().unwrap());
+            pushers.into_iter().for_each(|pusher| pusher.join().unwrap());
             found.sort_unstable();
             assert_eq!(found, [0, 1]);
         });

@@ -48,10 +48,7 @@ fn alignment_holds_here_and_for_devices() {
     }
     let error = arena.alloc(1 << 40, 1).unwrap_err();
     assert_eq!(error.errno(), libc::ENOMEM, "{error}");
-    assert_eq!(
-        arena.alloc(usize::MAX, 1).unwrap_err().errno(),
-        libc::ENOMEM
-    );
+    assert_eq!(arena.alloc(usize::MAX, 1).unwrap_err().errno(), libc::ENOMEM);
 }
 
 #[test]
@@ -69,13 +66,7 @@ fn split_halves_join_again_and_only_then() {
     a.try_join(b).unwrap();
     a.try_join(c).unwrap();
     assert_eq!(a.len(), 100);
-    assert!(
-        a.as_slice()
-            .unwrap()
-            .iter()
-            .enumerate()
-            .all(|(i, &byte)| byte == i as u8)
-    );
+    assert!(a.as_slice().unwrap().iter().enumerate().all(|(i, &byte)| byte == i as u8));
     let empty = a.split_off(100);
     assert!(empty.is_empty());
     a.try_join(empty).unwrap();
@@ -110,10 +101,7 @@ fn ranges_that_overflow_panic() {
 fn an_empty_pool_gives_none_and_refills() {
     let (_memory, arena) = arena(64 << 10);
     let pool = Pool::new(&arena, 4096, 4).unwrap();
-    assert_eq!(
-        (pool.available(), pool.count(), pool.buf_len()),
-        (4, 4, 4096)
-    );
+    assert_eq!((pool.available(), pool.count(), pool.buf_len()), (4, 4, 4096));
     for _ in 0..3 {
         let bufs: Vec<_> = std::iter::from_fn(|| pool.take()).collect();
         assert_eq!((bufs.len(), pool.available()), (4, 0));
@@ -134,21 +122,9 @@ fn an_empty_pool_gives_none_and_refills() {
 #[test]
 fn a_pool_that_does_not_fit_is_refused() {
     let (_memory, arena) = arena(64 << 10);
-    assert_eq!(
-        Pool::new(&arena, 4096, 17).unwrap_err().errno(),
-        libc::ENOMEM
-    );
-    for (len, count) in [
-        (0, 1),
-        (1, 0),
-        (usize::MAX, 1),
-        (usize::MAX / 2, 4),
-        (64, 1 << 33),
-    ] {
-        assert_eq!(
-            Pool::new(&arena, len, count).unwrap_err().errno(),
-            libc::EINVAL
-        );
+    assert_eq!(Pool::new(&arena, 4096, 17).unwrap_err().errno(), libc::ENOMEM);
+    for (len, count) in [(0, 1), (1, 0), (usize::MAX, 1), (usize::MAX / 2, 4), (64, 1 << 33)] {
+        assert_eq!(Pool::new(&arena, len, count).unwrap_err().errno(), libc::EINVAL);
     }
     assert_eq!(arena.available(), 64 << 10);
 }
@@ -255,18 +231,10 @@ fn an_arena_is_unmapped_after_its_last_buffer() {
 #[test]
 fn page_policies_are_kept_or_refused() {
     let memory = Memory::new();
-    let with = |size, pages| {
-        memory.add_arena(&ArenaOptions {
-            pages,
-            ..ArenaOptions::new(size)
-        })
-    };
+    let with = |size, pages| memory.add_arena(&ArenaOptions { pages, ..ArenaOptions::new(size) });
     let unlocked = with(5000, PagePolicy::Unlocked).unwrap();
     assert_eq!((unlocked.locked(), unlocked.notice()), (false, None));
-    assert_eq!(
-        (unlocked.page_size(), unlocked.region().len()),
-        (PageSize::Small4K, 8192)
-    );
+    assert_eq!((unlocked.page_size(), unlocked.region().len()), (PageSize::Small4K, 8192));
     assert!(!unlocked.region().dma());
 
     let size = 4 << 20;
@@ -274,10 +242,7 @@ fn page_policies_are_kept_or_refused() {
     match with(size, PagePolicy::Exactly(PageSize::Huge2M)) {
         Ok(huge) => {
             assert_eq!((huge.page_size(), huge.locked()), (PageSize::Huge2M, true));
-            assert_eq!(
-                huge.alloc(size, 1 << 21).unwrap().as_slice().unwrap(),
-                vec![0; size]
-            );
+            assert_eq!(huge.alloc(size, 1 << 21).unwrap().as_slice().unwrap(), vec![0; size]);
         }
         Err(error) => {
             let text = error.to_string();
@@ -288,18 +253,12 @@ fn page_policies_are_kept_or_refused() {
     }
     if best.page_size() == PageSize::Small4K {
         let notice = best.notice().unwrap();
-        assert!(
-            notice.contains("| sudo tee /sys/kernel/mm/hugepages/"),
-            "{notice}"
-        );
+        assert!(notice.contains("| sudo tee /sys/kernel/mm/hugepages/"), "{notice}");
         assert!(!notice.contains('\n'), "{notice}");
     }
 
     assert_eq!(with(0, PagePolicy::Best).unwrap_err().errno(), libc::EINVAL);
-    assert_eq!(
-        with(usize::MAX, PagePolicy::Unlocked).unwrap_err().errno(),
-        libc::EINVAL
-    );
+    assert_eq!(with(usize::MAX, PagePolicy::Unlocked).unwrap_err().errno(), libc::EINVAL);
 }
 
 #[test]
@@ -307,26 +266,16 @@ fn a_folder_that_is_no_hugetlbfs_is_named() {
     let memory = Memory::new();
     let with = |pages, folder: &str| {
         let source = ArenaSource::HugetlbFs(folder.into());
-        memory.add_arena(&ArenaOptions {
-            pages,
-            source,
-            ..ArenaOptions::new(8192)
-        })
+        memory.add_arena(&ArenaOptions { pages, source, ..ArenaOptions::new(8192) })
     };
     let error = with(PagePolicy::Exactly(PageSize::Huge2M), "/proc").unwrap_err();
-    assert!(
-        error.to_string().contains("/proc is not a hugetlbfs"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("/proc is not a hugetlbfs"), "{error}");
     let best = with(PagePolicy::Best, "/proc").unwrap();
     assert!(best.notice().unwrap().contains("/proc is not a hugetlbfs"));
     let error = with(PagePolicy::Exactly(PageSize::Huge2M), "/nonexistent").unwrap_err();
     assert_eq!(error.errno(), libc::ENOENT, "{error}");
     assert!(error.to_string().contains("/nonexistent"), "{error}");
-    assert_eq!(
-        with(PagePolicy::Unlocked, "/proc").unwrap_err().errno(),
-        libc::EINVAL
-    );
+    assert_eq!(with(PagePolicy::Unlocked, "/proc").unwrap_err().errno(), libc::EINVAL);
 }
 
 #[test]
@@ -347,17 +296,9 @@ fn handles_travel_between_threads() {
 #[test]
 fn nodes_are_bound_or_refused() {
     let memory = Memory::new();
-    let with = |node| {
-        memory.add_arena(&ArenaOptions {
-            node,
-            ..ArenaOptions::new(64 << 10)
-        })
-    };
+    let with = |node| memory.add_arena(&ArenaOptions { node, ..ArenaOptions::new(64 << 10) });
     let here = with(Some(0)).unwrap();
-    assert!(
-        here.notice()
-            .is_none_or(|notice| notice.contains("NUMA node 0"))
-    );
+    assert!(here.notice().is_none_or(|notice| notice.contains("NUMA node 0")));
     match with(Some(1000)) {
         // A system that allows no choice says so instead.
         Ok(arena) => assert!(arena.notice().unwrap().contains("NUMA node 1000")),
@@ -375,10 +316,7 @@ fn words_are_checked_atomics() {
     let cells = Cells::new(arena.alloc(32, 8).unwrap()).unwrap();
     let order = std::sync::atomic::Ordering::Relaxed;
     cells.u64(1).store(0x1122_3344_5566_7788, order);
-    assert_eq!(
-        (cells.u32(2).load(order), cells.u32(3).load(order)),
-        (0x5566_7788, 0x1122_3344)
-    );
+    assert_eq!((cells.u32(2).load(order), cells.u32(3).load(order)), (0x5566_7788, 0x1122_3344));
     assert_eq!((cells.len_bytes(), cells.iova()), (32, None));
     let fails =
         |look: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(look)).is_err();

@@ -30,9 +30,7 @@ fn children_do_not_see_it() {
     let (memory, arena) = arena(1 << 20);
     let buf = arena.alloc(4096, 4096).unwrap();
     assert!(!mapped_in_child(buf.addr()));
-    assert!(!mapped_in_child(
-        arena.region().addr().wrapping_add((1 << 20) - 4096)
-    ));
+    assert!(!mapped_in_child(arena.region().addr().wrapping_add((1 << 20) - 4096)));
 
     let pages = Pages::new(3 * 4096);
     let addr = |page: usize| pages.ptr.as_ptr().wrapping_add(page * 4096);

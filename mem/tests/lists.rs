@@ -27,12 +27,7 @@ impl Source {
         let (memory, arena) = arena(256 << 10);
         let pages = Pages::new(256 << 10);
         let region = Some(pages.register(&memory).unwrap());
-        Source {
-            _memory: memory,
-            arena,
-            region,
-            _pages: pages,
-        }
+        Source { _memory: memory, arena, region, _pages: pages }
     }
 
     /// Buffers of these lengths that do not overlap, with the bytes 0, 1, 2, ... through all.
@@ -68,22 +63,12 @@ impl Drop for Source {
 }
 
 fn origin() -> impl Strategy<Value = Origin> {
-    prop_oneof![
-        Just(Origin::Arena),
-        Just(Origin::Registered),
-        Just(Origin::Lent)
-    ]
+    prop_oneof![Just(Origin::Arena), Just(Origin::Registered), Just(Origin::Lent)]
 }
 
 /// Lengths that are often nothing, one byte, or around the chunk of a checked copy.
 fn parts() -> impl Strategy<Value = Vec<(usize, Origin)>> {
-    let len = prop_oneof![
-        Just(0usize),
-        Just(1),
-        1..40usize,
-        500..530usize,
-        0..2000usize
-    ];
+    let len = prop_oneof![Just(0usize), Just(1), 1..40usize, 500..530usize, 0..2000usize];
     vec((len, origin()), 0..8)
 }
 
@@ -100,10 +85,7 @@ fn range(len: usize, a: usize, b: usize) -> (usize, usize) {
 }
 
 fn config() -> ProptestConfig {
-    ProptestConfig {
-        failure_persistence: None,
-        ..ProptestConfig::default()
-    }
+    ProptestConfig { failure_persistence: None, ..ProptestConfig::default() }
 }
 
 proptest! {
@@ -236,12 +218,7 @@ fn one_buffer_needs_no_vec() {
     let mut two = tail;
     two.push(arena.alloc(10, 1).unwrap());
     assert_eq!((two.len(), two.segments().len()), (70, 2));
-    assert_eq!(
-        two.slices_mut()
-            .map(|slice| slice.unwrap().len())
-            .collect::<Vec<_>>(),
-        [60, 10]
-    );
+    assert_eq!(two.slices_mut().map(|slice| slice.unwrap().len()).collect::<Vec<_>>(), [60, 10]);
     assert!(IoVector::from(two.into_bufs()).into_single().is_none());
     assert!(IoVector::new().into_single().is_none());
     assert!(IoVector::default().is_empty());
@@ -270,11 +247,7 @@ fn pieces_know_their_address_for_devices() {
     let (memory, arena) = arena(64 << 10);
     let mut list = IoVector::from(arena.alloc(100, 64).unwrap());
     list.push(arena.alloc(100, 64).unwrap());
-    assert!(
-        list.view(0, 200)
-            .pieces()
-            .all(|piece| piece.iova().is_none())
-    );
+    assert!(list.view(0, 200).pieces().all(|piece| piece.iova().is_none()));
     let _attachment = memory.attach(common::Table::wide()).unwrap();
     let region = arena.region();
     for piece in list.view(50, 100).pieces() {
@@ -306,7 +279,5 @@ fn a_view_beyond_the_end_panics() {
 #[should_panic(expected = "another length")]
 fn a_copy_of_another_length_panics() {
     let (_memory, arena) = arena(4096);
-    IoVector::from(arena.alloc(100, 1).unwrap())
-        .view(0, 5)
-        .copy_from(&[0; 4]);
+    IoVector::from(arena.alloc(100, 1).unwrap()).view(0, 5).copy_from(&[0; 4]);
 }

@@ -72,15 +72,7 @@ fn registered_memory_is_copied_never_lent() {
     assert_eq!(&bytes, b"hello");
     for (offset, len) in [(8192, 1), (0, 8193), (usize::MAX, 2)] {
         assert_eq!(region.buf(offset, len).unwrap_err().errno(), libc::EINVAL);
-        assert_eq!(
-            region
-                .lender()
-                .unwrap()
-                .buf(offset, len)
-                .unwrap_err()
-                .errno(),
-            libc::EINVAL
-        );
+        assert_eq!(region.lender().unwrap().buf(offset, len).unwrap_err().errno(), libc::EINVAL);
     }
     drop((buf, overlapping));
     region.try_unregister().unwrap();
@@ -144,11 +136,8 @@ fn lent_buffers_are_counted_on_every_thread() {
     let region = pages.register(&memory).unwrap();
     for home_last in [false, true] {
         let lender = region.lender().unwrap();
-        let (mut a, b, c) = (
-            lender.buf(0, 10).unwrap(),
-            lender.buf(5, 10).unwrap(),
-            lender.buf(9, 1).unwrap(),
-        );
+        let (mut a, b, c) =
+            (lender.buf(0, 10).unwrap(), lender.buf(5, 10).unwrap(), lender.buf(9, 1).unwrap());
         drop(c);
         let (away, home) = thread::spawn(move || {
             let tail = a.split_off(4);
@@ -262,10 +251,7 @@ fn a_device_keeps_memory_alive_until_it_is_unmapped() {
 fn one_address_suits_all_devices() {
     let (memory, arena) = arena(64 << 10);
     assert_eq!(arena.region().iova(), None);
-    let low = Arc::new(Table::new(vec![
-        0..=0xffff,
-        0x10_0000_0000..=0x1f_ffff_ffff,
-    ]));
+    let low = Arc::new(Table::new(vec![0..=0xffff, 0x10_0000_0000..=0x1f_ffff_ffff]));
     let first = memory.attach(low.clone()).unwrap();
     let iova = arena.region().iova().unwrap();
     assert_eq!(iova, 0x10_0000_0000);
@@ -275,10 +261,7 @@ fn one_address_suits_all_devices() {
     let second = memory.attach(high.clone()).unwrap();
     let later = memory.add_arena(&ArenaOptions::new(1 << 20)).unwrap();
     assert_eq!((low.ranges(), high.ranges().len()), (high.ranges(), 2));
-    assert!(
-        low.at(later.region().iova().unwrap())
-            .is_some_and(|r| r == later.region())
-    );
+    assert!(low.at(later.region().iova().unwrap()).is_some_and(|r| r == later.region()));
 
     // No window for what is mapped already: a clear error, and nothing is half mapped.
     let other = Arc::new(Table::new(vec![0..=u64::from(u32::MAX)]));
@@ -317,9 +300,7 @@ fn addresses_are_used_again() {
     regions.push(page(4).unwrap());
     assert_eq!(regions[3].iova(), iova);
     assert_eq!(table.ranges().len(), 4);
-    regions
-        .into_iter()
-        .for_each(|region| region.try_unregister().unwrap());
+    regions.into_iter().for_each(|region| region.try_unregister().unwrap());
 }
 
 #[test]
@@ -340,14 +321,7 @@ fn a_failed_map_leaves_nothing_behind() {
     let _broken = memory.attach(broken.clone()).unwrap();
     let pages = Pages::new(4096);
     assert_eq!(pages.register(&memory).unwrap_err().errno(), libc::ENOSPC);
-    assert_eq!(
-        (
-            fine.ranges().len(),
-            broken.ranges().len(),
-            memory.regions().len()
-        ),
-        (2, 2, 2)
-    );
+    assert_eq!((fine.ranges().len(), broken.ranges().len(), memory.regions().len()), (2, 2, 2));
     assert!(memory.add_arena(&ArenaOptions::new(4096)).is_err());
     assert_eq!((fine.ranges().len(), memory.regions().len()), (2, 2));
 }
@@ -370,6 +344,24 @@ fn a_region_that_no_device_lets_go_of_stays() {
 }
 
 #[test]
+fn a_mapper_that_failed_to_unmap_is_not_used_again() {
+    let (memory, arena) = arena(4096);
+    let table = Table::wide();
+    let attachment = memory.attach(table.clone()).unwrap();
+    let taken = arena.region().iova();
+    *table.unmap_fails.lock().unwrap() = true;
+    drop(attachment);
+    assert_eq!(memory.attach(table.clone()).unwrap_err().errno(), libc::EBUSY);
+    // Its address is not given to others, even when the arena itself is gone.
+    let file = inode(&arena.region());
+    let later = memory.add_arena(&ArenaOptions::new(4096)).unwrap();
+    assert_ne!(later.region().iova(), taken);
+    drop((later, arena, memory));
+    assert!(is_mapped(file));
+    drop(table);
+}
+
+#[test]
 fn a_mapper_can_be_shared() {
     let (memory, _arena) = arena(4096);
     let table = Table::wide();
@@ -387,10 +379,7 @@ fn a_mapper_can_be_shared() {
 #[test]
 fn unlocked_memory_is_not_for_hardware() {
     let memory = Memory::new();
-    let unlocked = ArenaOptions {
-        pages: PagePolicy::Unlocked,
-        ..ArenaOptions::new(4096)
-    };
+    let unlocked = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(4096) };
     let hardware = |locked| {
         let mut table = Table::new(vec![0..=u64::from(u32::MAX)]);
         table.locked = locked;
@@ -417,10 +406,7 @@ fn large_device_pages_need_aligned_regions() {
     // SAFETY: both are unregistered before the pages go.
     let (odd, even) = unsafe {
         let even = pages.ptr.add(skip);
-        (
-            memory.register(even.add(65536), 4096).unwrap(),
-            memory.register(even, 65536).unwrap(),
-        )
+        (memory.register(even.add(65536), 4096).unwrap(), memory.register(even, 65536).unwrap())
     };
     let mut table = Table::new(vec![0..=u64::from(u32::MAX)]);
     table.page_size = 65536;
@@ -453,6 +439,17 @@ fn another_process_could_map_an_arena() {
 fn unregister_works_without_its_memory() {
     let memory = Memory::new();
     let pages = Pages::new(4096);
+    let region = pages.register(&memory).unwrap();
+    let mut table = Table::new(vec![0..=u64::from(u32::MAX)]);
+    table.lets_go_late = true;
+    let table = Arc::new(table);
+    drop(memory.attach(table.clone()).unwrap());
+    drop(memory);
+    let region = region.try_unregister().unwrap_err();
+    table.late.lock().unwrap().clear();
+    region.try_unregister().unwrap();
+
+    let memory = Memory::new();
     let region = pages.register(&memory).unwrap();
     drop(memory);
     let buf = region.buf(0, 1).unwrap();

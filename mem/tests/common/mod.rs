@@ -30,13 +30,8 @@ pub fn inode(region: &Region) -> u64 {
 /// True while the file is mapped in this process.
 pub fn is_mapped(inode: u64) -> bool {
     let maps = fs::read_to_string("/proc/self/maps").unwrap();
-    let of_line = |line: &str| {
-        line.split_whitespace()
-            .nth(4)
-            .and_then(|ino| ino.parse().ok())
-    };
-    maps.lines()
-        .any(|line| line.contains("oxblock") && of_line(line) == Some(inode))
+    let of_line = |line: &str| line.split_whitespace().nth(4).and_then(|ino| ino.parse().ok());
+    maps.lines().any(|line| line.contains("oxblock") && of_line(line) == Some(inode))
 }
 
 /// Pages of the caller's: anonymous memory of its own.
@@ -49,17 +44,12 @@ impl Pages {
     pub fn new(len: usize) -> Pages {
         // SAFETY: a new anonymous mapping.
         let ptr = unsafe {
-            let (protection, flags) = (
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS,
-            );
+            let (protection, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS);
             libc::mmap(std::ptr::null_mut(), len, protection, flags, -1, 0)
         };
         assert_ne!(ptr, libc::MAP_FAILED);
-        Pages {
-            ptr: NonNull::new(ptr.cast()).unwrap(),
-            len,
-        }
+        Pages { ptr: NonNull::new(ptr.cast()).unwrap(), len }
     }
 
     /// Registers all of it; the test drops the pages after the region.
@@ -111,27 +101,16 @@ impl Table {
     /// The mapped ranges in order, which must not overlap.
     pub fn ranges(&self) -> Vec<(u64, u64)> {
         let entries = self.entries.lock().unwrap();
-        let mut ranges: Vec<_> = entries
-            .iter()
-            .map(|(iova, r)| (*iova, r.len() as u64))
-            .collect();
+        let mut ranges: Vec<_> = entries.iter().map(|(iova, r)| (*iova, r.len() as u64)).collect();
         ranges.sort_unstable();
-        assert!(
-            ranges
-                .windows(2)
-                .all(|pair| pair[0].0 + pair[0].1 <= pair[1].0),
-            "{ranges:x?}"
-        );
+        assert!(ranges.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0), "{ranges:x?}");
         ranges
     }
 
     /// The region mapped at an address.
     pub fn at(&self, iova: u64) -> Option<Region> {
         let entries = self.entries.lock().unwrap();
-        entries
-            .iter()
-            .find(|(start, _)| *start == iova)
-            .map(|(_, region)| region.clone())
+        entries.iter().find(|(start, _)| *start == iova).map(|(_, region)| region.clone())
     }
 }
 
@@ -155,11 +134,7 @@ impl DmaMapper for Table {
         }
         *left -= 1;
         let last = iova + region.len() as u64 - 1;
-        assert!(
-            self.windows
-                .iter()
-                .any(|w| w.contains(&iova) && w.contains(&last))
-        );
+        assert!(self.windows.iter().any(|w| w.contains(&iova) && w.contains(&last)));
         self.entries.lock().unwrap().push((iova, region.clone()));
         Ok(())
     }
@@ -169,10 +144,7 @@ impl DmaMapper for Table {
             return Err(MemError::new(libc::EIO, "device stuck"));
         }
         let mut entries = self.entries.lock().unwrap();
-        let at = entries
-            .iter()
-            .position(|(start, _)| *start == iova)
-            .unwrap();
+        let at = entries.iter().position(|(start, _)| *start == iova).unwrap();
         assert_eq!(entries[at].1.len() as u64, len);
         let (_, region) = entries.remove(at);
         if self.lets_go_late {
