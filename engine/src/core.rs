@@ -200,6 +200,21 @@ impl Core {
     /// # Errors
     /// What the driver says, with the node's name; or the engine is shutting down.
     pub async fn open(&self, node: &Arc<Node>) -> Result<Channel, Error> {
+        self.open_as(node, false).await
+    }
+
+    /// Opens a node to serve I/O on it to others, such as the hosts of a software controller.
+    /// Users of this very core may be among them, and wait with all their slots for what is
+    /// served: this channel also has a reserve of slots and bounce buffers that they cannot
+    /// take.
+    ///
+    /// # Errors
+    /// As [`Core::open`].
+    pub async fn open_to_serve(&self, node: &Arc<Node>) -> Result<Channel, Error> {
+        self.open_as(node, true).await
+    }
+
+    async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
         self.0.shared.refuse_if_ending()?;
         let known = self.0.io.borrow().leaf_of(node);
         let leaf = match known {
@@ -213,7 +228,7 @@ impl Core {
                 }
             }
         };
-        let user = self.0.io.borrow_mut().add_user(leaf);
+        let user = self.0.io.borrow_mut().add_user(leaf, serves);
         Ok(Channel::new(self.clone(), node.clone(), user))
     }
 

@@ -119,7 +119,7 @@ impl Controller {
         let mut namespaces = Vec::with_capacity(options.namespaces.len());
         for (nsid, of) in (1u32..).zip(&options.namespaces) {
             namespaces.push(Namespace {
-                channel: core.open(&of.node).await?,
+                channel: core.open_to_serve(&of.node).await?,
                 geometry: Geometry::new(nsid, of),
                 usage: Usage::default(),
             });

@@ -152,8 +152,7 @@ impl<H: Hooks> Service<H> {
             return 0;
         }
         // A slot of the engine for each command, so that none is fetched in vain.
-        let stats = core.stats();
-        let most = stats.slots.saturating_sub(stats.slots_used);
+        let most = core.stats().slots_to_serve;
         let count = waiting.min(sq.room()).min(most).min(BURST);
         // All of them first: the loads from the host's cache overlap.
         let mut fetched = 0;
