@@ -288,6 +288,7 @@ impl<H: Hooks> Service<H> {
             self.shared.doorbells.set_cq(cq.cqid, false);
         }
         self.queues.clear();
+        self.hooks.queues_forgotten();
         self.shadow = None;
         self.deletions = 0;
     }
