@@ -149,8 +149,15 @@ impl<'a> Fuzz<'a> {
     }
 
     fn run(mut self) {
+        // Most inputs begin where a driver would be after a while.
+        if !self.input.byte().is_multiple_of(8) {
+            self.host.set_admin_queues();
+            self.host.reg32(regs::CC).write(Host::cc().0);
+            self.host.turns(4);
+            (0..3).for_each(|_| self.create_queues());
+        }
         for _ in 0..STEPS {
-            if self.input.is_over() {
+            if self.input.is_over() || self.host.csts().is_gone() {
                 break;
             }
             self.step();
@@ -162,7 +169,7 @@ impl<'a> Fuzz<'a> {
     fn step(&mut self) {
         match self.input.byte() % 20 {
             0 => self.write_register(),
-            1 => self.enable(),
+            1 if !self.host.csts().rdy() || self.input.byte() < 32 => self.enable(),
             2 | 3 => self.create_queues(),
             4..=6 => self.admin_command(),
             7..=11 => self.io_command(),
@@ -172,7 +179,7 @@ impl<'a> Fuzz<'a> {
             15 => self.ram.hold.store(self.input.byte().is_multiple_of(2), Ordering::Relaxed),
             16 => self.remap(),
             17 => self.reap(),
-            18 => self.disable(),
+            18 if self.input.byte() < 64 => self.disable(),
             _ => self.rarely(),
         }
     }
@@ -202,17 +209,22 @@ impl<'a> Fuzz<'a> {
         self.host.turns(4);
     }
 
-    /// A pair of queues as they should be; refused if they exist.
+    /// A pair of queues as they should be, mostly one that is not there yet.
     fn create_queues(&mut self) {
         if self.host.pairs.first().is_none_or(Option::is_none) {
             return;
         }
         let qid = 1 + u16::from(self.input.byte() % 3);
+        let known = self.host.pairs.get(usize::from(qid)).is_some_and(Option::is_some);
+        if known && self.input.byte() != 0 {
+            return;
+        }
         let pair = self.host.pair(qid, ENTRIES);
         let at = |words: &oxblock_mem::Cells| words.iova().unwrap_or(0);
         let (sq, cq) = (at(pair.sq.words()), at(pair.cq.words()));
         self.push(0, Command::create_cq(qid, ENTRIES, cq, Some(1)));
         self.push(0, Command::create_sq(qid, ENTRIES, sq, qid));
+        self.host.ring(0);
         self.host.turns(3);
         let count = self.host.pairs.len().max(usize::from(qid) + 1);
         self.host.pairs.resize_with(count, || None);
@@ -264,18 +276,18 @@ impl<'a> Fuzz<'a> {
         let nsid = match input.byte() % 16 {
             0 => input.word() as u32,
             1 => u32::MAX,
-            2 => 2,
-            3 => 0,
+            2 => 0,
+            3..=5 => 2,
             _ => 1,
         };
         let mut command = Command::new(opcode, nsid);
-        let small = |input: &mut Input<'_>| match input.byte() % 8 {
-            0 => input.word(),
-            1 => u64::MAX,
+        let small = |input: &mut Input<'_>| match input.byte() {
+            0..8 => input.word(),
+            8..16 => u64::MAX,
             _ => u64::from(input.byte()),
         };
         let (low, high) = (small(input), small(input));
-        let spread = if input.byte().is_multiple_of(4) { high << 32 } else { 0 };
+        let spread = if input.byte().is_multiple_of(16) { high << 32 } else { 0 };
         command.0[5] = low | spread;
         command.0[6] = small(input) | spread;
         command.0[7] = if input.byte().is_multiple_of(8) { input.word() } else { 0 };
@@ -390,7 +402,7 @@ impl<'a> Fuzz<'a> {
         self.host.reg32(regs::CC).write(0);
         self.host.turns(SETTLE);
         let csts = self.host.csts();
-        assert!(csts.is_gone() || !csts.rdy(), "RDY stays after EN has gone");
+        assert!(!csts.rdy() || csts.is_gone(), "RDY stays after EN has gone");
         let before = self.memory();
         self.ring_anything();
         self.host.turns(SETTLE);
@@ -413,7 +425,10 @@ impl<'a> Fuzz<'a> {
             self.host.turns(SETTLE);
         }
         let csts = self.host.csts();
-        let served = csts.rdy() && !csts.cfs() && csts.shst() == 0 && !csts.is_gone();
+        if csts.is_gone() {
+            return;
+        }
+        let served = csts.rdy() && !csts.cfs() && csts.shst() == 0;
         let stuck = self.ledger.entries().keys().filter(|(sqid, _)| *sqid != 0).count();
         assert!(!served || stuck == 0, "{stuck} commands never completed");
         self.disable();
