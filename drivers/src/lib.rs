@@ -4,6 +4,7 @@
 pub mod file;
 pub mod memory;
 pub mod null;
+pub mod nvme;
 
 use oxblock_engine::{Error, ErrorKind};
 

@@ -49,6 +49,7 @@ impl Command {
     pub const BYTES: usize = 64;
 
     /// An opcode for a namespace; everything else is zero.
+    #[inline]
     pub const fn new(opcode: u8, nsid: u32) -> Self {
         Self([opcode as u64 | (nsid as u64) << 32, 0, 0, 0, 0, 0, 0, 0])
     }
@@ -147,6 +148,7 @@ impl Command {
     }
 
     /// With a command identifier.
+    #[inline]
     pub const fn with_cid(mut self, cid: u16) -> Self {
         self.0[0] = self.0[0] & !(0xffff << 16) | (cid as u64) << 16;
         self
@@ -157,6 +159,7 @@ impl Command {
         self
     }
     /// With a data pointer and the PSDT that names its kind.
+    #[inline]
     pub const fn with_data(mut self, data: DataPointer) -> Self {
         let (psdt, low, high) = match data {
             DataPointer::None => (PSDT_PRP, 0, 0),
@@ -169,6 +172,7 @@ impl Command {
         self
     }
     /// With PRP entries 1 and 2.
+    #[inline]
     pub const fn with_prp(self, prp1: u64, prp2: u64) -> Self {
         self.with_data(DataPointer::Prp(prp1, prp2))
     }
@@ -193,6 +197,7 @@ impl Command {
         self
     }
     /// With a starting LBA.
+    #[inline]
     pub const fn with_slba(mut self, slba: u64) -> Self {
         self.0[5] = slba;
         self
@@ -202,6 +207,7 @@ impl Command {
 /// Constructors of I/O commands. `blocks` is 1-based, 1 to 65,536; more is cut to 16 bits.
 impl Command {
     /// Read, write, compare, verify, write zeroes: `cdw12` holds flags ([`FUA`], [`DEAC`], [`LR`]).
+    #[inline]
     pub const fn nvm(opcode: u8, nsid: u32, slba: u64, blocks: u32, cdw12: u32) -> Self {
         let nlb = blocks.wrapping_sub(1) & 0xffff;
         let mut command = Self::new(opcode, nsid);
@@ -240,10 +246,9 @@ impl Command {
     }
     /// Copy: `ranges` is 1-based, 1 to 256, of descriptor format `format`.
     pub const fn copy(nsid: u32, sdlba: u64, ranges: u32, format: u8) -> Self {
-        Self::new(nvm::COPY, nsid).with_slba(sdlba).with_cdw12_13(
-            ranges.wrapping_sub(1) & 0xff | (format as u32 & 0xf) << 8,
-            0,
-        )
+        Self::new(nvm::COPY, nsid)
+            .with_slba(sdlba)
+            .with_cdw12_13(ranges.wrapping_sub(1) & 0xff | (format as u32 & 0xf) << 8, 0)
     }
 }
 
@@ -320,12 +325,7 @@ mod tests {
     use super::*;
 
     fn dword(bytes: &[u8; 64], n: usize) -> u32 {
-        u32::from_le_bytes([
-            bytes[n * 4],
-            bytes[n * 4 + 1],
-            bytes[n * 4 + 2],
-            bytes[n * 4 + 3],
-        ])
+        u32::from_le_bytes([bytes[n * 4], bytes[n * 4 + 1], bytes[n * 4 + 2], bytes[n * 4 + 3]])
     }
 
     #[test]

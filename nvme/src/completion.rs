@@ -17,6 +17,7 @@ impl Completion {
     pub const BYTES: usize = 16;
 
     /// An entry with its phase tag clear; the ring sets it.
+    #[inline]
     pub const fn new(result: u64, sqhd: u16, sqid: u16, cid: u16, status: Status) -> Self {
         let high = sqhd as u64
             | (sqid as u64) << 16
@@ -34,6 +35,7 @@ impl Completion {
         (u128::from(self.0[1]) << 64 | u128::from(self.0[0])).to_le_bytes()
     }
     /// Dword 0: the command specific result.
+    #[inline]
     pub const fn dw0(&self) -> u32 {
         self.0[0] as u32
     }
@@ -42,26 +44,32 @@ impl Completion {
         (self.0[0] >> 32) as u32
     }
     /// SQ Head Pointer: what the controller says it has fetched. To be checked.
+    #[inline]
     pub const fn sqhd(&self) -> u16 {
         self.0[1] as u16
     }
     /// SQ Identifier.
+    #[inline]
     pub const fn sqid(&self) -> u16 {
         (self.0[1] >> 16) as u16
     }
     /// Command Identifier. To be checked.
+    #[inline]
     pub const fn cid(&self) -> u16 {
         (self.0[1] >> 32) as u16
     }
     /// Phase Tag.
+    #[inline]
     pub const fn phase(&self) -> bool {
         self.0[1] & PHASE != 0
     }
     /// Status, without the phase tag.
+    #[inline]
     pub const fn status(&self) -> Status {
         Status::from_bits((self.0[1] >> 48) as u16)
     }
     /// SCT and SC are both zero: the same as `status().is_success()`, in one test.
+    #[inline]
     pub const fn is_success(&self) -> bool {
         // SC is bits 8:1 and SCT bits 11:9 of the status half-word.
         self.0[1] >> 49 & 0x7ff == 0
@@ -74,13 +82,8 @@ mod tests {
 
     #[test]
     fn fields_sit_where_the_specification_puts_them() {
-        let entry = Completion::new(
-            0x1122_3344_5566_7788,
-            0x0102,
-            0x0304,
-            0x0506,
-            Status::INVALID_QID,
-        );
+        let entry =
+            Completion::new(0x1122_3344_5566_7788, 0x0102, 0x0304, 0x0506, Status::INVALID_QID);
         let bytes = entry.to_bytes();
         assert_eq!(bytes[..4], 0x5566_7788u32.to_le_bytes());
         assert_eq!(bytes[4..8], 0x1122_3344u32.to_le_bytes());
@@ -89,10 +92,7 @@ mod tests {
         assert_eq!(bytes[12..14], [6, 5]);
         assert_eq!(bytes[14..16], Status::INVALID_QID.to_bits().to_le_bytes());
         assert_eq!(Completion::from_bytes(bytes), entry);
-        assert_eq!(
-            (entry.sqhd(), entry.sqid(), entry.cid()),
-            (0x0102, 0x0304, 0x0506)
-        );
+        assert_eq!((entry.sqhd(), entry.sqid(), entry.cid()), (0x0102, 0x0304, 0x0506));
         assert_eq!((entry.dw0(), entry.dw1()), (0x5566_7788, 0x1122_3344));
         assert!(!entry.phase());
     }
@@ -101,11 +101,7 @@ mod tests {
     fn the_short_test_for_success_agrees_with_the_long_one() {
         for bits in 0..=u16::MAX {
             let entry = Completion([0, u64::from(bits) << 48]);
-            assert_eq!(
-                entry.is_success(),
-                entry.status().is_success(),
-                "{bits:#06x}"
-            );
+            assert_eq!(entry.is_success(), entry.status().is_success(), "{bits:#06x}");
         }
     }
 }

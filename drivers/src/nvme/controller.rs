@@ -1,0 +1,533 @@
+//! A controller: attach, identify, queues, shutdown.
+
+use std::collections::BTreeMap;
+use std::mem;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
+use oxblock_mem::Attachment;
+use oxblock_nvme::feature::QueueCounts;
+use oxblock_nvme::identify::{Controller as ControllerPage, Oacs, read_ascii};
+use oxblock_nvme::{Command, feature};
+use oxblock_pci::{Function, Ids};
+
+use super::admin::Admin;
+use super::doorbell::ShadowPages;
+use super::events::{self, EventLog, EventRecord};
+use super::hardware::{Hardware, Health, pci_error};
+use super::home::HomePoller;
+use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo};
+use super::queue_pair::{self, QueueCounters};
+use super::{NvmeOptions, identify};
+
+/// The PCI class of an NVMe I/O controller.
+const CLASS_NVME: u32 = 0x01_08_02;
+/// Asynchronous event requests that are kept armed, if the controller takes so many.
+const EVENTS_ARMED: u8 = 4;
+/// How long a shutdown may take at least.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// An attached NVMe controller.
+///
+/// It works until [`Controller::shutdown`], which the engine's own shutdown calls too. Dropped
+/// without, it is disabled as well as a drop can.
+pub struct Controller {
+    /// Ended first: nothing that the controller knows is freed before it is quiet.
+    attachment: HeldAttachment,
+    hardware: Arc<Hardware>,
+    admin: Arc<Admin>,
+    /// Kept for back ends that end their device with it.
+    _function: Arc<dyn Function>,
+    identity: Identity,
+    namespaces: BTreeMap<u32, Result<NamespaceInfo, Error>>,
+    shadow: Option<ShadowPages>,
+    queues: Mutex<QueueIds>,
+    counters: Arc<QueueCounters>,
+    events: Arc<EventLog>,
+    home: usize,
+    poller: PollerId,
+    shutdown_timeout: Duration,
+}
+
+/// Who a controller says it is. Text is printable ASCII, whatever the controller sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Serial number.
+    pub serial: String,
+    /// Model number.
+    pub model: String,
+    /// Firmware revision.
+    pub firmware: String,
+    /// NVMe version as in the VS register: major, minor, tertiary.
+    pub version: (u16, u8, u8),
+    /// PCI vendor.
+    pub vendor: u16,
+    /// I/O queue pairs that the controller granted.
+    pub io_queues: u16,
+    /// Entries of an I/O queue.
+    pub queue_entries: u16,
+    /// Shadow doorbells are in use.
+    pub shadow_doorbells: bool,
+}
+
+/// What a controller did that it should not have, and other counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ControllerStats {
+    /// Completions of I/O queues whose command identifier was out of range, idle, or of another
+    /// generation. They were ignored.
+    pub bad_cid: u64,
+    /// SQ heads of I/O queues that could not be. They were not believed.
+    pub bad_sqhd: u64,
+    /// Completions of I/O queues for another submission queue. They were ignored.
+    pub bad_sqid: u64,
+    /// Completions of the admin queue that were not believed, for either reason.
+    pub bad_admin: u64,
+    /// Asynchronous events.
+    pub events: u64,
+    /// I/O queue pairs in use.
+    pub queues: u16,
+}
+
+struct QueueIds {
+    /// Unused IDs, the smallest last.
+    free: Vec<u16>,
+    used: Vec<u16>,
+    closing: bool,
+}
+
+impl Controller {
+    /// Resets, enables and identifies the controller behind a function. `core` becomes its home.
+    ///
+    /// A controller that fails to start is reset by its function once, and tried again.
+    ///
+    /// # Errors
+    /// In words: the function is no NVMe controller, is gone, does not start in time, or needs
+    /// what the driver does not have.
+    pub async fn attach(
+        core: &Core,
+        function: Arc<dyn Function>,
+        options: NvmeOptions,
+    ) -> Result<Arc<Self>, Error> {
+        let name = format!("attaching the NVMe controller at {}", function.address());
+        let controller =
+            attach(core, function, options).await.map_err(|error| error.context(name))?;
+        let weak = Arc::downgrade(&controller);
+        core.at_shutdown(move |core| Box::pin(shutdown_if_there(weak, core)));
+        Ok(controller)
+    }
+
+    /// Where the controller is, for messages.
+    pub fn name(&self) -> &str {
+        self.hardware.address()
+    }
+
+    /// Who the controller says it is.
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// The IDs of the active namespaces, those that cannot be used included.
+    pub fn namespaces(&self) -> Vec<u32> {
+        self.namespaces.keys().copied().collect()
+    }
+
+    /// A namespace as a driver, for a [`Node`](oxblock_engine::Node).
+    ///
+    /// # Errors
+    /// There is no such namespace, or it is formatted in a way that the driver does not support.
+    pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Box<dyn Driver>, Error> {
+        let named = |error: Error| error.context(format!("{} namespace {nsid}", self.name()));
+        let Some(info) = self.namespaces.get(&nsid) else {
+            let text = format!("there is none; active are {:?}", self.namespaces());
+            return Err(named(Error::new(ErrorKind::NotFound, text)));
+        };
+        let info = info.as_ref().map_err(|error| named(error.clone()))?;
+        Ok(Box::new(NamespaceDriver {
+            controller: self.clone(),
+            shape: info.shape,
+            limits: info.limits.clone(),
+        }))
+    }
+
+    /// Counts.
+    pub fn stats(&self) -> ControllerStats {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        ControllerStats {
+            bad_cid: load(&self.counters.bad_cid),
+            bad_sqhd: load(&self.counters.bad_sqhd),
+            bad_sqid: load(&self.counters.bad_sqid),
+            bad_admin: self.admin.rejected(),
+            events: self.events.count(),
+            queues: self.queue_ids().used.len() as u16,
+        }
+    }
+
+    /// The last asynchronous events, oldest first.
+    pub fn events(&self) -> Vec<EventRecord> {
+        self.events.recent()
+    }
+
+    /// Ends the controller in good order: deletes its queues, tells it to shut down, waits until
+    /// it has, and disables it. I/O still in flight fails. A second call does nothing.
+    ///
+    /// # Errors
+    /// The controller is gone, or did not shut down in time.
+    pub async fn shutdown(&self, core: &Core) -> Result<(), Error> {
+        let open = {
+            let mut ids = self.queue_ids();
+            if mem::replace(&mut ids.closing, true) {
+                return Ok(());
+            }
+            ids.used.clone()
+        };
+        let outcome = if self.hardware.health() == Health::Live {
+            for qid in open {
+                let _ = queue_pair::delete(core, &self.admin, qid).await;
+            }
+            self.hardware.shut_down(core, self.shutdown_timeout).await
+        } else {
+            self.hardware.disable(core).await
+        };
+        self.admin.close();
+        if core.id() == self.home {
+            core.remove_poller(self.poller);
+        }
+        outcome.map_err(|error| error.context(format!("shutting down {}", self.name())))
+    }
+
+    pub(super) fn hardware(&self) -> &Arc<Hardware> {
+        &self.hardware
+    }
+
+    pub(super) fn admin(&self) -> &Arc<Admin> {
+        &self.admin
+    }
+
+    pub(super) fn shadow(&self) -> Option<&ShadowPages> {
+        self.shadow.as_ref()
+    }
+
+    pub(super) fn counters(&self) -> &Arc<QueueCounters> {
+        &self.counters
+    }
+
+    pub(super) fn queue_entries(&self) -> u16 {
+        self.identity.queue_entries
+    }
+
+    /// An unused queue ID.
+    pub(super) fn take_qid(&self) -> Result<u16, Error> {
+        let mut ids = self.queue_ids();
+        if ids.closing {
+            return Err(Error::from(Health::ShutDown.fault(0)));
+        }
+        let Some(qid) = ids.free.pop() else {
+            let text = format!(
+                "all {} I/O queue pairs that the controller grants are in use; open its \
+                 namespaces on fewer cores",
+                self.identity.io_queues
+            );
+            return Err(Error::new(ErrorKind::Busy, text));
+        };
+        ids.used.push(qid);
+        Ok(qid)
+    }
+
+    /// The controller has deleted the queues of this ID.
+    pub(super) fn return_qid(&self, qid: u16) {
+        let mut ids = self.queue_ids();
+        ids.used.retain(|used| *used != qid);
+        ids.free.push(qid);
+        ids.free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+
+    fn queue_ids(&self) -> MutexGuard<'_, QueueIds> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Controller {
+    fn drop(&mut self) {
+        self.attachment.end();
+        // Ends the tasks that wait for events.
+        self.admin.close();
+    }
+}
+
+impl std::fmt::Debug for Controller {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Controller")
+            .field("address", &self.hardware.address())
+            .field("identity", &self.identity)
+            .finish_non_exhaustive()
+    }
+}
+
+async fn shutdown_if_there(controller: Weak<Controller>, core: Core) -> Result<(), Error> {
+    match controller.upgrade() {
+        Some(controller) => controller.shutdown(&core).await,
+        None => Ok(()),
+    }
+}
+
+/// The controller's way to memory. Given up only when the controller is quiet; else kept for
+/// ever, and with it all memory that it maps.
+struct HeldAttachment {
+    hardware: Arc<Hardware>,
+    attachment: Option<Attachment>,
+}
+
+impl HeldAttachment {
+    fn end(&mut self) {
+        let Some(attachment) = self.attachment.take() else {
+            return;
+        };
+        if !self.hardware.is_quiet() {
+            self.hardware.quiesce_now();
+        }
+        if !self.hardware.is_quiet() {
+            mem::forget(attachment);
+        }
+    }
+}
+
+impl Drop for HeldAttachment {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+async fn attach(
+    core: &Core,
+    function: Arc<dyn Function>,
+    options: NvmeOptions,
+) -> Result<Arc<Controller>, Error> {
+    let ids = Ids::read(function.config()).map_err(pci_error)?;
+    if ids.class != CLASS_NVME {
+        let text = format!("PCI class {:06x} is no NVMe controller ({CLASS_NVME:06x})", ids.class);
+        return Err(Error::new(ErrorKind::NotSupported, text));
+    }
+    oxblock_pci::enable(function.config()).map_err(pci_error)?;
+    let hardware = Arc::new(Hardware::open(&*function)?);
+    check_capabilities(&hardware)?;
+    let attachment = HeldAttachment {
+        hardware: hardware.clone(),
+        attachment: Some(core.memory().attach(function.iommu())?),
+    };
+    let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
+    let poller = core.add_poller(Box::new(HomePoller::new(hardware.clone(), admin.clone())));
+    let setup = set_up(core, &admin, &hardware, &options).await;
+    let setup = match setup {
+        Ok(setup) => setup,
+        Err(error) => {
+            if hardware.disable(core).await.is_ok() {
+                hardware.retire();
+            }
+            admin.close();
+            core.remove_poller(poller);
+            return Err(error);
+        }
+    };
+    let page = &setup.page;
+    let rtd3e = Duration::from_micros(page.rtd3e.get().into());
+    let entries = options.queue_entries.clamp(2, 1024);
+    let identity = Identity {
+        serial: read_ascii(&page.sn),
+        model: read_ascii(&page.mn),
+        firmware: read_ascii(&page.fr),
+        version: {
+            let vs = hardware.version();
+            ((vs >> 16) as u16, (vs >> 8) as u8, vs as u8)
+        },
+        vendor: page.vid.get(),
+        io_queues: setup.io_queues,
+        queue_entries: entries.min(hardware.cap().mqes().saturating_add(1)),
+        shadow_doorbells: setup.shadow.is_some(),
+    };
+    Ok(Arc::new(Controller {
+        attachment,
+        hardware,
+        admin,
+        _function: function,
+        queues: Mutex::new(QueueIds {
+            free: (1..=setup.io_queues).rev().collect(),
+            used: Vec::new(),
+            closing: false,
+        }),
+        identity,
+        namespaces: setup.namespaces,
+        shadow: setup.shadow,
+        counters: Arc::default(),
+        events: setup.events,
+        home: core.id(),
+        poller,
+        shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
+    }))
+}
+
+/// Refuses what the driver can not work with, before anything is changed.
+fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
+    let cap = hardware.cap();
+    let text = if cap.mpsmin() > 0 {
+        // Row 7.
+        format!("its smallest memory page is {} bytes, the host's is 4096", 4096u64 << cap.mpsmin())
+    } else if cap.css_admin_only() || !(cap.css_nvm() || cap.css_io()) {
+        format!("it has no NVM command set (CAP.CSS {:#x})", cap.css())
+    } else if cap.mqes() == 0 {
+        // Row 5.
+        "its I/O queues have one entry (CAP.MQES 0); NVMe requires two at least".into()
+    } else if hardware.qid_max() == 0 {
+        // Row 6.
+        format!("the doorbells of I/O queues lie outside its BAR (CAP.DSTRD {})", cap.dstrd())
+    } else {
+        return Ok(());
+    };
+    Err(Error::new(ErrorKind::NotSupported, text))
+}
+
+/// Disables and enables the controller; if that fails, once more after a reset of the function.
+async fn start(
+    core: &Core,
+    function: &dyn Function,
+    hardware: &Arc<Hardware>,
+    timeout: Duration,
+) -> Result<Arc<Admin>, Error> {
+    let first = match try_start(core, hardware, timeout).await {
+        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::TimedOut) => error,
+        outcome => return outcome,
+    };
+    if function.reset().is_err() {
+        return Err(first);
+    }
+    // A reset takes the function's command register along.
+    oxblock_pci::enable(function.config()).map_err(pci_error)?;
+    try_start(core, hardware, timeout).await
+}
+
+async fn try_start(
+    core: &Core,
+    hardware: &Arc<Hardware>,
+    timeout: Duration,
+) -> Result<Arc<Admin>, Error> {
+    hardware.disable(core).await?;
+    let admin = Admin::new(core, hardware, timeout)?;
+    let (aqa, asq, acq) = admin.expose()?;
+    if let Err(error) = hardware.enable(core, aqa, asq, acq).await {
+        if hardware.disable(core).await.is_ok() {
+            admin.conceal();
+        }
+        return Err(error);
+    }
+    Ok(admin)
+}
+
+/// What the admin queue told and set up.
+struct Setup {
+    page: Box<ControllerPage>,
+    namespaces: BTreeMap<u32, Result<NamespaceInfo, Error>>,
+    io_queues: u16,
+    shadow: Option<ShadowPages>,
+    events: Arc<EventLog>,
+}
+
+async fn set_up(
+    core: &Core,
+    admin: &Arc<Admin>,
+    hardware: &Arc<Hardware>,
+    options: &NvmeOptions,
+) -> Result<Setup, Error> {
+    let page = identify::controller(core, admin).await?;
+    if hardware.cap().css_io() {
+        identify::select_nvm(core, admin).await?;
+    }
+    let namespaces = find_namespaces(core, admin, hardware, options, &page).await?;
+    let wanted = match options.io_queues {
+        0 => core.count().saturating_mul(namespaces.len().max(1)),
+        asked => asked.into(),
+    };
+    let io_queues = ask_for_queues(core, admin, wanted).await?;
+    let shadow = if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) {
+        shadow_doorbells(core, admin, hardware).await?
+    } else {
+        None
+    };
+    events::configure(core, admin, page.oaes.get()).await;
+    let log = Arc::new(EventLog::default());
+    for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
+        drop(core.spawn(events::watch(core.clone(), admin.clone(), log.clone())));
+    }
+    Ok(Setup {
+        page,
+        namespaces,
+        io_queues: io_queues.min(hardware.qid_max()),
+        shadow,
+        events: log,
+    })
+}
+
+async fn find_namespaces(
+    core: &Core,
+    admin: &Arc<Admin>,
+    hardware: &Hardware,
+    options: &NvmeOptions,
+    page: &ControllerPage,
+) -> Result<BTreeMap<u32, Result<NamespaceInfo, Error>>, Error> {
+    let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
+    let bounds =
+        Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl: options.sgl };
+    let mut found = BTreeMap::new();
+    for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
+        let csi = identify::command_set(core, admin, hardware, nsid).await?;
+        if csi != oxblock_nvme::identify::CSI_NVM {
+            let text = format!("command set {csi} is not supported, the NVM command set is");
+            found.insert(nsid, Err(Error::new(ErrorKind::NotSupported, text)));
+            continue;
+        }
+        match identify::namespace(core, admin, nsid).await? {
+            // Inactive: it went away since the list was read, or the controller has no list.
+            Ok(namespace) if namespace.nsze.get() == 0 => {}
+            Ok(namespace) => {
+                found.insert(nsid, NamespaceInfo::new(nsid, &namespace, &bounds));
+            }
+            Err(status) => {
+                let error = super::status::error("identify namespace", status);
+                found.insert(nsid, Err(error));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that
+/// refuses to say is taken to have one.
+async fn ask_for_queues(core: &Core, admin: &Arc<Admin>, wanted: usize) -> Result<u16, Error> {
+    let wanted = u16::try_from(wanted).unwrap_or(u16::MAX).clamp(1, u16::MAX - 1);
+    let counts = QueueCounts { submission: wanted, completion: wanted };
+    let command = Command::set_features(feature::NUMBER_OF_QUEUES, 0, counts.to_dword());
+    let done = admin.execute(core, command, None).await?;
+    if !done.completion.is_success() {
+        return Ok(1);
+    }
+    let granted = QueueCounts::from_dword(done.completion.dw0());
+    // More than asked for must not be used (Base 2.0, 5.27.1.5).
+    Ok(granted.submission.min(granted.completion).min(wanted))
+}
+
+async fn shadow_doorbells(
+    core: &Core,
+    admin: &Arc<Admin>,
+    hardware: &Arc<Hardware>,
+) -> Result<Option<ShadowPages>, Error> {
+    let mut pages = ShadowPages::new(core.arena(), hardware)?;
+    let (shadow, event_index) = pages.expose()?;
+    let command = Command::doorbell_buffer_config(shadow, event_index);
+    let done = admin.execute(core, command, None).await?;
+    if done.completion.is_success() {
+        return Ok(Some(pages));
+    }
+    // Without them all works as well, only slower.
+    pages.conceal();
+    Ok(None)
+}

@@ -1,0 +1,327 @@
+//! The registers of a controller, and what is known of its health.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use oxblock_engine::{Core, Error, ErrorKind, Fault};
+use oxblock_nvme::regs::{self, Cap, Cc, Crto, Csts};
+use oxblock_pci::{Bar, Function, PciError, Reg32, Reg64};
+
+/// How often a wait looks at CSTS.
+const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+/// The unit of CAP.TO and CRTO, and the least that a controller gets: 0 is not "for ever", and
+/// not "at once" either.
+const READY_UNIT: Duration = Duration::from_millis(500);
+/// How long the drop of a controller that was never shut down waits for RDY=0.
+const DROP_WAIT: Duration = Duration::from_millis(200);
+
+/// What is known of a controller. All but the first two mean that it is quiet: it reaches memory
+/// no more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub(super) enum Health {
+    /// It works, as far as is known.
+    Live,
+    /// It failed, and may still reach memory.
+    Failing,
+    /// It failed, and was disabled.
+    Failed,
+    /// It was shut down in good order.
+    ShutDown,
+    /// Its registers read as all ones.
+    Gone,
+}
+
+impl Health {
+    /// It reaches memory no more.
+    pub fn is_quiet(self) -> bool {
+        matches!(self, Self::Failed | Self::ShutDown | Self::Gone)
+    }
+
+    /// What an I/O gets that finds it so.
+    pub fn fault(self, offset: u64) -> Fault {
+        let (kind, text) = match self {
+            Self::Live => (ErrorKind::Failed, "the I/O queue is being closed"),
+            Self::Failing => (ErrorKind::Io, "the NVMe controller failed"),
+            Self::Failed => {
+                (ErrorKind::Io, "the NVMe controller failed and was disabled; attach it again")
+            }
+            Self::ShutDown => (ErrorKind::Failed, "the NVMe controller was shut down"),
+            Self::Gone => {
+                (ErrorKind::Gone, "the NVMe controller is gone: its registers read as all ones")
+            }
+        };
+        Fault::text(kind, offset, text)
+    }
+}
+
+/// The registers of one controller.
+pub(super) struct Hardware {
+    /// Read by every poll of every queue, written when the controller dies.
+    health: AtomicU8,
+    address: String,
+    bar: Arc<dyn Bar>,
+    cap: Cap,
+    version: u32,
+    /// max(CAP.TO x 500 ms, CRTO), and never zero (row 3).
+    ready_timeout: Duration,
+    cc: Reg32,
+    csts: Reg32,
+}
+
+impl Hardware {
+    /// Finds the registers of a controller, and its capabilities.
+    ///
+    /// # Errors
+    /// The function has no BAR 0 with registers, or reads as all ones.
+    pub fn open(function: &dyn Function) -> Result<Self, Error> {
+        let bar = function.bar(0).map_err(pci_error)?;
+        let reg32 = |offset| Reg32::new(&bar, offset).map_err(pci_error);
+        let cap = Reg64::new(&bar, regs::CAP).map_err(pci_error)?.read();
+        let (cc, csts) = (reg32(regs::CC)?, reg32(regs::CSTS)?);
+        if cap == u64::MAX || Csts(csts.read()).is_gone() {
+            return Err(gone());
+        }
+        let (cap, version) = (Cap(cap), reg32(regs::VS)?.read());
+        let mut units = u32::from(cap.to());
+        if cap.crwms() || cap.crims() {
+            units = units.max(u32::from(Crto(reg32(regs::CRTO)?.read()).crwmt()));
+        }
+        Ok(Self {
+            health: AtomicU8::new(Health::Live as u8),
+            address: function.address(),
+            cap,
+            version,
+            ready_timeout: READY_UNIT * units.max(1),
+            cc,
+            csts,
+            bar,
+        })
+    }
+
+    /// Where the controller is, for messages.
+    pub fn address(&self) -> &str {
+        &self.address
+    }
+
+    /// Controller Capabilities.
+    pub fn cap(&self) -> Cap {
+        self.cap
+    }
+
+    /// The VS register.
+    pub fn version(&self) -> u32 {
+        self.version
+    }
+
+    /// A 32-bit register, such as a doorbell.
+    pub fn register(&self, offset: u64) -> Result<Reg32, Error> {
+        Reg32::new(&self.bar, offset).map_err(pci_error)
+    }
+
+    /// The largest I/O queue ID whose doorbells lie inside the BAR; 0 if there is none.
+    pub fn qid_max(&self) -> u16 {
+        let stride = regs::doorbell_stride(self.cap.dstrd());
+        // A doorbell takes 4 bytes of its stride.
+        let room = self.bar.len().saturating_sub(regs::DOORBELLS);
+        let doorbells = (room + stride).saturating_sub(4) / stride;
+        u16::try_from((doorbells / 2).saturating_sub(1)).unwrap_or(u16::MAX)
+    }
+
+    /// What is known of the controller: one load of a word that nobody writes.
+    #[inline]
+    pub fn health(&self) -> Health {
+        match self.health.load(Ordering::Acquire) {
+            0 => Health::Live,
+            1 => Health::Failing,
+            2 => Health::Failed,
+            3 => Health::ShutDown,
+            _ => Health::Gone,
+        }
+    }
+
+    /// The controller reaches memory no more.
+    pub fn is_quiet(&self) -> bool {
+        self.health().is_quiet()
+    }
+
+    /// Something went wrong that only a reset can cure. From here on the controller is being
+    /// disabled; it is quiet once [`Hardware::step`] has seen RDY=0.
+    pub fn fail(&self) {
+        self.advance(Health::Live, Health::Failing);
+    }
+
+    /// Looks after the controller: notices that it is gone or failed (rows 1 and 4), and disables
+    /// it once it failed. Called now and then, and again and again while it is failing.
+    pub fn step(&self) {
+        if self.is_quiet() {
+            return;
+        }
+        let csts = Csts(self.csts.read());
+        if csts.is_gone() {
+            return self.set(Health::Gone);
+        }
+        if csts.cfs() {
+            self.fail();
+        }
+        if self.health() != Health::Failing {
+            return;
+        }
+        let cc = Cc(self.cc.read());
+        if cc.en() {
+            self.cc.write(cc.with_en(false).0);
+        } else if !csts.rdy() {
+            self.set(Health::Failed);
+        }
+    }
+
+    /// The controller was disabled, and is not used any more.
+    pub fn retire(&self) {
+        self.advance(Health::Live, Health::Failed);
+        self.advance(Health::Failing, Health::Failed);
+    }
+
+    /// Tries to make a controller quiet that nobody shut down; for drops, which cannot wait long.
+    pub fn quiesce_now(&self) {
+        self.fail();
+        let begun = Instant::now();
+        while !self.is_quiet() && begun.elapsed() < DROP_WAIT {
+            self.step();
+            std::thread::yield_now();
+        }
+    }
+
+    /// Disables the controller by the book: a controller that is still becoming ready is let
+    /// finish first (row 2), then CC.EN=0 and wait for RDY=0.
+    ///
+    /// # Errors
+    /// The controller is gone, or did not disable in time.
+    pub async fn disable(&self, core: &Core) -> Result<(), Error> {
+        let cc = Cc(self.read(&self.cc)?);
+        if cc.en() {
+            if !self.status()?.rdy() {
+                let ready = |csts: Csts| csts.rdy() || csts.cfs();
+                let wait = self.wait(core, self.ready_timeout, "becoming ready", ready);
+                if let Err(error) = wait.await
+                    && error.kind() == ErrorKind::Gone
+                {
+                    return Err(error);
+                }
+            }
+            self.cc.write(cc.with_shn(regs::SHN_NONE).with_en(false).0);
+        }
+        let down = |csts: Csts| !csts.rdy();
+        self.wait(core, self.ready_timeout, "disabling (RDY=0)", down).await
+    }
+
+    /// Enables the controller with an admin queue pair: its sizes and addresses.
+    ///
+    /// # Errors
+    /// The controller is gone, fatally failed, or did not become ready in time.
+    pub async fn enable(&self, core: &Core, aqa: u32, asq: u64, acq: u64) -> Result<(), Error> {
+        let reg64 = |offset| Reg64::new(&self.bar, offset).map_err(pci_error);
+        self.register(regs::AQA)?.write(aqa);
+        reg64(regs::ASQ)?.write(asq);
+        reg64(regs::ACQ)?.write(acq);
+        let css = if self.cap.css_io() { regs::CSS_ALL } else { regs::CSS_NVM };
+        let cc = Cc::default().with_css(css).with_iosqes(6).with_iocqes(4);
+        self.cc.write(cc.with_en(true).0);
+        let up = |csts: Csts| csts.rdy() || csts.cfs();
+        self.wait(core, self.ready_timeout, "enabling (RDY=1)", up).await?;
+        if self.status()?.cfs() {
+            let text = "enabling: the controller reports a fatal error (CSTS.CFS)";
+            return Err(Error::new(ErrorKind::Io, text));
+        }
+        Ok(())
+    }
+
+    /// Tells the controller to shut down normally and waits until it has (row 31), then disables
+    /// it.
+    ///
+    /// # Errors
+    /// The controller is gone, or did not shut down or disable in time.
+    pub async fn shut_down(&self, core: &Core, timeout: Duration) -> Result<(), Error> {
+        let cc = Cc(self.read(&self.cc)?);
+        self.cc.write(cc.with_shn(regs::SHN_NORMAL).0);
+        let done = |csts: Csts| csts.shst() == regs::SHST_COMPLETE || csts.cfs();
+        let what = "shutting down (SHST=10b)";
+        let mut outcome = self.wait(core, timeout, what, done).await;
+        if outcome.is_ok() && self.status()?.cfs() {
+            let text = format!("{what}: the controller reports a fatal error (CSTS.CFS)");
+            outcome = Err(Error::new(ErrorKind::Io, text));
+        }
+        self.disable(core).await?;
+        self.set(Health::ShutDown);
+        outcome
+    }
+
+    /// Waits for a state of CSTS. The controller that is gone ends any wait at once.
+    async fn wait(
+        &self,
+        core: &Core,
+        timeout: Duration,
+        what: &str,
+        done: impl Fn(Csts) -> bool,
+    ) -> Result<(), Error> {
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
+        let deadline_ns = core.now().saturating_add(timeout_ns);
+        loop {
+            // The time first: a thread that was held up looks once more before it gives up.
+            let late = core.now() >= deadline_ns;
+            let csts = self.status()?;
+            if done(csts) {
+                return Ok(());
+            }
+            if late {
+                let fatal = if csts.cfs() { ", fatal status" } else { "" };
+                let text = format!(
+                    "{what}: the controller took longer than {timeout:?} (CSTS {:#x}{fatal})",
+                    csts.0
+                );
+                return Err(Error::new(ErrorKind::TimedOut, text));
+            }
+            core.sleep(LOOK_INTERVAL).await;
+        }
+    }
+
+    /// CSTS, unless it says that the controller is gone.
+    pub fn status(&self) -> Result<Csts, Error> {
+        self.read(&self.csts).map(Csts)
+    }
+
+    /// A register that never is all ones; once it was, nothing is read any more.
+    fn read(&self, register: &Reg32) -> Result<u32, Error> {
+        if self.health() == Health::Gone {
+            return Err(gone());
+        }
+        match register.read() {
+            u32::MAX => {
+                self.set(Health::Gone);
+                Err(gone())
+            }
+            value => Ok(value),
+        }
+    }
+
+    fn set(&self, health: Health) {
+        self.health.store(health as u8, Ordering::Release);
+    }
+
+    fn advance(&self, from: Health, to: Health) {
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        let _ = self.health.compare_exchange(from as u8, to as u8, order.0, order.1);
+    }
+}
+
+/// An error of a PCI function as the engine has them.
+pub(super) fn pci_error(error: PciError) -> Error {
+    Error::new(ErrorKind::from_errno(error.errno()), error.to_string())
+}
+
+fn gone() -> Error {
+    Error::new(
+        ErrorKind::Gone,
+        "the controller's registers read as all ones: it is gone, or not powered",
+    )
+}

@@ -1,0 +1,66 @@
+//! The home core's watch over a controller.
+
+use std::sync::Arc;
+
+use oxblock_engine::{Core, Poller, Sleep};
+
+use super::admin::Admin;
+use super::hardware::{Hardware, Health};
+
+/// How often the controller is looked at while nothing is asked of it, in ns.
+const WATCH_NS: u64 = 100_000_000;
+
+/// Reaps admin completions while somebody waits for one, and every [`WATCH_NS`] looks for
+/// asynchronous events and for a controller that failed or is gone.
+pub(super) struct HomePoller {
+    hardware: Arc<Hardware>,
+    admin: Arc<Admin>,
+    next_watch_ns: u64,
+    told: bool,
+}
+
+impl HomePoller {
+    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>) -> Self {
+        Self { hardware, admin, next_watch_ns: 0, told: false }
+    }
+
+    #[cold]
+    fn watch(&mut self, now_ns: u64) -> usize {
+        self.next_watch_ns = now_ns + WATCH_NS;
+        if self.hardware.is_quiet() {
+            let news = !self.told;
+            self.told = true;
+            if news {
+                self.admin.wake_all();
+            }
+            return usize::from(news);
+        }
+        self.hardware.step();
+        self.admin.reap()
+    }
+}
+
+impl Poller for HomePoller {
+    #[inline]
+    fn poll(&mut self, core: &Core) -> usize {
+        let now_ns = core.pass_now();
+        let failing = self.hardware.health() != Health::Live && !self.told;
+        if now_ns >= self.next_watch_ns || failing {
+            return self.watch(now_ns);
+        }
+        if self.admin.outstanding() > 0 {
+            return self.admin.reap();
+        }
+        0
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        if self.told {
+            Sleep::Woken
+        } else if self.admin.outstanding() > 0 || self.hardware.health() != Health::Live {
+            Sleep::Never
+        } else {
+            Sleep::Until(self.next_watch_ns)
+        }
+    }
+}

@@ -1,0 +1,75 @@
+//! Memory that a controller is told about: freed only when it has forgotten it.
+
+use std::mem;
+use std::sync::Arc;
+
+use oxblock_engine::{Error, ErrorKind};
+use oxblock_mem::{Arena, Buf, Cells};
+
+use super::hardware::Hardware;
+
+/// Bytes that the controller can not reach, at the end of the block; they keep it allocated.
+const ANCHOR: usize = 64;
+
+/// One block of an arena that the controller knows, given out in pieces.
+///
+/// Once exposed, it is freed only after it was concealed again (its queue was deleted), or if the
+/// controller is quiet by then (disabled or gone). Otherwise it is leaked: a controller that does
+/// not answer may still write to it.
+pub(super) struct DeviceMemory {
+    hardware: Arc<Hardware>,
+    /// Keeps the whole block: a buffer's block lives as long as any piece of it.
+    anchor: Option<Buf>,
+    rest: Option<Buf>,
+    exposed: bool,
+}
+
+impl DeviceMemory {
+    /// `len` zeroed bytes, aligned to 4 KiB.
+    pub fn new(arena: &Arena, len: usize, hardware: &Arc<Hardware>) -> Result<Self, Error> {
+        let mut rest = arena.alloc(len + ANCHOR, 4096)?;
+        let anchor = rest.split_off(len);
+        Ok(Self {
+            hardware: hardware.clone(),
+            anchor: Some(anchor),
+            rest: Some(rest),
+            exposed: false,
+        })
+    }
+
+    /// The next `len` bytes.
+    pub fn cells(&mut self, len: usize) -> Result<Cells, Error> {
+        let Some(mut piece) = self.rest.take().filter(|rest| rest.len() >= len) else {
+            let text = "a queue's memory is shorter than its parts; this is a bug of the driver";
+            return Err(Error::new(ErrorKind::Failed, text));
+        };
+        self.rest = Some(piece.split_off(len));
+        Ok(Cells::new(piece)?)
+    }
+
+    /// Where the controller finds these cells.
+    pub fn iova_of(&self, cells: &Cells) -> Result<u64, Error> {
+        cells.iova().ok_or_else(|| {
+            let text = "the arena has no DMA address for this controller; attach it first";
+            Error::new(ErrorKind::Invalid, text)
+        })
+    }
+
+    /// The controller is about to be told.
+    pub fn expose(&mut self) {
+        self.exposed = true;
+    }
+
+    /// The controller has forgotten it, or never took it.
+    pub fn conceal(&mut self) {
+        self.exposed = false;
+    }
+}
+
+impl Drop for DeviceMemory {
+    fn drop(&mut self) {
+        if self.exposed && !self.hardware.is_quiet() {
+            mem::forget(self.anchor.take());
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! The NVMe leaf: a polled-mode driver for controllers behind a PCI function.
+//!
+//! [`Controller::attach`] resets, enables and identifies a controller from its home core, which
+//! keeps the admin queue and watches over the controller. [`Controller::namespace`] gives a
+//! namespace as a [`Driver`](oxblock_engine::Driver); each core that opens it gets a queue pair
+//! of its own, so that the I/O path shares nothing but one read-mostly word of health.
+//!
+//! The driver sees [`oxblock_pci::Function`] and memory, nothing else: it cannot tell a device
+//! from a controller in software. It believes nothing that the other side says: identifiers,
+//! queue heads, sizes and lists are checked before use, and a wrong one is counted
+//! ([`Controller::stats`]) or refused with words.
+//!
+//! What a controller may still write is never freed: memory of a queue goes back to its arena
+//! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
+//! had, it is leaked on purpose.
+
+mod admin;
+mod controller;
+mod doorbell;
+mod events;
+mod hardware;
+mod home;
+mod identify;
+mod memory;
+mod namespace;
+mod queue_pair;
+mod status;
+mod tracker;
+
+use std::time::Duration;
+
+pub use controller::{Controller, ControllerStats, Identity};
+pub use events::EventRecord;
+
+/// How a controller is used.
+#[derive(Clone, Debug)]
+pub struct NvmeOptions {
+    /// Entries of an I/O queue, 2 to 1024; the controller's MQES bounds it too. One less can be
+    /// in flight. Each entry costs a 4 KiB page for its PRP list.
+    pub queue_entries: u16,
+    /// I/O queue pairs to ask for; 0 asks for one for each core and namespace.
+    pub io_queues: u16,
+    /// Use shadow doorbells where the controller has them.
+    pub shadow_doorbells: bool,
+    /// Use SGLs where the controller has them and they pay.
+    pub sgl: bool,
+    /// How long an admin command may take before the controller counts as failed.
+    pub admin_timeout: Duration,
+}
+
+impl Default for NvmeOptions {
+    fn default() -> Self {
+        Self {
+            queue_entries: 256,
+            io_queues: 0,
+            shadow_doorbells: true,
+            sgl: true,
+            admin_timeout: Duration::from_secs(60),
+        }
+    }
+}
