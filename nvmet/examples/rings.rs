@@ -1,8 +1,8 @@
 //! How fast the controller is by itself: a host thread that only fills and empties rings, at
 //! several queue depths, against a namespace that does nothing.
 //!
-//! `cargo run --release -p oxblock-nvmet --example rings [seconds]`. Host on processor 1,
-//! controller on processor 0.
+//! `cargo run --release -p oxblock-nvmet --example rings [seconds [depth...]]`. Host on
+//! processor 1, controller on processor 0.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,7 +22,12 @@ use oxblock_pci::{Bar, Function, Reg32, Reg64, enable};
 const ENTRIES: u32 = 256;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let seconds: f64 = std::env::args().nth(1).map_or(Ok(2.0), |text| text.parse())?;
+    let mut arguments = std::env::args().skip(1);
+    let seconds: f64 = arguments.next().map_or(Ok(2.0), |text| text.parse())?;
+    let mut depths = arguments.map(|text| text.parse()).collect::<Result<Vec<u64>, _>>()?;
+    if depths.is_empty() {
+        depths = vec![1, 4, 32, 128];
+    }
     let options = Options { poll_mode: PollMode::Pure, ..Options::default() };
     let engine = Engine::new(&[0], options)?;
     let controller = engine.run(0, |core| async move {
@@ -32,7 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     })??;
     core_affinity::set_for_current(core_affinity::CoreId { id: 1 });
     let mut host = Host::new(&*controller.function())?;
-    for depth in [1, 4, 32, 128] {
+    for depth in depths {
         let (ios, time) = host.read(depth, Duration::from_secs_f64(seconds));
         let ns = time.as_nanos() as f64 / ios as f64;
         println!("QD {depth:>3}: {:>6.2} M IOPS, {ns:>6.1} ns each", 1e3 / ns);

@@ -148,7 +148,11 @@ impl<H: Hooks> Service<H> {
             return 0;
         }
         let waiting = sq.source.waiting() as usize;
-        if waiting == 0 || !cq.overflow.is_empty() || sq.deleting.is_some() {
+        if waiting == 0 {
+            sq.look_ahead();
+            return 0;
+        }
+        if !cq.overflow.is_empty() || sq.deleting.is_some() {
             return 0;
         }
         // A slot of the engine for each command, so that none is fetched in vain.
@@ -162,6 +166,7 @@ impl<H: Hooks> Service<H> {
             *place = command;
             fetched += 1;
         }
+        sq.burst = fetched;
         fetched
     }
 
