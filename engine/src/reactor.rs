@@ -2,7 +2,9 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
@@ -16,8 +18,10 @@ use crate::shared::EngineShared;
 use crate::task::Tasks;
 use crate::{CoreWaker, Error, Sleep};
 
-/// How long after a failure the devices get to stop.
-const FAILURE_QUIESCE: Duration = Duration::from_secs(5);
+/// How long the devices get to stop when an engine ends with I/O in flight.
+const STOP_DEVICES: Duration = Duration::from_secs(5);
+/// Descriptors that a sleeping reactor watches; with more, it polls.
+const MAX_DESCRIPTORS: usize = 32;
 /// Slots of a core unless asked for otherwise.
 const DEFAULT_SLOTS: usize = 1024;
 /// The engine's arena unless asked for otherwise, in bytes.
@@ -253,37 +257,30 @@ impl Reactor {
     /// Blocks until there is news. False if something must be polled.
     fn sleep(&self) -> bool {
         let inner = &*self.core.0;
-        let mut until_ns = inner.timers.next();
-        let mut never = false;
-        let mut ask = |sleep: &Sleep<'_>| match sleep {
-            Sleep::Never => never = true,
-            Sleep::Until(at_ns) => {
-                until_ns = Some(until_ns.map_or(*at_ns, |known: u64| known.min(*at_ns)));
-            }
-            Sleep::Woken | Sleep::Fd(_) => {}
-        };
-        inner.pollers.sleeps(|sleep| ask(&sleep));
-        let mut io = inner.io.borrow_mut();
-        let mut descriptors =
-            vec![PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN)];
-        for sleep in io.sleeps() {
-            ask(&sleep);
-            if let Sleep::Fd(fd) = sleep {
-                descriptors.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
+        let (mut io, mut pollers) = (inner.io.borrow_mut(), inner.pollers.borrow_mut());
+        let event = PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN);
+        let mut descriptors: [_; MAX_DESCRIPTORS] = std::array::from_fn(|_| event.clone());
+        let mut count = 1;
+        let mut until_ns = inner.timers.next().unwrap_or(u64::MAX);
+        for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
+            match sleep {
+                Sleep::Woken => {}
+                Sleep::Never => return false,
+                Sleep::Until(at_ns) => until_ns = until_ns.min(at_ns),
+                Sleep::Fd(_) if count == MAX_DESCRIPTORS => return false,
+                Sleep::Fd(fd) => {
+                    descriptors[count] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+                    count += 1;
+                }
             }
         }
-        if never {
-            return false;
-        }
+        let left_ns = until_ns.saturating_sub(inner.clock.now());
         let timeout = match until_ns {
-            None => None,
-            Some(at_ns) => {
-                let left_ns = at_ns.saturating_sub(inner.clock.now());
-                Timespec::try_from(Duration::from_nanos(left_ns)).ok()
-            }
+            u64::MAX => None,
+            _ => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
         };
         // An interrupted or failed wait is a turn too early, no more.
-        let _ = poll(&mut descriptors, timeout.as_ref());
+        let _ = poll(&mut descriptors[..count], timeout.as_ref());
         true
     }
 
@@ -293,7 +290,7 @@ impl Reactor {
         if let Some(at_ns) = inner.timers.next() {
             say(Sleep::Until(at_ns));
         }
-        inner.pollers.sleeps(&mut say);
+        inner.pollers.borrow_mut().iter_mut().for_each(|(_, poller)| say(poller.sleep()));
         inner.io.borrow_mut().sleeps().for_each(say);
     }
 
@@ -303,13 +300,10 @@ impl Reactor {
     /// The first that a closer reported; the others run all the same.
     pub fn shutdown(self) -> Result<(), Error> {
         let shared = self.core.0.shared.clone();
-        shared.begin_end();
-        let mut outcome = Ok(());
-        while let Some(closer) = shared.take_closer() {
+        let outcome = shared.close_all(|closer| {
             let core = self.core.clone();
-            let result = self.block_on(async move { (closer.close)(core).await });
-            outcome = outcome.and(result.and_then(|result| result));
-        }
+            self.block_on(async move { (closer.close)(core).await })
+        });
         self.end();
         outcome
     }
@@ -329,9 +323,7 @@ impl Reactor {
             return;
         }
         let inner = &*self.core.0;
-        if inner.shared.has_failed() || std::thread::panicking() {
-            self.end_after_failure();
-        }
+        self.stop_devices();
         inner.mailbox().close();
         inner.io.borrow_mut().end_all();
         inner.tasks.clear();
@@ -343,29 +335,29 @@ impl Reactor {
         }
     }
 
-    /// Keeps the pollers going until no core has a device at work, since a controller of
-    /// this process may be what another core waits for.
-    fn end_after_failure(&self) {
+    /// Stops the devices of this core, and keeps its pollers going until no other core has
+    /// one at work: a controller in this process may be what that core waits for.
+    fn stop_devices(&self) {
         let inner = &*self.core.0;
         let cores = inner.shared.mailboxes.len();
         let begun = Instant::now();
-        let mut counted = false;
-        while begun.elapsed() < FAILURE_QUIESCE {
+        let (mut counted, mut pollers_work) = (false, true);
+        while begun.elapsed() < STOP_DEVICES {
             let now_ns = inner.clock.now();
-            let Ok(mut io) = inner.io.try_borrow_mut() else {
-                return;
-            };
+            let Ok(mut io) = inner.io.try_borrow_mut() else { return };
             io.poll(now_ns);
             if io.quiesce_all() && !counted {
                 counted = true;
-                inner.shared.quiet_cores.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                inner.shared.quiet_cores.fetch_add(1, Ordering::SeqCst);
             }
             drop(io);
-            if inner.shared.quiet_cores.load(std::sync::atomic::Ordering::SeqCst) >= cores {
+            let others_quiet = inner.shared.quiet_cores.load(Ordering::SeqCst) >= cores;
+            if counted && (others_quiet || inner.clock.is_simulated()) {
                 return;
             }
-            if !std::thread::panicking() {
-                inner.pollers.run(&self.core);
+            if pollers_work {
+                let turn = AssertUnwindSafe(|| inner.pollers.run(&self.core));
+                pollers_work = catch_unwind(turn).is_ok();
             }
             std::thread::yield_now();
         }

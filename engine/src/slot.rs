@@ -130,8 +130,7 @@ impl Slot {
     /// Takes the operation out, with its buffers.
     #[inline(always)]
     pub fn take_op(&mut self) -> Op {
-        let op = &mut self.op;
-        Op { data: std::mem::take(&mut op.data), ..*op }
+        std::mem::replace(&mut self.op, Op::flush())
     }
 }
 

@@ -1,0 +1,86 @@
+//! The cost of one I/O and of its parts: `cargo bench -p oxblock-bench`.
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+
+use criterion::{Criterion, Throughput, criterion_group, criterion_main};
+use oxblock_bench::options::{JobOptions, Rw};
+use oxblock_bench::pattern::{Order, Steps};
+use oxblock_bench::run::{Session, run};
+use oxblock_bench::stats::Latency;
+use oxblock_bench::verify::{Checker, Recipe};
+use oxblock_drivers::memory::{self, MemoryOptions};
+use oxblock_drivers::null::{self, NullOptions};
+use oxblock_engine::{Driver, Engine, Node, Options};
+use oxblock_mem::spsc;
+
+/// One whole I/O of a job: generator, engine, leaf and accounting.
+fn whole(c: &mut Criterion) {
+    let mut group = c.benchmark_group("read_4k_qd32");
+    group.throughput(Throughput::Elements(1)).sample_size(10);
+    group.measurement_time(Duration::from_secs(3));
+    let null = null::open(NullOptions { size: 1 << 40, ..NullOptions::default() });
+    let memory = memory::open(MemoryOptions { size: 256 << 20, block_size: 512 });
+    for (name, driver) in [("null", null), ("memory", memory)] {
+        let driver: Box<dyn Driver> = driver.expect("a driver");
+        let engine = Engine::with_cores(1, Options::default()).expect("an engine");
+        let node = Node::new(name, driver);
+        let stop = Arc::new(AtomicBool::new(false));
+        let session =
+            Session { engine: &engine, node: &node, target: name, cores: &[0], stop: &stop };
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|ios| {
+                let options = JobOptions {
+                    rw: Rw::RandRead,
+                    io_depth: 32,
+                    io_size: Some(ios * 4096),
+                    ..JobOptions::default()
+                };
+                let report = run(&session, options, &mut |_| {}).expect("a run");
+                Duration::from_nanos(report.group().runtime_ns)
+            });
+        });
+        engine.shutdown().expect("an orderly end");
+    }
+    group.finish();
+}
+
+/// What the harness adds to an I/O.
+fn parts(c: &mut Criterion) {
+    for (name, order) in
+        [("random_once", Order::RandomOnce), ("random", Order::Random), ("seq", Order::Sequential)]
+    {
+        let mut steps = Steps::new(order, 1 << 28, 70, 1);
+        c.bench_function(&format!("steps/{name}"), |b| b.iter(|| steps.next_step()));
+    }
+    let mut latency = Latency::new();
+    let mut ns = 900;
+    c.bench_function("latency/record", |b| {
+        b.iter(|| {
+            ns = (ns * 5 + 7) % 4096;
+            latency.record(black_box(ns));
+        });
+    });
+    let recipe = Recipe { seed: 1, stamp: 2 };
+    let mut block = vec![0; 4096];
+    c.bench_function("verify/fill_4k", |b| b.iter(|| recipe.fill(black_box(4096), &mut block)));
+    let mut checker = Checker::new(1, Some(2));
+    c.bench_function("verify/check_4k", |b| b.iter(|| checker.check(4096, black_box(&block))));
+    assert_eq!(checker.bad(), 0);
+}
+
+/// A message through a ring between two cores, both ends on this one.
+fn rings(c: &mut Criterion) {
+    let (mut producer, mut consumer) = spsc::ring::<u64>(256);
+    c.bench_function("spsc/push_pop", |b| {
+        b.iter(|| {
+            let _ = producer.push(black_box(1));
+            consumer.pop()
+        });
+    });
+}
+
+criterion_group!(benches, whole, parts, rings);
+criterion_main!(benches);

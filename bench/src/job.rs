@@ -1,0 +1,485 @@
+//! The hot loop: one clone of a job on one core.
+//!
+//! A clone is a poller of its core. Each pass takes what has completed, counts it, and submits as
+//! many I/Os again, with the buffers that came back; then one kick. Each I/O of the queue has a
+//! buffer and a place in a table for its whole life, so that nothing is allocated.
+//!
+//! # How latency is taken
+//! Two readings of the core's clock ([`CLOCK`]) bound an I/O: one right before its submission, and
+//! one for each pass that found completions, taken after the last of them was fetched. The latency
+//! is thus never told too short; an I/O that was fetched first in its pass is told too long by as
+//! much as the fetching of the others took. Submission is not timed apart from completion (fio's
+//! `slat`): that would be a third reading.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::task::{Poll, Waker};
+
+use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
+use oxblock_mem::counting_alloc::{allocations, is_installed};
+use oxblock_mem::thread_usage::ThreadUsage;
+use oxblock_mem::{ArenaOptions, IoVector};
+
+use crate::pattern::{Prng, Step, Steps};
+use crate::report::{Allocations, CloneReport, FailedIo, VerifyReport};
+use crate::stats::{CpuUse, Direction};
+use crate::verify::{Checker, Recipe};
+
+/// The clock that latencies are taken with.
+pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
+
+/// How soon a clone that waits for its device sees that the user wants to stop.
+const STOP_CHECK_NS: u64 = 50_000_000;
+
+/// What one clone of a job does in one phase.
+#[derive(Clone, Debug)]
+pub(crate) struct Phase {
+    pub steps: Steps,
+    /// First byte of the clone's range.
+    pub start: u64,
+    pub block_size: u32,
+    /// Steps to take.
+    pub limit: u64,
+    pub runtime_ns: Option<u64>,
+    pub ramp_ns: u64,
+    pub work: Work,
+}
+
+/// What is done at each step.
+#[derive(Clone, Debug)]
+pub(crate) enum Work {
+    /// Read or write, as the step says.
+    Plain,
+    /// The same, and what is written can be checked.
+    Stamp(Recipe),
+    /// Read what the step says and check it; a step that the writing job read is passed over
+    /// when `writes_only`.
+    Check { writes_only: bool, fatal: bool },
+}
+
+/// What a clone shows of itself while it runs; written by its core alone.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(crate) struct Progress {
+    pub ios: [AtomicU64; 2],
+    pub checking: AtomicBool,
+}
+
+/// One clone in one phase; see the module's documentation.
+pub(crate) struct Worker {
+    channel: Channel,
+    phase: Phase,
+    stop: Arc<AtomicBool>,
+    progress: Arc<Progress>,
+    /// By tag: when the operation was submitted.
+    submitted_ns: Box<[u64]>,
+    /// Operations that are not in flight, each with its tag and its buffer; those that came back
+    /// in this pass are last. They are changed in place, all before the first is submitted: an
+    /// operation that is copied right after one of its words was stored waits for that store.
+    rest: Vec<Op>,
+    /// Operations that found the core's slot table full; normally none.
+    held: Vec<Op>,
+    in_flight: u32,
+    taken: u64,
+    /// No more submissions: the limit, the time, a fault or the user said so.
+    closing: bool,
+    interrupted: bool,
+    started: bool,
+    ends_ns: u64,
+    ramp_ends_ns: u64,
+    counts: Counts,
+    checker: Option<Checker>,
+    fault: Option<FailedIo>,
+}
+
+/// What starts anew when the ramp ends.
+struct Counts {
+    from_ns: u64,
+    last_ns: u64,
+    report: CloneReport,
+    usage: ThreadUsage,
+    /// Allocations and I/Os up to when every operation had been used.
+    steady: Option<Allocations>,
+    /// And up to the last pass that found any.
+    latest: Allocations,
+}
+
+/// What a finished phase leaves behind.
+pub(crate) struct Outcome {
+    pub report: CloneReport,
+    /// The buffers, for the next phase.
+    pub buffers: Vec<IoVector>,
+    /// Steps taken, for the phase that checks them.
+    pub taken: u64,
+    pub interrupted: bool,
+}
+
+impl Counts {
+    fn new(now: u64) -> Counts {
+        let (report, usage) = (CloneReport::default(), ThreadUsage::now());
+        Counts {
+            from_ns: now,
+            last_ns: now,
+            report,
+            usage,
+            steady: None,
+            latest: Allocations::default(),
+        }
+    }
+}
+
+impl Progress {
+    fn reset(&self) {
+        self.ios.iter().for_each(|ios| ios.store(0, Relaxed));
+    }
+}
+
+impl Work {
+    fn is_fatal(&self) -> bool {
+        matches!(self, Work::Check { fatal: true, .. })
+    }
+}
+
+/// Runs one phase on this core to its end.
+pub(crate) async fn run_phase(core: &Core, worker: Worker) -> Outcome {
+    let shared = Rc::new(RefCell::new(Shared { worker, waker: None }));
+    let poller = core.add_poller(Box::new(WorkerPoller(shared.clone())));
+    poll_fn(|context| {
+        let mut shared = shared.borrow_mut();
+        if shared.worker.is_over() {
+            return Poll::Ready(());
+        }
+        shared.waker = Some(context.waker().clone());
+        Poll::Pending
+    })
+    .await;
+    core.remove_poller(poller);
+    let mut shared = shared.borrow_mut();
+    shared.worker.finish()
+}
+
+/// A worker between its poller and the task that waits for its end.
+struct Shared {
+    worker: Worker,
+    waker: Option<Waker>,
+}
+
+struct WorkerPoller(Rc<RefCell<Shared>>);
+
+impl Poller for WorkerPoller {
+    #[inline]
+    fn poll(&mut self, core: &Core) -> usize {
+        let mut shared = self.0.borrow_mut();
+        if shared.worker.is_over() {
+            return 0;
+        }
+        let count = shared.worker.pass(core);
+        if shared.worker.is_over()
+            && let Some(waker) = shared.waker.take()
+        {
+            waker.wake();
+        }
+        count
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        let worker = &self.0.borrow().worker;
+        match worker.is_over() {
+            true => Sleep::Woken,
+            false => Sleep::Until(worker.wake_at_ns(worker.channel.core().now())),
+        }
+    }
+}
+
+impl Worker {
+    /// A worker with one I/O in flight for each of `buffers`.
+    pub fn new(
+        channel: Channel,
+        phase: Phase,
+        buffers: Vec<IoVector>,
+        stop: Arc<AtomicBool>,
+        progress: Arc<Progress>,
+        checker: Option<Checker>,
+    ) -> Worker {
+        let depth = buffers.len();
+        progress.checking.store(checker.is_some(), Relaxed);
+        let rest = (0..).zip(buffers).map(|(tag, data)| Op::read(0, data).tag(tag)).collect();
+        Worker {
+            channel,
+            phase,
+            stop,
+            progress,
+            submitted_ns: vec![0; depth].into(),
+            rest,
+            held: Vec::with_capacity(depth),
+            in_flight: 0,
+            taken: 0,
+            closing: false,
+            interrupted: false,
+            started: false,
+            ends_ns: u64::MAX,
+            ramp_ends_ns: 0,
+            counts: Counts::new(0),
+            checker,
+            fault: None,
+        }
+    }
+
+    /// One pass: takes what has completed, and submits as much again. How many had completed.
+    #[inline]
+    pub fn pass(&mut self, core: &Core) -> usize {
+        let rested = self.rest.len();
+        let (rest, fault) = (&mut self.rest, &mut self.fault);
+        let count = self.channel.poll(|completion| {
+            if let Err(error) = completion.result {
+                note_fault(fault, completion.op.kind, error);
+            }
+            rest.push(completion.op);
+        });
+        let now = core.now();
+        if !self.started {
+            self.start(now);
+        }
+        self.watch(now);
+        if count > 0 {
+            self.account(now, rested);
+        }
+        if count > 0 || self.is_starved() {
+            self.refill(core);
+        }
+        count
+    }
+
+    /// Is everything submitted and back?
+    pub fn is_over(&self) -> bool {
+        self.closing && self.in_flight == 0
+    }
+
+    /// When [`Worker::pass`] must be called even if nothing completes.
+    pub fn wake_at_ns(&self, now: u64) -> u64 {
+        self.ends_ns.min(now + STOP_CHECK_NS)
+    }
+
+    fn start(&mut self, now: u64) {
+        self.started = true;
+        self.ramp_ends_ns = now + self.phase.ramp_ns;
+        self.ends_ns = self.phase.runtime_ns.map_or(u64::MAX, |ns| self.ramp_ends_ns + ns);
+        self.counts = Counts::new(now);
+    }
+
+    /// Ends what should end, apart from completions.
+    #[inline]
+    fn watch(&mut self, now: u64) {
+        if now >= self.ends_ns {
+            self.closing = true;
+        }
+        if self.stop.load(Relaxed) {
+            self.interrupted = true;
+            self.closing = true;
+        }
+        if self.phase.ramp_ns > 0 && now >= self.ramp_ends_ns {
+            self.phase.ramp_ns = 0;
+            self.counts = Counts::new(now);
+            self.progress.reset();
+        }
+    }
+
+    /// Could more be in flight than completions will bring about by themselves?
+    fn is_starved(&self) -> bool {
+        !self.closing && (self.in_flight == 0 || !self.held.is_empty())
+    }
+
+    /// Counts the operations that rest from place `first` on.
+    #[inline]
+    fn account(&mut self, now: u64, first: usize) {
+        let count = self.rest.len() - first;
+        self.in_flight -= count as u32;
+        let counts = &mut self.counts;
+        counts.last_ns = now;
+        counts.report.completed.record(count - 1, 1);
+        if self.fault.is_some() {
+            // Which of them failed is not known here any more; the job ends with the fault.
+            self.closing = true;
+            return;
+        }
+        for op in &mut self.rest[first..] {
+            let stats = match op.kind {
+                OpKind::Read => &mut counts.report.read,
+                _ => &mut counts.report.write,
+            };
+            stats.ios += 1;
+            stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
+            if let Some(checker) = &mut self.checker {
+                let good = check(checker, op.offset, &mut op.data);
+                self.closing |= !good && self.phase.work.is_fatal();
+            }
+        }
+        self.progress.ios[0].store(counts.report.read.ios, Relaxed);
+        self.progress.ios[1].store(counts.report.write.ios, Relaxed);
+        let mark = Allocations { count: allocations(), ios: counts.report.ios() };
+        if counts.steady.is_none() && mark.ios >= self.submitted_ns.len() as u64 {
+            counts.steady = Some(mark);
+        }
+        counts.latest = mark;
+    }
+
+    /// Submits until every operation is in flight or nothing is left to do.
+    #[inline]
+    fn refill(&mut self, core: &Core) {
+        let before = self.in_flight;
+        let mut ready = self.prepare();
+        while let Some(op) = self.held.pop() {
+            if !self.submit(core, op) {
+                break;
+            }
+        }
+        while ready > 0
+            && let Some(op) = self.rest.pop()
+        {
+            ready -= 1;
+            self.submit(core, op);
+        }
+        let fresh = self.in_flight - before;
+        if fresh > 0 {
+            self.channel.kick();
+            self.counts.report.submitted.record(fresh as usize - 1, 1);
+            self.counts.report.depths.record(self.in_flight as usize, u64::from(fresh));
+        }
+    }
+
+    /// Makes the resting operations, from the last on, what is to be done next. How many.
+    #[inline]
+    fn prepare(&mut self) -> usize {
+        if self.closing {
+            self.rest.append(&mut self.held);
+            return 0;
+        }
+        for place in (0..self.rest.len()).rev() {
+            let Some(step) = self.next_step() else {
+                self.closing = true;
+                return self.rest.len() - 1 - place;
+            };
+            let op = &mut self.rest[place];
+            op.offset = self.phase.start + step.block * u64::from(self.phase.block_size);
+            op.kind = match &self.phase.work {
+                Work::Plain if step.write => OpKind::Write,
+                Work::Stamp(recipe) if step.write => {
+                    fill(recipe, op.offset, &mut op.data);
+                    OpKind::Write
+                }
+                _ => OpKind::Read,
+            };
+        }
+        self.rest.len()
+    }
+
+    /// Submits one operation, or holds it while the core's slots are all taken.
+    #[inline]
+    fn submit(&mut self, core: &Core, op: Op) -> bool {
+        self.submitted_ns[op.tag as usize] = core.now();
+        match self.channel.submit(op) {
+            Ok(_) => {
+                self.in_flight += 1;
+                true
+            }
+            Err(full) => {
+                self.held.push(full.0);
+                false
+            }
+        }
+    }
+
+    #[inline]
+    fn next_step(&mut self) -> Option<Step> {
+        loop {
+            if self.taken == self.phase.limit {
+                return None;
+            }
+            self.taken += 1;
+            let step = self.phase.steps.next_step();
+            match self.phase.work {
+                Work::Check { writes_only: true, .. } if !step.write => {}
+                _ => return Some(step),
+            }
+        }
+    }
+
+    /// Takes the results and the buffers out of a worker that is over.
+    fn finish(&mut self) -> Outcome {
+        let Counts { from_ns, last_ns, mut report, usage, steady, latest } =
+            std::mem::replace(&mut self.counts, Counts::new(0));
+        report.merged = 1;
+        report.runtime_ns = last_ns.saturating_sub(from_ns);
+        report.cpu = used_since(usage);
+        report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
+            count: latest.count - steady.count,
+            ios: latest.ios - steady.ios,
+        });
+        for direction in [&mut report.read, &mut report.write] {
+            direction.bytes = direction.ios * u64::from(self.phase.block_size);
+            direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
+        }
+        report.fault = self.fault;
+        report.verify = self.checker.take().map(|checker| VerifyReport {
+            checked: report.read.ios,
+            bad: checker.bad(),
+            mismatches: checker.mismatches(),
+        });
+        Outcome {
+            report,
+            buffers: self.rest.drain(..).map(|op| op.data).collect(),
+            taken: self.taken,
+            interrupted: self.interrupted,
+        }
+    }
+}
+
+fn used_since(start: ThreadUsage) -> CpuUse {
+    let end = ThreadUsage::now();
+    CpuUse {
+        user_ns: end.user_ns - start.user_ns,
+        system_ns: end.system_ns - start.system_ns,
+        context_switches: end.context_switches - start.context_switches,
+        major_faults: end.major_faults - start.major_faults,
+        minor_faults: end.minor_faults - start.minor_faults,
+    }
+}
+
+#[cold]
+fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
+    let direction = if kind == OpKind::Read { Direction::Read } else { Direction::Write };
+    first.get_or_insert(FailedIo { direction, fault });
+}
+
+/// Makes the block that belongs at `offset`.
+fn fill(recipe: &Recipe, offset: u64, data: &mut IoVector) {
+    if let Some(Some(block)) = data.slices_mut().next() {
+        recipe.fill(offset, block);
+    }
+}
+
+/// Checks the block that was read at `offset`.
+fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
+    matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
+}
+
+/// One buffer of `len` bytes for each of `depth` I/Os, full of random bytes.
+pub(crate) fn buffers(core: &Core, depth: u32, len: u32) -> Result<Vec<IoVector>, Error> {
+    let (depth, len) = (depth as usize, len as usize);
+    let size = depth * len.next_multiple_of(4096);
+    let arena = core.memory().add_arena(&ArenaOptions::new(size))?;
+    let mut random = Prng::new(0);
+    let mut buffers = Vec::with_capacity(depth);
+    for _ in 0..depth {
+        let mut buf = arena.alloc(len, 4096)?;
+        for at in (0..len).step_by(8) {
+            let word = random.next_u64().to_le_bytes();
+            buf.write_at(at, &word[..(len - at).min(8)]);
+        }
+        buffers.push(buf.into());
+    }
+    Ok(buffers)
+}

@@ -1,0 +1,160 @@
+//! What a run found, job by job.
+
+use std::sync::Arc;
+
+use oxblock_engine::Fault;
+
+use crate::options::JobOptions;
+use crate::stats::{CpuUse, Depths, Direction, DirectionStats};
+use crate::verify::Mismatch;
+
+/// The result of one job with all its clones.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The job as it was asked for.
+    pub options: Arc<JobOptions>,
+    /// What it ran against, in words.
+    pub target: String,
+    /// One entry per clone.
+    pub clones: Vec<CloneReport>,
+    /// Ended before its time by the user.
+    pub interrupted: bool,
+}
+
+/// The result of one clone of a job, or of several merged.
+#[derive(Clone, Debug, Default)]
+pub struct CloneReport {
+    /// Clones merged into this one.
+    pub merged: u32,
+    /// The core that it ran on; of several, the first's.
+    pub core: usize,
+    /// Reads; those of a verify phase too.
+    pub read: DirectionStats,
+    /// Writes.
+    pub write: DirectionStats,
+    /// From the first submission that counts to the last completion, ns.
+    pub runtime_ns: u64,
+    /// What its thread spent in that time.
+    pub cpu: CpuUse,
+    /// Heap allocations of its thread in the steady state (from when every I/O of the queue had
+    /// completed once), and the I/Os of that state; `None` where the program does not count.
+    pub allocations: Option<Allocations>,
+    /// How deep the queue was, for each I/O.
+    pub depths: Depths,
+    /// How many I/Os each batch of submissions had, less one.
+    pub submitted: Depths,
+    /// How many I/Os each pass that found any found complete, less one.
+    pub completed: Depths,
+    /// The first I/O that failed, which ended the job.
+    pub fault: Option<FailedIo>,
+    /// What checking found, if anything was checked.
+    pub verify: Option<VerifyReport>,
+}
+
+/// Heap allocations over a count of I/Os.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Allocations {
+    /// Calls that took memory.
+    pub count: u64,
+    /// I/Os completed meanwhile.
+    pub ios: u64,
+}
+
+/// An I/O that failed.
+#[derive(Clone, Copy, Debug)]
+pub struct FailedIo {
+    /// Read or write.
+    pub direction: Direction,
+    /// What the engine said.
+    pub fault: Fault,
+}
+
+/// What checking found.
+#[derive(Clone, Debug, Default)]
+pub struct VerifyReport {
+    /// Blocks read and checked.
+    pub checked: u64,
+    /// Blocks that were not what had been written.
+    pub bad: u64,
+    /// The first of them, described.
+    pub mismatches: Vec<Mismatch>,
+}
+
+impl Report {
+    /// All clones as one.
+    pub fn group(&self) -> CloneReport {
+        let mut clones = self.clones.iter();
+        let mut group = clones.next().cloned().unwrap_or_default();
+        for clone in clones {
+            group.merge(clone);
+        }
+        group
+    }
+
+    /// Did every I/O succeed and every check pass?
+    pub fn is_good(&self) -> bool {
+        self.clones.iter().all(|clone| clone.errno() == 0)
+    }
+}
+
+impl CloneReport {
+    /// One direction's figures.
+    pub fn direction(&self, direction: Direction) -> &DirectionStats {
+        match direction {
+            Direction::Read => &self.read,
+            Direction::Write => &self.write,
+        }
+    }
+
+    /// I/Os of both directions.
+    pub fn ios(&self) -> u64 {
+        self.read.ios + self.write.ios
+    }
+
+    /// I/Os a second of both directions.
+    pub fn iops(&self) -> f64 {
+        self.read.iops() + self.write.iops()
+    }
+
+    /// CPU time of the job's thread for each I/O, ns; generator and accounting included.
+    pub fn cpu_ns_per_io(&self) -> f64 {
+        self.cpu.total_ns() as f64 / self.ios().max(1) as f64
+    }
+
+    /// Heap allocations for each I/O of the steady state, if they were counted.
+    pub fn allocations_per_io(&self) -> Option<f64> {
+        self.allocations.map(|a| a.count as f64 / a.ios.max(1) as f64)
+    }
+
+    /// 0, or the errno of what went wrong first: an I/O (its errno) or a check (EILSEQ, as fio).
+    pub fn errno(&self) -> i32 {
+        const EILSEQ: i32 = 84;
+        match (&self.fault, &self.verify) {
+            (Some(failed), _) => failed.fault.kind.errno(),
+            (None, Some(verify)) if verify.bad > 0 => EILSEQ,
+            _ => 0,
+        }
+    }
+
+    fn merge(&mut self, other: &CloneReport) {
+        self.merged += other.merged;
+        self.read.merge(&other.read);
+        self.write.merge(&other.write);
+        self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
+        self.cpu.merge(&other.cpu);
+        self.depths.merge(&other.depths);
+        self.submitted.merge(&other.submitted);
+        self.completed.merge(&other.completed);
+        self.fault = self.fault.or(other.fault);
+        if let (Some(mine), Some(theirs)) = (&mut self.allocations, other.allocations) {
+            mine.count += theirs.count;
+            mine.ios += theirs.ios;
+        }
+        if let Some(theirs) = &other.verify {
+            let mine = self.verify.get_or_insert_default();
+            mine.checked += theirs.checked;
+            mine.bad += theirs.bad;
+            mine.mismatches.extend(theirs.mismatches.iter().cloned());
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Runs a job: its clones on their cores, its phases, and the view of it while it runs.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
+use std::thread::Thread;
+use std::time::{Duration, Instant};
+
+use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
+use oxblock_mem::IoVector;
+
+use crate::job::{Outcome, Phase, Progress, Work, Worker, buffers, run_phase};
+use crate::options::{JobOptions, Plan, Verify};
+use crate::pattern::{Steps, mix64};
+use crate::report::{CloneReport, Report};
+use crate::stats::{DirectionStats, Samples};
+use crate::units::Size;
+use crate::verify::{Checker, Recipe};
+
+/// How often rates are sampled, as fio does (`bwavgtime`, `iopsavgtime`).
+const SAMPLE: Duration = Duration::from_millis(500);
+/// How often the caller is shown where the job stands.
+const SHOW: Duration = Duration::from_millis(100);
+
+/// Where jobs run.
+pub struct Session<'a> {
+    /// The engine.
+    pub engine: &'a Engine,
+    /// The node that is measured.
+    pub node: &'a Arc<Node>,
+    /// What it is, in words.
+    pub target: &'a str,
+    /// Cores of the engine for the clones; clone `n` runs on core `n` of these, and over again.
+    pub cores: &'a [usize],
+    /// Set to end the job early, with what there is.
+    pub stop: &'a Arc<AtomicBool>,
+}
+
+/// Where a job stands.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Snapshot {
+    /// Since the start.
+    pub elapsed: Duration,
+    /// How much of the job is done, 0 to 1.
+    pub done: f64,
+    /// Reads and writes a second, of late.
+    pub iops: [f64; 2],
+    /// Bytes a second, of late.
+    pub bandwidth: f64,
+    /// Reading back and checking.
+    pub checking: bool,
+}
+
+/// Runs one job, and shows where it stands ten times a second.
+///
+/// Errors: options that do not fit the target, a target that cannot be opened, no memory. I/O that
+/// fails and blocks that are bad do not make this an error: they end the job and are in the report.
+pub fn run(
+    session: &Session<'_>,
+    options: JobOptions,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<Report, Error> {
+    let limits = session.node.limits();
+    let plan = options.plan(limits.length, limits.block_size).map_err(invalid)?;
+    if options.rw.writes() && !options.verify_only && limits.read_only {
+        let text = format!("{} is read-only; use rw=read or randread", session.target);
+        return Err(Error::new(ErrorKind::ReadOnly, text));
+    }
+    if session.cores.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
+    }
+    let stamp = session.engine.run(session.cores[0], |core| async move { core.random() })?;
+    let job = Arc::new(Job {
+        plan,
+        stamp,
+        node: session.node.clone(),
+        stop: session.stop.clone(),
+        aborted: AtomicBool::new(false),
+        ready: AtomicUsize::new(0),
+        running: AtomicUsize::new(options.num_jobs as usize),
+        owner: std::thread::current(),
+        options: Arc::new(options),
+    });
+    run_clones(session, &job, watch)
+}
+
+/// Writes the whole target once, so that reads find data that was written rather than holes.
+///
+/// Errors: as [`run`], and an I/O that failed.
+pub fn lay_out(
+    session: &Session<'_>,
+    length: u64,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<(), Error> {
+    let unit = u64::from(session.node.limits().block_size.max(1));
+    let block_size = [1 << 20, 64 << 10, 4 << 10, unit]
+        .into_iter()
+        .find(|&size| length.is_multiple_of(size) && size % unit == 0)
+        .unwrap_or(unit);
+    let options = JobOptions {
+        name: "layout".to_owned(),
+        rw: crate::options::Rw::Write,
+        block_size: block_size as u32,
+        io_depth: 4,
+        size: Some(Size::Bytes(length)),
+        ..JobOptions::default()
+    };
+    let report = run(session, options, watch)?;
+    match report.group().fault {
+        Some(failed) => Err(Error::from(failed.fault).context("laying out the target")),
+        None => Ok(()),
+    }
+}
+
+/// What the clones of one job share.
+struct Job {
+    options: Arc<JobOptions>,
+    plan: Plan,
+    stamp: u64,
+    node: Arc<Node>,
+    stop: Arc<AtomicBool>,
+    /// A clone could not begin: the others need not.
+    aborted: AtomicBool,
+    ready: AtomicUsize,
+    running: AtomicUsize,
+    /// Who waits for the clones to end.
+    owner: Thread,
+}
+
+fn run_clones(
+    session: &Session<'_>,
+    job: &Arc<Job>,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<Report, Error> {
+    let count = job.options.num_jobs as usize;
+    let progress: Vec<Arc<Progress>> = (0..count).map(|_| Arc::default()).collect();
+    let mut handles = Vec::with_capacity(count);
+    for (number, progress) in progress.iter().enumerate() {
+        let id = session.cores[number % session.cores.len()];
+        let remote = session.engine.remote(id).ok_or_else(|| {
+            Error::new(ErrorKind::Invalid, format!("the engine has no core {id}"))
+        })?;
+        let (job, progress) = (job.clone(), progress.clone());
+        handles.push(remote.spawn(move |core| async move {
+            let _ended = Ended(job.clone());
+            let result = run_clone(&core, &job, number, &progress).await;
+            job.aborted.fetch_or(result.is_err(), SeqCst);
+            result
+        }));
+    }
+    let samples = watch_clones(job, &progress, watch);
+    let mut clones = Vec::with_capacity(count);
+    let mut interrupted = false;
+    let results: Vec<_> = handles.into_iter().map(|handle| handle.wait()).collect();
+    session.engine.check()?;
+    for (result, samples) in results.into_iter().zip(samples) {
+        let (mut clone, stopped) = result??;
+        let [read, write] = samples;
+        (clone.read.samples, clone.write.samples) = (read, write);
+        clones.push(clone);
+        interrupted |= stopped;
+    }
+    let (options, target) = (job.options.clone(), session.target.to_owned());
+    Ok(Report { options, target, clones, interrupted })
+}
+
+/// Counts a clone out, however it ends.
+struct Ended(Arc<Job>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        self.0.running.fetch_sub(1, SeqCst);
+        self.0.owner.unpark();
+    }
+}
+
+async fn run_clone(
+    core: &Core,
+    job: &Job,
+    number: usize,
+    progress: &Arc<Progress>,
+) -> Result<(CloneReport, bool), Error> {
+    let options = &job.options;
+    let channel = core.open(&job.node).await?;
+    let buffers = buffers(core, options.io_depth, options.block_size)?;
+    // All clones begin together.
+    job.ready.fetch_add(1, SeqCst);
+    while job.ready.load(SeqCst) < options.num_jobs as usize && !job.aborted.load(SeqCst) {
+        core.yield_now().await;
+    }
+    let phases = Phases { job, number };
+    let start = |phase: Phase, checker, buffers: Vec<IoVector>, channel| {
+        Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone(), checker)
+    };
+    let first =
+        run_phase(core, start(phases.first(), phases.checker(false), buffers, channel)).await;
+    let Outcome { mut report, buffers, taken, interrupted } = first;
+    report.core = core.id();
+    if !phases.has_second() || interrupted || report.fault.is_some() {
+        return Ok((report, interrupted));
+    }
+    let channel = core.open(&job.node).await?;
+    let checker = phases.checker(true);
+    let second = run_phase(core, start(phases.second(taken), checker, buffers, channel)).await;
+    report.append(second.report);
+    Ok((report, second.interrupted))
+}
+
+/// The phases of one clone: the job itself and, where it wrote blocks that can be checked,
+/// reading them back.
+struct Phases<'a> {
+    job: &'a Job,
+    number: usize,
+}
+
+impl Phases<'_> {
+    fn first(&self) -> Phase {
+        let options = &self.job.options;
+        let recipe = Recipe { seed: options.seed, stamp: self.job.stamp };
+        let work = match options.verify {
+            Verify::Off => Work::Plain,
+            Verify::Crc32c if self.checks_at_once() => self.check(),
+            Verify::Crc32c => Work::Stamp(recipe),
+        };
+        Phase {
+            limit: self.job.plan.limit,
+            runtime_ns: options.runtime.map(|time| time.as_nanos() as u64),
+            ramp_ns: options.ramp_time.as_nanos() as u64,
+            ..self.phase(work)
+        }
+    }
+
+    fn second(&self, taken: u64) -> Phase {
+        Phase { limit: taken, ..self.phase(self.check()) }
+    }
+
+    fn phase(&self, work: Work) -> Phase {
+        let Job { options, plan, .. } = self.job;
+        let seed = mix64(options.seed.wrapping_add(self.number as u64));
+        let reads = options.reads_in_hundred();
+        Phase {
+            steps: Steps::new(options.order(), plan.blocks, reads, seed),
+            start: plan.start + plan.stride * self.number as u64,
+            block_size: options.block_size,
+            limit: u64::MAX,
+            runtime_ns: None,
+            ramp_ns: 0,
+            work,
+        }
+    }
+
+    fn check(&self) -> Work {
+        let options = &self.job.options;
+        Work::Check { writes_only: options.rw.writes(), fatal: options.verify_fatal }
+    }
+
+    /// Does the first phase check what an earlier run wrote?
+    fn checks_at_once(&self) -> bool {
+        let options = &self.job.options;
+        options.verify != Verify::Off && (options.verify_only || !options.rw.writes())
+    }
+
+    fn has_second(&self) -> bool {
+        let options = &self.job.options;
+        options.verify != Verify::Off && options.do_verify && !self.checks_at_once()
+    }
+
+    fn checker(&self, second: bool) -> Option<Checker> {
+        let seed = self.job.options.seed;
+        match second {
+            true => Some(Checker::new(seed, Some(self.job.stamp))),
+            false => self.checks_at_once().then(|| Checker::new(seed, None)),
+        }
+    }
+}
+
+/// Waits for the clones; shows where they stand, and samples their rates.
+fn watch_clones(
+    job: &Job,
+    progress: &[Arc<Progress>],
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Vec<[Samples; 2]> {
+    let begun = Instant::now();
+    let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
+    let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
+    while job.running.load(SeqCst) > 0 {
+        std::thread::park_timeout(SHOW);
+        let now = Mark::new(Instant::now(), progress);
+        if now.at - sampled.at >= SAMPLE {
+            for (samples, rate) in samples.iter_mut().zip(now.rates_since(&sampled)) {
+                for (samples, rate) in samples.iter_mut().zip(rate) {
+                    samples.iops.push(rate);
+                    samples.bandwidth.push(rate * f64::from(job.options.block_size));
+                }
+            }
+            sampled = now.clone();
+        }
+        if now.at - shown.at >= SHOW {
+            watch(&snapshot(job, progress, begun, &now, &shown));
+            shown = now;
+        }
+    }
+    samples
+}
+
+fn snapshot(
+    job: &Job,
+    progress: &[Arc<Progress>],
+    begun: Instant,
+    now: &Mark,
+    shown: &Mark,
+) -> Snapshot {
+    let rates = now.rates_since(shown);
+    let iops = [0, 1].map(|way| rates.iter().map(|rate| rate[way]).sum());
+    let elapsed = now.at - begun;
+    let time = job.options.runtime.map(|time| time + job.options.ramp_time);
+    let by_time = time.map_or(0.0, |time| elapsed.as_secs_f64() / time.as_secs_f64());
+    let all: u64 = now.ios.iter().flatten().sum();
+    let by_count = all as f64 / (job.plan.limit as f64 * progress.len() as f64);
+    Snapshot {
+        elapsed,
+        done: by_time.max(by_count).min(1.0),
+        iops,
+        bandwidth: (iops[0] + iops[1]) * f64::from(job.options.block_size),
+        checking: progress.iter().any(|clone| clone.checking.load(Relaxed)),
+    }
+}
+
+/// The counts of all clones at one moment.
+#[derive(Clone)]
+struct Mark {
+    at: Instant,
+    ios: Vec<[u64; 2]>,
+}
+
+impl Mark {
+    fn new(at: Instant, progress: &[Arc<Progress>]) -> Mark {
+        let counts = |clone: &Arc<Progress>| [0, 1].map(|way: usize| clone.ios[way].load(Relaxed));
+        Mark { at, ios: progress.iter().map(counts).collect() }
+    }
+
+    /// I/Os a second since `earlier`; counts that were reset in between read as 0.
+    fn rates_since(&self, earlier: &Mark) -> Vec<[f64; 2]> {
+        let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
+        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
+        let clones = self.ios.iter().zip(&earlier.ios);
+        clones.map(|(now, then)| [0, 1].map(|way: usize| rate(now[way], then[way]))).collect()
+    }
+}
+
+fn invalid(error: crate::options::OptionError) -> Error {
+    Error::new(ErrorKind::Invalid, error.to_string())
+}
+
+impl CloneReport {
+    /// Adds the phase that followed on the same core.
+    fn append(&mut self, next: CloneReport) {
+        self.runtime_ns += next.runtime_ns;
+        self.read.append(next.read);
+        self.write.append(next.write);
+        self.cpu.merge(&next.cpu);
+        self.depths.merge(&next.depths);
+        self.submitted.merge(&next.submitted);
+        self.completed.merge(&next.completed);
+        if let (Some(mine), Some(more)) = (&mut self.allocations, next.allocations) {
+            mine.count += more.count;
+            mine.ios += more.ios;
+        }
+        self.fault = self.fault.or(next.fault);
+        self.verify = next.verify;
+    }
+}
+
+impl DirectionStats {
+    fn append(&mut self, next: DirectionStats) {
+        self.runtime_ns += next.runtime_ns;
+        self.ios += next.ios;
+        self.bytes += next.bytes;
+        self.latency.merge(&next.latency);
+    }
+}

@@ -1,0 +1,309 @@
+//! What a job runs against: words of the command line, turned into an engine and a node.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+
+use oxblock_bench::options::JobOptions;
+use oxblock_bench::run::Session;
+use oxblock_bench::units::{Size, format_bytes};
+use oxblock_drivers::file::FileOptions;
+use oxblock_drivers::memory::MemoryOptions;
+use oxblock_drivers::null::NullOptions;
+use oxblock_drivers::{file, memory, null};
+use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
+
+use crate::node::NodeSpec;
+use crate::soft::{Soft, SoftOptions};
+
+/// The length of a target in memory or in a temporary file, where no size is given.
+const DEFAULT_LENGTH: u64 = 256 << 20;
+/// The length of a null target, where no size is given: it costs nothing.
+const DEFAULT_NULL_LENGTH: u64 = 1 << 40;
+
+/// A target in words.
+#[derive(Clone, Debug, PartialEq)]
+pub enum TargetSpec {
+    /// The software NVMe controller in this process, over another target.
+    Soft(Box<TargetSpec>),
+    /// A device that keeps nothing.
+    Null,
+    /// A disk in memory.
+    Memory,
+    /// A file.
+    Path(PathBuf),
+    /// An empty file of our own, to be made as long as the jobs need.
+    Temporary(PathBuf),
+    /// Any node, as JSON.
+    Node(NodeSpec),
+}
+
+impl TargetSpec {
+    /// Reads the value of `--target`.
+    ///
+    /// Errors: JSON that is no node of ours, or a kind of target that we do not have.
+    pub fn parse(word: &str) -> Result<TargetSpec, Error> {
+        let invalid =
+            |text: &str| Err(Error::new(ErrorKind::Invalid, format!("target `{word}`: {text}")));
+        match word.split_once(':') {
+            _ if word.starts_with('{') => NodeSpec::parse(word).map(TargetSpec::Node),
+            _ if word == "soft" => Ok(TargetSpec::Soft(Box::new(TargetSpec::Memory))),
+            _ if word == "null" => Ok(TargetSpec::Null),
+            _ if word == "memory" => Ok(TargetSpec::Memory),
+            Some(("soft", below)) => match TargetSpec::parse(below)? {
+                TargetSpec::Soft(_) => invalid("a controller over a controller is not offered"),
+                below => Ok(TargetSpec::Soft(Box::new(below))),
+            },
+            Some(("nvme", _)) => invalid(
+                "NVMe devices need the VFIO back end, which this build does not have; try `soft`",
+            ),
+            _ if word.is_empty() => invalid("give soft, null, memory, a path or a node as JSON"),
+            _ => Ok(TargetSpec::Path(PathBuf::from(word))),
+        }
+    }
+}
+
+/// What the jobs need of their target.
+#[derive(Clone, Copy, Debug)]
+pub struct Wants {
+    jobs: usize,
+    depth: u32,
+    /// Where the furthest job ends, if the jobs say so in bytes.
+    end: Option<u64>,
+    reads: bool,
+    writes: bool,
+    /// A file that is not there may be made.
+    creates: bool,
+    direct: bool,
+}
+
+impl Wants {
+    /// What `jobs`, which differ in direction only, need; `first` is one of them.
+    pub fn of(jobs: &[JobOptions], first: &JobOptions) -> Wants {
+        let end = match (first.offset, first.size) {
+            (Size::Bytes(offset), Some(Size::Bytes(size))) => offset.checked_add(size),
+            _ => None,
+        };
+        Wants {
+            jobs: first.num_jobs as usize,
+            depth: first.io_depth,
+            end,
+            reads: jobs.iter().any(|job| job.reads_in_hundred() > 0),
+            writes: jobs.iter().any(|job| job.rw.writes() && !job.verify_only),
+            creates: !first.verify_only,
+            direct: first.direct,
+        }
+    }
+
+    fn queue_depth(&self) -> u16 {
+        self.depth.clamp(32, 4096) as u16
+    }
+}
+
+/// A target that is open, with the engine that it lives in.
+pub struct Target {
+    engine: Engine,
+    node: Arc<Node>,
+    _soft: Option<Soft>,
+    words: String,
+    job_cores: Vec<usize>,
+    lay_out: Option<u64>,
+    notices: Vec<String>,
+}
+
+impl Target {
+    /// Starts an engine and opens the target on it: a reactor for each job, and one more, on a
+    /// processor of its own if there are two, for the software controller.
+    ///
+    /// Errors: what the driver says; an engine that cannot start.
+    pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Target, Error> {
+        let (below, is_soft) = match spec {
+            TargetSpec::Soft(below) => (&**below, true),
+            other => (other, false),
+        };
+        let leaf = Leaf::open(below, wants)?;
+        let cpus = Cpus::choose(wants.jobs, is_soft);
+        let slots = Options::default().slots.max(wants.depth as usize);
+        let engine = Engine::new(&cpus.all, Options { slots, ..Options::default() })?;
+        let mut notices: Vec<String> =
+            engine.arena().notice().map(str::to_owned).into_iter().collect();
+        notices.extend(cpus.notice);
+        let words = match is_soft {
+            true => format!("software NVMe controller over {}", leaf.words),
+            false => leaf.words,
+        };
+        let (node, soft) = match is_soft {
+            false => (leaf.node, None),
+            true => {
+                let (jobs, depth) = (wants.jobs, wants.depth);
+                let options = SoftOptions { home: 0, server: jobs, jobs, depth };
+                let soft = Soft::start(&engine, leaf.node, options)?;
+                (soft.node.clone(), Some(soft))
+            }
+        };
+        let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
+        let job_cores = (0..wants.jobs).collect();
+        Ok(Target { engine, node, _soft: soft, words, job_cores, lay_out, notices })
+    }
+
+    /// What runs jobs on it, until `stop` is set.
+    pub fn session<'a>(&'a self, stop: &'a Arc<AtomicBool>) -> Session<'a> {
+        Session {
+            engine: &self.engine,
+            node: &self.node,
+            target: &self.words,
+            cores: &self.job_cores,
+            stop,
+        }
+    }
+
+    /// The bytes to write before anything is read, if the target is new.
+    pub fn to_lay_out(&self) -> Option<u64> {
+        self.lay_out
+    }
+
+    /// What the user should know about how this was set up.
+    pub fn notices(&self) -> &[String] {
+        &self.notices
+    }
+
+    /// Closes everything in good order.
+    ///
+    /// Errors: what the drivers say.
+    pub fn close(self) -> Result<(), Error> {
+        self.engine.shutdown()
+    }
+}
+
+/// A leaf that is open, before an engine knows it.
+struct Leaf {
+    node: Arc<Node>,
+    words: String,
+    /// Nothing was ever written to it.
+    fresh: bool,
+}
+
+impl Leaf {
+    fn open(spec: &TargetSpec, wants: &Wants) -> Result<Leaf, Error> {
+        let leaf = |name: &str, driver: Box<dyn Driver>, fresh, words: &str| {
+            let node = Node::new(name, driver);
+            let words = format!("{words}, {}", format_bytes(node.limits().length));
+            Leaf { node, words, fresh }
+        };
+        match spec {
+            TargetSpec::Null => {
+                let size = wants.end.unwrap_or(0).max(DEFAULT_NULL_LENGTH).next_multiple_of(512);
+                let driver = null::open(NullOptions { size, ..NullOptions::default() })?;
+                Ok(leaf("null", driver, false, "null"))
+            }
+            TargetSpec::Memory => {
+                let size = wants.end.unwrap_or(DEFAULT_LENGTH).next_multiple_of(512);
+                let driver = memory::open(MemoryOptions { size, ..MemoryOptions::default() })?;
+                Ok(leaf("memory", driver, true, "memory"))
+            }
+            TargetSpec::Path(path) => {
+                let is_new = !path.exists() || is_empty(path);
+                let driver = file::open(file_options(path, wants, is_new)?)?;
+                Ok(leaf("file", driver, is_new, &path.display().to_string()))
+            }
+            TargetSpec::Temporary(path) => {
+                let end = Some(wants.end.unwrap_or(DEFAULT_LENGTH));
+                let driver = file::open(file_options(path, &Wants { end, ..*wants }, true)?)?;
+                Ok(leaf("file", driver, true, &path.display().to_string()))
+            }
+            TargetSpec::Node(node) => {
+                let driver = node.open(wants.queue_depth())?;
+                let name = node.name().unwrap_or("target");
+                let words = format!("{} node `{name}`", driver.name());
+                let fresh = matches!(node, NodeSpec::Memory { .. });
+                Ok(leaf(name, driver, fresh, &words))
+            }
+            TargetSpec::Soft(_) => {
+                Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
+            }
+        }
+    }
+}
+
+fn is_empty(path: &Path) -> bool {
+    path.metadata().is_ok_and(|metadata| metadata.is_file() && metadata.len() == 0)
+}
+
+fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions, Error> {
+    let fail = |text: &str| Error::new(ErrorKind::NotFound, format!("{}: {text}", path.display()));
+    if is_new && !wants.creates {
+        return Err(fail(
+            "there is no such file to verify; run the job without --verify_only first",
+        ));
+    }
+    if is_new && wants.end.is_none() {
+        return Err(fail("there is no such file; give --size (such as --size=1g) to make it"));
+    }
+    let size = wants.end.filter(|_| is_new || wants.writes);
+    Ok(FileOptions {
+        path: path.to_owned(),
+        size,
+        direct: wants.direct,
+        read_only: !wants.writes && !is_new,
+        block_size: 0,
+        queue_depth: wants.queue_depth(),
+    })
+}
+
+/// The processors of an engine's reactors.
+struct Cpus {
+    all: Vec<usize>,
+    notice: Option<String>,
+}
+
+impl Cpus {
+    /// One for each job, in turn, and one for a controller: the last, which no job then uses
+    /// unless it is the only one.
+    fn choose(jobs: usize, controller: bool) -> Cpus {
+        let known = core_affinity::get_core_ids().unwrap_or_default();
+        let mut known: Vec<usize> = known.iter().map(|core| core.id).collect();
+        if known.is_empty() {
+            known.push(0);
+        }
+        let reserved = if controller && known.len() > 1 { known.pop() } else { None };
+        let mut all: Vec<usize> = (0..jobs).map(|job| known[job % known.len()]).collect();
+        if controller {
+            all.push(reserved.unwrap_or(known[0]));
+        }
+        let there = known.len() + usize::from(reserved.is_some());
+        let notice = (all.len() > there).then(|| {
+            format!("{} reactors share {there} processors: they wait for each other", all.len())
+        });
+        Cpus { all, notice }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_name_targets() {
+        let soft = |below| Some(TargetSpec::Soft(Box::new(below)));
+        let parse = |word| TargetSpec::parse(word).ok();
+        assert_eq!(parse("soft"), soft(TargetSpec::Memory));
+        assert_eq!(parse("soft:null"), soft(TargetSpec::Null));
+        assert_eq!(parse("soft:/a:b"), soft(TargetSpec::Path("/a:b".into())));
+        assert_eq!(parse("null"), Some(TargetSpec::Null));
+        assert_eq!(parse("./null"), Some(TargetSpec::Path("./null".into())));
+        let null = NodeSpec::parse(r#"{"driver":"null-co"}"#).ok().map(TargetSpec::Node);
+        assert_eq!(parse(r#"{"driver":"null-co"}"#), null);
+        assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
+        for bad in ["", "soft:", "soft:soft", "nvme://0000:01:00.0/1", "{}"] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn every_reactor_gets_a_processor() {
+        for jobs in 1..4 {
+            assert_eq!(Cpus::choose(jobs, false).all.len(), jobs);
+            assert_eq!(Cpus::choose(jobs, true).all.len(), jobs + 1);
+        }
+    }
+}

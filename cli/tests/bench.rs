@@ -1,0 +1,172 @@
+//! `oxblock bench` as a user runs it: the built binary, its output and its exit codes.
+
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+fn oxblock(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_oxblock"))
+        .arg("bench")
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .expect("the binary runs")
+}
+
+/// Standard output of a run that must succeed.
+fn good(args: &[&str]) -> String {
+    let output = oxblock(args);
+    assert!(output.status.success(), "{args:?}: {}{}", text(&output.stdout), text(&output.stderr));
+    text(&output.stdout)
+}
+
+/// Standard output and error of a run that must fail, with exit code 1.
+fn bad(args: &[&str]) -> (String, String) {
+    let output = oxblock(args);
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {}", text(&output.stdout));
+    (text(&output.stdout), text(&output.stderr))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+fn json(args: &[&str]) -> serde_json::Value {
+    let args = [args, &["--output-format=json"]].concat();
+    serde_json::from_str(&good(&args)).expect("JSON")
+}
+
+#[test]
+fn each_target_gives_figures() {
+    for target in ["null", "memory", r#"{"driver":"null-co","size":1048576}"#, "soft", "soft:null"]
+    {
+        let out = good(&["--target", target, "--rw=randread", "--iodepth=8", "--runtime=200ms"]);
+        for word in ["IOPS", "p50", "p99.9", "max", "heap allocations per I/O: 0\n"] {
+            assert!(out.contains(word), "{target}: no `{word}` in {out}");
+        }
+    }
+}
+
+#[test]
+fn the_main_job_has_three_directions() {
+    let document = json(&["--target=memory", "--size=16m", "--runtime=100ms"]);
+    let jobs = document["jobs"].as_array().expect("jobs");
+    let names: Vec<_> = jobs.iter().filter_map(|job| job["jobname"].as_str()).collect();
+    assert_eq!(names, ["randread", "randwrite", "randrw"]);
+    for job in jobs {
+        assert_eq!((&job["error"], &job["latency_depth"]), (&0.into(), &32.into()));
+        assert_eq!(job["oxblock"]["heap_allocations_per_io"], 0.0);
+    }
+    let total = |way: &str| jobs[2][way]["total_ios"].as_f64().unwrap_or(0.0);
+    let share = total("read") / (total("read") + total("write"));
+    assert!((share - 0.7).abs() < 0.05, "{share}");
+}
+
+#[test]
+fn several_jobs_are_shown_apart_and_together() {
+    let out = good(&["--target=null", "--rw=randrw", "--numjobs=2", "--runtime=200ms"]);
+    for word in ["job 0 on core 0", "job 1 on core 1", "all 2 jobs"] {
+        assert!(out.contains(word), "no `{word}` in {out}");
+    }
+    let document = json(&["--target=null", "--rw=read", "--numjobs=2", "--runtime=100ms"]);
+    assert_eq!(document["jobs"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
+fn a_flipped_byte_in_a_file_is_named_by_its_offset() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk.img");
+    let target = format!("--target={}", path.display());
+    let job = [&target, "--rw=randwrite", "--verify=crc32c", "--size=4m", "--iodepth=16"];
+    let out = good(&job);
+    assert!(out.contains("1024 blocks checked, all good"), "{out}");
+
+    good(&[&job[..], &["--do_verify=0"]].concat());
+    good(&[&job[..], &["--verify_only"]].concat());
+    flip(&path, 3_000_001);
+    let (out, _) = bad(&[&job[..], &["--verify_only"]].concat());
+    assert!(out.contains("block at offset 2998272 (4096 bytes)"), "{out}");
+    assert!(out.contains("first wrong byte at offset 3000001"), "{out}");
+    let args = [&job[..], &["--verify_only", "--output-format=json"]].concat();
+    let document: serde_json::Value = serde_json::from_str(&bad(&args).0).expect("JSON");
+    let job = &document["jobs"][0];
+    assert_eq!((&job["error"], &job["oxblock"]["verify"]["blocks_bad"]), (&84.into(), &1.into()));
+}
+
+/// Flips a bit behind the program's back.
+fn flip(path: &Path, at: u64) {
+    let mut file = std::fs::File::options().read(true).write(true).open(path).expect("the file");
+    let mut byte = [0];
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut byte)).expect("a byte");
+    byte[0] ^= 0x40;
+    file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(&byte)).expect("a byte");
+}
+
+#[test]
+fn the_controller_serves_a_file_and_what_it_wrote_verifies() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let target = format!("--target=soft:{}", folder.path().join("disk.img").display());
+    let job = [&target, "--rw=randwrite", "--verify=crc32c", "--size=4m", "--iodepth=16"];
+    let out = good(&job);
+    assert!(out.contains("1024 blocks checked, all good"), "{out}");
+    assert!(out.contains("software NVMe controller over"), "{out}");
+}
+
+#[test]
+fn mistakes_are_named_with_what_to_do() {
+    for (args, hint) in [
+        (&["--rww=read"][..], "--rw"),
+        (&["--iodeph=4"], "--iodepth"),
+        (&["--rw=randraed"], "randread"),
+        (&["--target=null", "--rw=read", "--bs=1000"], "block size"),
+        (&["--target=nvme://0000:01:00.0/1", "--rw=read"], "VFIO"),
+        (&["--target=/no/such/folder/x", "--rw=read"], "--size"),
+        (&["--target={\"driver\":\"qcow3\"}", "--rw=read"], "null-co"),
+        (&["--target=null", "--rw=read", "--output=/no/such/folder/x"], "/no/such/folder/x"),
+        (&["--target=null", "--rw=read", "--time_based", "--size=1m"], "runtime"),
+    ] {
+        let (_, err) = bad(args);
+        assert!(err.contains(hint), "{args:?}: no `{hint}` in {err}");
+    }
+}
+
+#[test]
+fn help_is_no_failure() {
+    let out = good(&["--help"]);
+    for word in ["--rw", "--verify_only", "soft:PATH", "Exit code"] {
+        assert!(out.contains(word), "no `{word}` in {out}");
+    }
+}
+
+#[test]
+fn the_report_goes_into_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("report.json");
+    let output = format!("--output={}", path.display());
+    let job = ["--target=null", "--rw=read", "--runtime=100ms", "--output-format=json"];
+    assert_eq!(good(&[&job[..], &[&output]].concat()), "");
+    let report = std::fs::read_to_string(path).expect("the report");
+    let document: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    assert!(document["jobs"][0]["read"]["iops"].as_f64().is_some_and(|iops| iops > 0.0));
+}
+
+#[test]
+fn an_interrupt_ends_early_with_what_there_is() {
+    let begun = Instant::now();
+    let child = Command::new(env!("CARGO_BIN_EXE_oxblock"))
+        .args(["bench", "--target=null", "--rw=randread", "--runtime=60"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the binary runs");
+    std::thread::sleep(Duration::from_millis(500));
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
+    assert!(killed.expect("kill runs").success());
+    let output = child.wait_with_output().expect("it ends");
+    let out = text(&output.stdout);
+    assert!(begun.elapsed() < Duration::from_secs(30));
+    assert!(out.contains("ended early") && out.contains("IOPS"), "{out}");
+    // Quiet in a pipe: no progress line.
+    assert!(!text(&output.stderr).contains("IOPS"));
+}
