@@ -8,6 +8,7 @@ pub mod pattern;
 pub mod peers;
 pub mod report;
 pub mod run;
+mod serving;
 pub mod stats;
 pub mod text;
 pub mod units;

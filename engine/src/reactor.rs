@@ -264,17 +264,31 @@ impl Reactor {
         };
         inner.pollers.sleeps(|sleep| ask(&sleep));
         let mut io = inner.io.borrow_mut();
-        let mut descriptors =
-            vec![PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN)];
-        for sleep in io.sleeps() {
-            ask(&sleep);
-            if let Sleep::Fd(fd) = sleep {
-                descriptors.push(PollFd::from_borrowed_fd(fd, PollFlags::IN));
-            }
-        }
+        io.sleeps().for_each(|sleep| ask(&sleep));
         if never {
             return false;
         }
+        // On the stack up to a number that few cores exceed: to think of sleep is part of doing
+        // I/O, and that allocates nothing.
+        let event = PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN);
+        let mut few: [PollFd<'_>; 16] = std::array::from_fn(|_| event.clone());
+        let mut many = Vec::new();
+        let mut count = 1;
+        for sleep in io.sleeps() {
+            let Sleep::Fd(fd) = sleep else { continue };
+            let descriptor = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+            match few.get_mut(count) {
+                Some(place) => *place = descriptor,
+                None => many.push(descriptor),
+            }
+            count += 1;
+        }
+        let descriptors = if many.is_empty() {
+            &mut few[..count]
+        } else {
+            many.extend(few);
+            &mut many[..]
+        };
         let timeout = match until_ns {
             None => None,
             Some(at_ns) => {
@@ -283,7 +297,7 @@ impl Reactor {
             }
         };
         // An interrupted or failed wait is a turn too early, no more.
-        let _ = poll(&mut descriptors, timeout.as_ref());
+        let _ = poll(descriptors, timeout.as_ref());
         true
     }
 
