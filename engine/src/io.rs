@@ -49,6 +49,8 @@ struct User {
 /// What became of handing an operation's fragments to the leaf.
 #[derive(PartialEq, Eq)]
 enum Handed {
+    /// A fragment went, and another may.
+    More,
     /// The leaf has as much of it as it may have for now.
     Enough,
     /// The leaf's queue, or the bounce pool, is exhausted.
@@ -405,8 +407,9 @@ impl Io {
             if stopped || all || one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
                 return Handed::Enough;
             }
-            if self.hand_fragment(index) == Handed::Blocked {
-                return Handed::Blocked;
+            match self.hand_fragment(index) {
+                Handed::More => {}
+                other => return other,
             }
         }
     }
@@ -483,7 +486,7 @@ impl Io {
         slot.cursor += if op.kind == OpKind::Flush { 1 } else { request.len };
         slot.outstanding += 1;
         leaf.dirty = true;
-        Handed::Enough
+        Handed::More
     }
 
     /// Hands on what waits in the leaves' lines, in order.

@@ -1,6 +1,6 @@
 //! Pollers: work that every turn of a reactor does.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 
 use crate::{Core, Sleep};
 
@@ -63,11 +63,9 @@ impl Pollers {
         1
     }
 
-    /// What each says about sleep.
-    pub fn sleeps(&self, mut say: impl FnMut(Sleep<'_>)) {
-        for (_, poller) in self.list.borrow_mut().iter_mut() {
-            say(poller.sleep());
-        }
+    /// The pollers of the next turn.
+    pub fn borrow_mut(&self) -> RefMut<'_, Vec<(PollerId, Box<dyn Poller>)>> {
+        self.list.borrow_mut()
     }
 
     pub fn clear(&self) {

@@ -18,6 +18,8 @@ use crate::{CoreWaker, Error, Sleep};
 
 /// How long after a failure the devices get to stop.
 const FAILURE_QUIESCE: Duration = Duration::from_secs(5);
+/// Descriptors that a sleeping reactor watches; with more, it polls.
+const MAX_DESCRIPTORS: usize = 32;
 /// Slots of a core unless asked for otherwise.
 const DEFAULT_SLOTS: usize = 1024;
 /// The engine's arena unless asked for otherwise, in bytes.
@@ -253,51 +255,30 @@ impl Reactor {
     /// Blocks until there is news. False if something must be polled.
     fn sleep(&self) -> bool {
         let inner = &*self.core.0;
-        let mut until_ns = inner.timers.next();
-        let mut never = false;
-        let mut ask = |sleep: &Sleep<'_>| match sleep {
-            Sleep::Never => never = true,
-            Sleep::Until(at_ns) => {
-                until_ns = Some(until_ns.map_or(*at_ns, |known: u64| known.min(*at_ns)));
-            }
-            Sleep::Woken | Sleep::Fd(_) => {}
-        };
-        inner.pollers.sleeps(|sleep| ask(&sleep));
-        let mut io = inner.io.borrow_mut();
-        io.sleeps().for_each(|sleep| ask(&sleep));
-        if never {
-            return false;
-        }
-        // On the stack up to a number that few cores exceed: to think of sleep is part of doing
-        // I/O, and that allocates nothing.
+        let (mut io, mut pollers) = (inner.io.borrow_mut(), inner.pollers.borrow_mut());
         let event = PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN);
-        let mut few: [PollFd<'_>; 16] = std::array::from_fn(|_| event.clone());
-        let mut many = Vec::new();
+        let mut descriptors: [_; MAX_DESCRIPTORS] = std::array::from_fn(|_| event.clone());
         let mut count = 1;
-        for sleep in io.sleeps() {
-            let Sleep::Fd(fd) = sleep else { continue };
-            let descriptor = PollFd::from_borrowed_fd(fd, PollFlags::IN);
-            match few.get_mut(count) {
-                Some(place) => *place = descriptor,
-                None => many.push(descriptor),
+        let mut until_ns = inner.timers.next().unwrap_or(u64::MAX);
+        for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
+            match sleep {
+                Sleep::Woken => {}
+                Sleep::Never => return false,
+                Sleep::Until(at_ns) => until_ns = until_ns.min(at_ns),
+                Sleep::Fd(_) if count == MAX_DESCRIPTORS => return false,
+                Sleep::Fd(fd) => {
+                    descriptors[count] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+                    count += 1;
+                }
             }
-            count += 1;
         }
-        let descriptors = if many.is_empty() {
-            &mut few[..count]
-        } else {
-            many.extend(few);
-            &mut many[..]
-        };
+        let left_ns = until_ns.saturating_sub(inner.clock.now());
         let timeout = match until_ns {
-            None => None,
-            Some(at_ns) => {
-                let left_ns = at_ns.saturating_sub(inner.clock.now());
-                Timespec::try_from(Duration::from_nanos(left_ns)).ok()
-            }
+            u64::MAX => None,
+            _ => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
         };
         // An interrupted or failed wait is a turn too early, no more.
-        let _ = poll(descriptors, timeout.as_ref());
+        let _ = poll(&mut descriptors[..count], timeout.as_ref());
         true
     }
 
@@ -307,7 +288,7 @@ impl Reactor {
         if let Some(at_ns) = inner.timers.next() {
             say(Sleep::Until(at_ns));
         }
-        inner.pollers.sleeps(&mut say);
+        inner.pollers.borrow_mut().iter_mut().for_each(|(_, poller)| say(poller.sleep()));
         inner.io.borrow_mut().sleeps().for_each(say);
     }
 

@@ -54,7 +54,8 @@ impl Cells {
     pub fn u32(&self, index: usize) -> &AtomicU32 {
         assert!(index < self.buf.len() / 4, "word {index} of {}", self.buf.len() / 4);
         // SAFETY: in range and aligned, checked; nothing but atomics reaches these bytes here,
-        // and a device's or another `Cells`' accesses are as atomic as ours.
+        // and a device's or another `Cells`' accesses are as atomic as ours. They may differ in
+        // size: Rust leaves open what that means, all processors that we run on define it.
         unsafe { AtomicU32::from_ptr(self.buf.addr().cast::<u32>().add(index)) }
     }
 
@@ -76,10 +77,7 @@ impl Cells {
     #[inline]
     pub fn u64s<const N: usize>(&self, index: usize) -> &[AtomicU64; N] {
         let words = self.buf.len() / 8;
-        assert!(
-            N <= words && index <= words - N,
-            "{N} words from {index} of {words}"
-        );
+        assert!(N <= words && index <= words - N, "{N} words from {index} of {words}");
         // SAFETY: as for `u32`; an array of atomics is laid out as its words are.
         unsafe { &*self.buf.addr().cast::<u64>().add(index).cast() }
     }

@@ -54,3 +54,44 @@ impl Extents {
         self.free.values().copied().max().unwrap_or(0)
     }
 }
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use proptest::collection::vec;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn ranges_are_aligned_disjoint_and_merge_again(
+            steps in vec((any::<bool>(), 1..300usize, 0..8u32, any::<usize>()), 0..200),
+        ) {
+            const SIZE: usize = 4096;
+            let mut extents = Extents::new(SIZE);
+            let mut used = [false; SIZE];
+            let mut taken: Vec<(usize, usize)> = Vec::new();
+            for (take, len, align, pick) in steps {
+                if take {
+                    let align = 1 << align;
+                    let fits = |at: &usize| !used[*at..*at + len].contains(&true);
+                    let first = (0..=SIZE - len).step_by(align).find(fits);
+                    prop_assert_eq!(extents.take(len, align), first);
+                    if let Some(at) = first {
+                        used[at..at + len].fill(true);
+                        taken.push((at, len));
+                    }
+                } else if !taken.is_empty() {
+                    let (at, len) = taken.swap_remove(pick % taken.len());
+                    used[at..at + len].fill(false);
+                    extents.give(at, len);
+                }
+                prop_assert_eq!(extents.available(), used.iter().filter(|&&used| !used).count());
+                let longest = used.split(|&used| used).map(<[bool]>::len).max();
+                prop_assert_eq!(Some(extents.longest()), longest);
+            }
+        }
+    }
+}

@@ -11,6 +11,16 @@ use crate::{Buf, View};
 ///
 /// Its bytes are written through `&` ([`View`]), as a `Cell` is (CELL): it lends no slices of
 /// them while it is shared, and is not `Sync`.
+///
+/// ```compile_fail
+/// fn share<T: Sync>() {}
+/// share::<oxblock_mem::IoVector>();
+/// ```
+/// ```compile_fail
+/// fn read(list: &oxblock_mem::IoVector) -> Option<&[u8]> {
+///     list.segments()[0].as_slice()
+/// }
+/// ```
 #[repr(C)]
 pub struct IoVector {
     head: Head,

@@ -6,6 +6,23 @@
 //! virtual address (IOVA). Commands name memory through [`Buf`]s, alone or in an [`IoVector`];
 //! a [`Pool`] hands them out on the I/O path without allocating, locking or blocking.
 //!
+//! ```
+//! use oxblock_mem::{ArenaOptions, IoVector, Memory, Pool};
+//!
+//! let memory = Memory::new();
+//! let arena = memory.add_arena(&ArenaOptions::new(1 << 20))?;
+//! if let Some(notice) = arena.notice() {
+//!     eprintln!("{notice}");
+//! }
+//! let pool = Pool::new(&arena, 4096, 64)?;
+//! let mut data = IoVector::from(pool.take().expect("64 are free"));
+//! data.push(pool.take().expect("63 are free"));
+//! data.write_at(4090, b"across both");
+//! let pieces: Vec<usize> = data.view(4090, 11).pieces().map(|piece| piece.len()).collect();
+//! assert_eq!(pieces, [6, 5]);
+//! # Ok::<(), oxblock_mem::MemError>(())
+//! ```
+//!
 //! # Invariants
 //!
 //! This crate is one of the two that hold unsafe code. Its `SAFETY` comments cite these:

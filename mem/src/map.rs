@@ -112,6 +112,12 @@ impl Mapping {
         if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
+    /// Asks for hugepages behind the scenes, where the system has them for shared memory.
+    pub(crate) fn prefer_huge(&self) {
+        // SAFETY: a hint on our own mapping.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.len, libc::MADV_HUGEPAGE) };
+    }
+
     /// Keeps the pages in memory, and makes them.
     pub(crate) fn lock(&mut self) -> io::Result<()> {
         // SAFETY: the mapping is ours.
@@ -228,8 +234,8 @@ pub(crate) fn hugetlbfs_page_size(path: &Path) -> Result<PageSize, MemError> {
         _ => Err(MemError::new(
             libc::ENOTSUP,
             format!(
-                "{} is not a hugetlbfs of 2 MiB or 1 GiB pages; mount one: `sudo mount -t \
-                 hugetlbfs -o pagesize=2M none {0}`",
+                "{} is not a hugetlbfs of 2 MiB or 1 GiB pages; mount one on an empty folder: `sudo \
+                 mount -t hugetlbfs -o pagesize=2M none FOLDER`",
                 path.display()
             ),
         )),

@@ -14,6 +14,9 @@ pub struct Memory {
 }
 
 /// The address translation of a device: an IOMMU, or what stands for one.
+///
+/// All calls come from control-plane calls on a [`Memory`], one at a time; they must not call
+/// that memory back.
 pub trait DmaMapper: Send + Sync {
     /// The IOVA ranges that the device can use.
     fn windows(&self) -> Vec<RangeInclusive<u64>>;
@@ -175,7 +178,7 @@ impl MemoryShared {
         let handle = Region::new(region.clone());
         if let Err(error) = state.map_everywhere(&region) {
             drop(state);
-            if handle.is_shared() && error.errno() != libc::EBUSY {
+            if handle.is_shared() && !region.is_closed() {
                 map::do_fork(region.base(), region.len());
             }
             return Err(error);
@@ -200,8 +203,9 @@ impl MemoryShared {
         let device = state.devices.last_mut().expect("pushed above");
         for region in &regions {
             if let Err(error) = device.map(region) {
+                device.users = 0;
                 device.unmap_all();
-                state.devices.retain(|device| !device.is(mapper) || !device.mapped.is_empty());
+                state.forget_unused();
                 return Err(error);
             }
         }
@@ -216,8 +220,7 @@ impl MemoryShared {
         device.users -= 1;
         if device.users == 0 {
             device.unmap_all();
-            // What a mapper failed to unmap stays on the list, and so in its memory, for good.
-            state.devices.retain(|device| device.users > 0 || !device.mapped.is_empty());
+            state.forget_unused();
         }
     }
 
@@ -240,6 +243,12 @@ impl MemoryShared {
 }
 
 impl State {
+    /// Drops devices without users. One that failed to unmap something stays on the list for
+    /// good, and so does the memory that it may still reach.
+    fn forget_unused(&mut self) {
+        self.devices.retain(|device| device.users > 0 || !device.mapped.is_empty());
+    }
+
     fn check_overlap(&self, region: &RegionShared) -> Result<(), MemError> {
         let (start, len) = (region.base().addr().get(), region.len());
         let overlaps = |other: &&Arc<RegionShared>| {

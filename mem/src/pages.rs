@@ -85,6 +85,7 @@ fn small(options: &ArenaOptions, lock: Lock) -> Mapped {
     let mut mapping =
         Mapping::of_file(fd, len, PageSize::Small4K, align).map_err(failed("mmap"))?;
     let notice = bind(&mapping, options.node)?;
+    mapping.prefer_huge();
     if lock == Lock::No {
         return Ok((mapping, notice));
     }

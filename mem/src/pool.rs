@@ -20,6 +20,11 @@ use crate::{Arena, MemError};
 /// other thread to a lock-free stack from which the owner refills. The pool's memory goes back
 /// to the arena after the pool and its last buffer are dropped.
 ///
+/// ```compile_fail
+/// fn share<T: Sync>() {}
+/// share::<oxblock_mem::Pool>();
+/// ```
+///
 /// A pool that has an owner should be dropped on its thread. Dropped elsewhere, its memory is
 /// never given back, because buffers might still be going home to the owner's list.
 pub struct Pool {

@@ -166,7 +166,7 @@ impl Region {
         let memory = self.shared.memory.upgrade();
         let done = match &memory {
             Some(memory) => memory.unregister(&self.shared),
-            None => self.shared.close(),
+            None => self.shared.close() && self.shared.is_quiet(),
         };
         if !done {
             return Err(self);

@@ -9,7 +9,16 @@ use crate::{Buf, Segment, raw};
 /// slice; nothing is allocated.
 ///
 /// It writes through `&` (CELL): whoever holds the list shared, as a live request does, may
-/// write its bytes.
+/// write its bytes. It does not outlive the list, and stays on its thread.
+///
+/// ```compile_fail
+/// fn send<T: Send>() {}
+/// send::<oxblock_mem::View<'static>>();
+/// ```
+/// ```compile_fail
+/// let view = oxblock_mem::IoVector::new().view(0, 0);
+/// view.fill(0);
+/// ```
 #[derive(Clone, Copy)]
 pub struct View<'a> {
     /// The first byte is in the first of these, or there is none.

@@ -246,10 +246,9 @@ impl Command {
     }
     /// Copy: `ranges` is 1-based, 1 to 256, of descriptor format `format`.
     pub const fn copy(nsid: u32, sdlba: u64, ranges: u32, format: u8) -> Self {
-        Self::new(nvm::COPY, nsid).with_slba(sdlba).with_cdw12_13(
-            ranges.wrapping_sub(1) & 0xff | (format as u32 & 0xf) << 8,
-            0,
-        )
+        Self::new(nvm::COPY, nsid)
+            .with_slba(sdlba)
+            .with_cdw12_13(ranges.wrapping_sub(1) & 0xff | (format as u32 & 0xf) << 8, 0)
     }
 }
 
@@ -326,12 +325,7 @@ mod tests {
     use super::*;
 
     fn dword(bytes: &[u8; 64], n: usize) -> u32 {
-        u32::from_le_bytes([
-            bytes[n * 4],
-            bytes[n * 4 + 1],
-            bytes[n * 4 + 2],
-            bytes[n * 4 + 3],
-        ])
+        u32::from_le_bytes([bytes[n * 4], bytes[n * 4 + 1], bytes[n * 4 + 2], bytes[n * 4 + 3]])
     }
 
     #[test]

@@ -82,13 +82,8 @@ mod tests {
 
     #[test]
     fn fields_sit_where_the_specification_puts_them() {
-        let entry = Completion::new(
-            0x1122_3344_5566_7788,
-            0x0102,
-            0x0304,
-            0x0506,
-            Status::INVALID_QID,
-        );
+        let entry =
+            Completion::new(0x1122_3344_5566_7788, 0x0102, 0x0304, 0x0506, Status::INVALID_QID);
         let bytes = entry.to_bytes();
         assert_eq!(bytes[..4], 0x5566_7788u32.to_le_bytes());
         assert_eq!(bytes[4..8], 0x1122_3344u32.to_le_bytes());
@@ -97,10 +92,7 @@ mod tests {
         assert_eq!(bytes[12..14], [6, 5]);
         assert_eq!(bytes[14..16], Status::INVALID_QID.to_bits().to_le_bytes());
         assert_eq!(Completion::from_bytes(bytes), entry);
-        assert_eq!(
-            (entry.sqhd(), entry.sqid(), entry.cid()),
-            (0x0102, 0x0304, 0x0506)
-        );
+        assert_eq!((entry.sqhd(), entry.sqid(), entry.cid()), (0x0102, 0x0304, 0x0506));
         assert_eq!((entry.dw0(), entry.dw1()), (0x5566_7788, 0x1122_3344));
         assert!(!entry.phase());
     }
@@ -109,11 +101,7 @@ mod tests {
     fn the_short_test_for_success_agrees_with_the_long_one() {
         for bits in 0..=u16::MAX {
             let entry = Completion([0, u64::from(bits) << 48]);
-            assert_eq!(
-                entry.is_success(),
-                entry.status().is_success(),
-                "{bits:#06x}"
-            );
+            assert_eq!(entry.is_success(), entry.status().is_success(), "{bits:#06x}");
         }
     }
 }

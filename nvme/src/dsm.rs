@@ -28,18 +28,11 @@ pub struct Range {
 impl Range {
     /// A range without context attributes.
     pub const fn new(slba: u64, blocks: u32) -> Self {
-        Self {
-            cattr: U32::ZERO,
-            nlb: U32::new(blocks),
-            slba: U64::new(slba),
-        }
+        Self { cattr: U32::ZERO, nlb: U32::new(blocks), slba: U64::new(slba) }
     }
     /// The range as the two 64-bit words of a ring or a list.
     pub const fn to_words(self) -> [u64; 2] {
-        [
-            self.cattr.get() as u64 | (self.nlb.get() as u64) << 32,
-            self.slba.get(),
-        ]
+        [self.cattr.get() as u64 | (self.nlb.get() as u64) << 32, self.slba.get()]
     }
     /// From two 64-bit words.
     pub const fn from_words(words: [u64; 2]) -> Self {

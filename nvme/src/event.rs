@@ -92,11 +92,7 @@ mod tests {
 
     #[test]
     fn event_dword_round_trips() {
-        let event = Event {
-            kind: TYPE_NOTICE,
-            information: 0,
-            log_page: 4,
-        };
+        let event = Event { kind: TYPE_NOTICE, information: 0, log_page: 4 };
         assert_eq!(event.to_dword(), 0x0004_0002);
         assert_eq!(Event::from_dword(event.to_dword()), event);
     }

@@ -83,10 +83,7 @@ mod tests {
 
     #[test]
     fn queue_counts_are_zero_based_on_the_wire() {
-        let counts = QueueCounts {
-            submission: 4,
-            completion: 2,
-        };
+        let counts = QueueCounts { submission: 4, completion: 2 };
         assert_eq!(counts.to_dword(), 0x0001_0003);
         assert_eq!(QueueCounts::from_dword(0x0001_0003), counts);
         assert_eq!(QueueCounts::from_dword(u32::MAX).submission, u16::MAX);

@@ -39,14 +39,7 @@ pub fn build<W: Words>(
     first: usize,
     list_iova: u64,
 ) -> Result<(u64, u64), PrpError> {
-    let mut build = Build {
-        list,
-        first,
-        prp1: 0,
-        prp2: 0,
-        pages: 0,
-        end: 0,
-    };
+    let mut build = Build { list, first, prp1: 0, prp2: 0, pages: 0, end: 0 };
     for (iova, len) in pieces {
         build.piece(iova, len)?;
     }
@@ -116,8 +109,7 @@ impl<W: Words> Build<'_, W> {
 
     #[inline]
     fn entry(&self, index: usize, page: u64) {
-        self.list
-            .store64(self.first + index, page, Ordering::Relaxed);
+        self.list.store64(self.first + index, page, Ordering::Relaxed);
     }
 }
 
@@ -264,23 +256,16 @@ mod tests {
     fn later_pages_go_to_the_list() {
         let (a, b, list) = built(&[(0x1800, 2048), (0x8000, 8192), (0x4000, 100)]).unwrap();
         assert_eq!((a, b), (0x1800, LIST));
-        let entries: Vec<u64> = (0..4)
-            .map(|i| list.load64(LIST_ENTRIES + i, Ordering::Relaxed))
-            .collect();
+        let entries: Vec<u64> =
+            (0..4).map(|i| list.load64(LIST_ENTRIES + i, Ordering::Relaxed)).collect();
         assert_eq!(entries, [0x8000, 0x9000, 0x4000, 0]);
     }
 
     #[test]
     fn rules_are_enforced() {
         assert_eq!(built(&[(0x1002, 512)]).err(), Some(PrpError::Misaligned));
-        assert_eq!(
-            built(&[(0x1000, 512), (0x2000, 512)]).err(),
-            Some(PrpError::Gap)
-        );
-        assert_eq!(
-            built(&[(0x1000, 4096), (0x2200, 512)]).err(),
-            Some(PrpError::Gap)
-        );
+        assert_eq!(built(&[(0x1000, 512), (0x2000, 512)]).err(), Some(PrpError::Gap));
+        assert_eq!(built(&[(0x1000, 4096), (0x2200, 512)]).err(), Some(PrpError::Gap));
         assert_eq!(built(&[]).err(), Some(PrpError::Invalid));
         assert_eq!(built(&[(0x1000, 0)]).err(), Some(PrpError::Invalid));
         assert_eq!(built(&[(u64::MAX - 3, 8)]).err(), Some(PrpError::Invalid));
@@ -293,10 +278,7 @@ mod tests {
     fn the_list_ends_at_its_page() {
         assert!(built(&[(0x1ffc, TRANSFER_MAX)]).is_ok());
         assert!(built(&[(0x1000, TRANSFER_MAX + PAGE)]).is_ok());
-        assert_eq!(
-            built(&[(0x1ffc, TRANSFER_MAX + PAGE)]).err(),
-            Some(PrpError::TooLong)
-        );
+        assert_eq!(built(&[(0x1ffc, TRANSFER_MAX + PAGE)]).err(), Some(PrpError::TooLong));
     }
 
     #[test]

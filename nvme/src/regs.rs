@@ -429,12 +429,8 @@ mod tests {
         assert_eq!(Cap(1 << 43).css(), 0x40);
         assert!(Cap(1 << 44).css_admin_only());
         assert_eq!(Cap(0xf << 32).dstrd(), 15);
-        let built = Cap::default()
-            .with_mqes(1023)
-            .with_cqr(true)
-            .with_to(60)
-            .with_css(1)
-            .with_mpsmax(7);
+        let built =
+            Cap::default().with_mqes(1023).with_cqr(true).with_to(60).with_css(1).with_mpsmax(7);
         assert_eq!(built, cap);
         assert_eq!(Cap::default().with_crms(3), Cap(3 << 59));
     }
@@ -449,14 +445,8 @@ mod tests {
         assert_eq!(Csts::default().with_rdy(true).with_shst(2).0, 0b1001);
         assert!(Csts(2).cfs() && Csts::GONE.is_gone());
         assert_eq!(Aqa::new(32, 64).0, 63 << 16 | 31);
-        assert_eq!(
-            (Aqa(63 << 16 | 31).asqs(), Aqa(63 << 16 | 31).acqs()),
-            (31, 63)
-        );
-        assert_eq!(
-            (Crto(0x0002_0001).crwmt(), Crto(0x0002_0001).crimt()),
-            (1, 2)
-        );
+        assert_eq!((Aqa(63 << 16 | 31).asqs(), Aqa(63 << 16 | 31).acqs()), (31, 63));
+        assert_eq!((Crto(0x0002_0001).crwmt(), Crto(0x0002_0001).crimt()), (1, 2));
     }
 
     #[test]
@@ -465,18 +455,9 @@ mod tests {
         assert_eq!(doorbell_offset(0, true, 0), 0x1004);
         assert_eq!(doorbell_offset(3, true, 0), 0x101c);
         assert_eq!(doorbell_offset(1, false, 4), 0x1080);
-        assert_eq!(
-            doorbell_offset(u16::MAX, true, 15),
-            0x1000 + 131_071 * 131_072
-        );
+        assert_eq!(doorbell_offset(u16::MAX, true, 15), 0x1000 + 131_071 * 131_072);
         for dstrd in [0, 1, 15] {
-            for (qid, cq) in [
-                (0, false),
-                (0, true),
-                (1, false),
-                (7, true),
-                (u16::MAX, true),
-            ] {
+            for (qid, cq) in [(0, false), (0, true), (1, false), (7, true), (u16::MAX, true)] {
                 let at = doorbell_offset(qid, cq, dstrd);
                 assert_eq!(doorbell_at(at, dstrd), Some((qid, cq)));
                 assert_eq!(doorbell_at(at + 1, dstrd), None);

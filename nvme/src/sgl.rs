@@ -45,11 +45,7 @@ impl Descriptor {
     }
     /// A last segment of `count` descriptors.
     pub const fn last_segment(address: u64, count: u32) -> Self {
-        Self::new(
-            TYPE_LAST_SEGMENT,
-            address,
-            count.wrapping_mul(Self::BYTES as u32),
-        )
+        Self::new(TYPE_LAST_SEGMENT, address, count.wrapping_mul(Self::BYTES as u32))
     }
     /// Address of the data or of the segment.
     pub const fn address(&self) -> u64 {
@@ -162,13 +158,7 @@ pub fn walk<E>(
     read: impl FnMut(u64, &mut [u64]) -> Result<(), E>,
     take: impl FnMut(Piece) -> Result<(), E>,
 ) -> Result<(), WalkError<E>> {
-    let mut walk = Walk {
-        rest: len,
-        budget: limits.descriptors,
-        limits,
-        read,
-        take,
-    };
+    let mut walk = Walk { rest: len, budget: limits.descriptors, limits, read, take };
     let mut segment = match walk.descriptor(sgl1, true)? {
         Some(segment) => segment,
         None => return walk.finish(),
@@ -220,11 +210,7 @@ where
             }
         }
         // A segment that is not the last one ends with a link.
-        if last {
-            Ok(None)
-        } else {
-            Err(Status::INVALID_SGL_SEGMENT.dnr().into())
-        }
+        if last { Ok(None) } else { Err(Status::INVALID_SGL_SEGMENT.dnr().into()) }
     }
 
     /// Takes a descriptor; returns it if it links to a segment.
@@ -277,11 +263,7 @@ where
     }
 
     fn finish(self) -> Result<(), WalkError<E>> {
-        if self.rest == 0 {
-            Ok(())
-        } else {
-            Err(Status::SGL_LENGTH_INVALID.dnr().into())
-        }
+        if self.rest == 0 { Ok(()) } else { Err(Status::SGL_LENGTH_INVALID.dnr().into()) }
     }
 }
 
@@ -292,11 +274,8 @@ mod tests {
     use proptest::prelude::*;
 
     const LIST: u64 = 0x7000;
-    const LIMITS: WalkLimits = WalkLimits {
-        descriptors: 1024,
-        bit_buckets: true,
-        longer_than_data: false,
-    };
+    const LIMITS: WalkLimits =
+        WalkLimits { descriptors: 1024, bit_buckets: true, longer_than_data: false };
 
     fn walked(
         sgl1: Descriptor,
@@ -338,16 +317,10 @@ mod tests {
         let list = TestWords::new(512);
         let sgl = build([(0x1001, 77)].into_iter(), 1, &list, 0, LIST).unwrap();
         assert_eq!(sgl, Descriptor::data(0x1001, 77));
-        assert_eq!(
-            walked(sgl, 77, LIMITS, &[]).unwrap(),
-            [Piece::Data(0x1001, 77)]
-        );
+        assert_eq!(walked(sgl, 77, LIMITS, &[]).unwrap(), [Piece::Data(0x1001, 77)]);
         let err = build([(0x1001, 77)].into_iter(), 4, &list, 0, LIST);
         assert_eq!(err, Err(SglError::Misaligned));
-        assert_eq!(
-            build([].into_iter(), 1, &list, 0, LIST),
-            Err(SglError::Invalid)
-        );
+        assert_eq!(build([].into_iter(), 1, &list, 0, LIST), Err(SglError::Invalid));
     }
 
     #[test]
@@ -355,62 +328,30 @@ mod tests {
         let list = TestWords::new(1024);
         let pieces = |n| (0..n).map(|i| (i * 0x10_000, 512 + i * 4));
         let sgl = build(pieces(256), 4, &list, 512, LIST).unwrap();
-        assert_eq!(
-            (sgl.kind(), sgl.len(), sgl.address()),
-            (TYPE_LAST_SEGMENT, 4096, LIST)
-        );
+        assert_eq!((sgl.kind(), sgl.len(), sgl.address()), (TYPE_LAST_SEGMENT, 4096, LIST));
         let err = build(pieces(257), 4, &list, 512, LIST);
         assert_eq!(err, Err(SglError::TooMany));
         let words = |i: usize| list.load64(512 + i, Ordering::Relaxed);
-        let segment = (0..256)
-            .map(|i| Descriptor([words(i * 2), words(i * 2 + 1)]))
-            .collect();
+        let segment = (0..256).map(|i| Descriptor([words(i * 2), words(i * 2 + 1)])).collect();
         let total = pieces(256).map(|p| p.1).sum();
         let expected: Vec<Piece> = pieces(256).map(|p| Piece::Data(p.0, p.1)).collect();
-        assert_eq!(
-            walked(sgl, total, LIMITS, &[(LIST, segment)]).unwrap(),
-            expected
-        );
+        assert_eq!(walked(sgl, total, LIMITS, &[(LIST, segment)]).unwrap(), expected);
     }
 
     #[test]
     fn segments_chain_and_end_with_the_last() {
         let segments = [
-            (
-                0x1000,
-                vec![
-                    Descriptor::data(1, 10),
-                    Descriptor::new(TYPE_SEGMENT, 0x2000, 32),
-                ],
-            ),
-            (
-                0x2000,
-                vec![Descriptor::data(2, 20), Descriptor::last_segment(0x3000, 1)],
-            ),
+            (0x1000, vec![Descriptor::data(1, 10), Descriptor::new(TYPE_SEGMENT, 0x2000, 32)]),
+            (0x2000, vec![Descriptor::data(2, 20), Descriptor::last_segment(0x3000, 1)]),
             (0x3000, vec![Descriptor::data(3, 30)]),
         ];
         let first = Descriptor::new(TYPE_SEGMENT, 0x1000, 32);
         let pieces = walked(first, 60, LIMITS, &segments).unwrap();
-        assert_eq!(
-            pieces,
-            [Piece::Data(1, 10), Piece::Data(2, 20), Piece::Data(3, 30)]
-        );
-        assert_eq!(
-            status(walked(first, 61, LIMITS, &segments)),
-            Status::SGL_LENGTH_INVALID.dnr()
-        );
-        assert_eq!(
-            status(walked(first, 59, LIMITS, &segments)),
-            Status::SGL_LENGTH_INVALID.dnr()
-        );
-        let longer = WalkLimits {
-            longer_than_data: true,
-            ..LIMITS
-        };
-        assert_eq!(
-            walked(first, 25, longer, &segments).unwrap()[1],
-            Piece::Data(2, 15)
-        );
+        assert_eq!(pieces, [Piece::Data(1, 10), Piece::Data(2, 20), Piece::Data(3, 30)]);
+        assert_eq!(status(walked(first, 61, LIMITS, &segments)), Status::SGL_LENGTH_INVALID.dnr());
+        assert_eq!(status(walked(first, 59, LIMITS, &segments)), Status::SGL_LENGTH_INVALID.dnr());
+        let longer = WalkLimits { longer_than_data: true, ..LIMITS };
+        assert_eq!(walked(first, 25, longer, &segments).unwrap()[1], Piece::Data(2, 15));
     }
 
     #[test]
@@ -423,14 +364,7 @@ mod tests {
 
     #[test]
     fn malformed_lists_get_their_status() {
-        let one = |d| {
-            walked(
-                Descriptor::last_segment(0x1000, 1),
-                16,
-                LIMITS,
-                &[(0x1000, vec![d])],
-            )
-        };
+        let one = |d| walked(Descriptor::last_segment(0x1000, 1), 16, LIMITS, &[(0x1000, vec![d])]);
         let link = Descriptor::last_segment(0x1000, 1);
         assert_eq!(status(one(link)), Status::INVALID_SGL_SEGMENT.dnr());
         let keyed = Descriptor::new(TYPE_KEYED_DATA, 0, 16);
@@ -440,15 +374,9 @@ mod tests {
         let past = Descriptor::data(u64::MAX, 16);
         assert_eq!(status(one(past)), Status::SGL_LENGTH_INVALID.dnr());
         let odd = Descriptor::new(TYPE_LAST_SEGMENT, 0x1000, 17);
-        assert_eq!(
-            status(walked(odd, 16, LIMITS, &[])),
-            Status::INVALID_SGL_SEGMENT.dnr()
-        );
+        assert_eq!(status(walked(odd, 16, LIMITS, &[])), Status::INVALID_SGL_SEGMENT.dnr());
         let empty = Descriptor::new(TYPE_SEGMENT, 0x1000, 0);
-        assert_eq!(
-            status(walked(empty, 16, LIMITS, &[])),
-            Status::INVALID_SGL_SEGMENT.dnr()
-        );
+        assert_eq!(status(walked(empty, 16, LIMITS, &[])), Status::INVALID_SGL_SEGMENT.dnr());
         let unlinked = Descriptor::new(TYPE_SEGMENT, 0x1000, 16);
         let data = vec![Descriptor::data(0, 16)];
         let result = walked(unlinked, 16, LIMITS, &[(0x1000, data)]);
@@ -462,14 +390,8 @@ mod tests {
         let first = Descriptor::last_segment(0x1000, 2);
         let pieces = walked(first, 128, LIMITS, &list).unwrap();
         assert_eq!(pieces, [Piece::BitBucket(100), Piece::Data(8, 28)]);
-        let writes = WalkLimits {
-            bit_buckets: false,
-            ..LIMITS
-        };
-        assert_eq!(
-            walked(first, 28, writes, &list).unwrap(),
-            [Piece::Data(8, 28)]
-        );
+        let writes = WalkLimits { bit_buckets: false, ..LIMITS };
+        assert_eq!(walked(first, 28, writes, &list).unwrap(), [Piece::Data(8, 28)]);
     }
 
     proptest! {

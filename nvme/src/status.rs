@@ -34,13 +34,7 @@ pub struct Status {
 impl Status {
     /// SCT and SC, to be retried as the host likes.
     pub const fn new(sct: u8, sc: u8) -> Self {
-        Self {
-            sct,
-            sc,
-            crd: 0,
-            more: false,
-            dnr: false,
-        }
+        Self { sct, sc, crd: 0, more: false, dnr: false }
     }
     /// The same, with Do Not Retry.
     pub const fn dnr(self) -> Self {
@@ -260,10 +254,7 @@ mod tests {
     #[test]
     fn words_say_type_meaning_and_numbers() {
         let text = Status::UNRECOVERED_READ_ERROR.dnr().to_string();
-        assert_eq!(
-            text,
-            "media error: unrecovered read error (SCT 2h SC 81h, do not retry)"
-        );
+        assert_eq!(text, "media error: unrecovered read error (SCT 2h SC 81h, do not retry)");
         assert!(Status::new(7, 0xc5).to_string().contains("SCT 7h SC C5h"));
         assert_eq!(Status::SUCCESS.to_string(), "success (SCT 0h SC 00h)");
     }

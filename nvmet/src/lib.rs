@@ -29,14 +29,20 @@ mod data;
 mod doorbells;
 pub mod fault;
 mod hooks;
+#[cfg(test)]
+mod host;
 mod lifecycle;
 mod namespace;
 mod nvm;
 mod options;
 mod queue;
+#[cfg(test)]
+mod ram;
 mod registers;
 mod service;
 mod status;
+#[cfg(test)]
+mod tests;
 mod transport;
 
 pub use controller::Controller;

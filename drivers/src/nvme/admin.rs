@@ -199,11 +199,7 @@ impl Admin {
         drop(inner);
         // The home core polls while something is outstanding.
         self.home.wake();
-        Ok(Some(Ticket {
-            admin: self.clone(),
-            index,
-            cid,
-        }))
+        Ok(Some(Ticket { admin: self.clone(), index, cid }))
     }
 
     /// Takes completions; returns how many.

@@ -111,9 +111,8 @@ impl Controller {
         options: NvmeOptions,
     ) -> Result<Arc<Self>, Error> {
         let name = format!("attaching the NVMe controller at {}", function.address());
-        let controller = attach(core, function, options)
-            .await
-            .map_err(|error| error.context(name))?;
+        let controller =
+            attach(core, function, options).await.map_err(|error| error.context(name))?;
         let weak = Arc::downgrade(&controller);
         core.at_shutdown(move |core| Box::pin(shutdown_if_there(weak, core)));
         Ok(controller)
@@ -307,10 +306,7 @@ async fn attach(
 ) -> Result<Arc<Controller>, Error> {
     let ids = Ids::read(function.config()).map_err(pci_error)?;
     if ids.class != CLASS_NVME {
-        let text = format!(
-            "PCI class {:06x} is no NVMe controller ({CLASS_NVME:06x})",
-            ids.class
-        );
+        let text = format!("PCI class {:06x} is no NVMe controller ({CLASS_NVME:06x})", ids.class);
         return Err(Error::new(ErrorKind::NotSupported, text));
     }
     oxblock_pci::enable(function.config()).map_err(pci_error)?;
@@ -376,10 +372,7 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
     let cap = hardware.cap();
     let text = if cap.mpsmin() > 0 {
         // Row 7.
-        format!(
-            "its smallest memory page is {} bytes, the host's is 4096",
-            4096u64 << cap.mpsmin()
-        )
+        format!("its smallest memory page is {} bytes, the host's is 4096", 4096u64 << cap.mpsmin())
     } else if cap.css_admin_only() || !(cap.css_nvm() || cap.css_io()) {
         format!("it has no NVM command set (CAP.CSS {:#x})", cap.css())
     } else if cap.mqes() == 0 {
@@ -387,10 +380,7 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         "its I/O queues have one entry (CAP.MQES 0); NVMe requires two at least".into()
     } else if hardware.qid_max() == 0 {
         // Row 6.
-        format!(
-            "the doorbells of I/O queues lie outside its BAR (CAP.DSTRD {})",
-            cap.dstrd()
-        )
+        format!("the doorbells of I/O queues lie outside its BAR (CAP.DSTRD {})", cap.dstrd())
     } else {
         return Ok(());
     };
@@ -485,13 +475,8 @@ async fn find_namespaces(
     page: &ControllerPage,
 ) -> Result<BTreeMap<u32, Result<NamespaceInfo, Error>>, Error> {
     let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-    let bounds = Bounds {
-        page,
-        nvm: &nvm,
-        has_nvm,
-        mpsmin: hardware.cap().mpsmin(),
-        sgl: options.sgl,
-    };
+    let bounds =
+        Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl: options.sgl };
     let mut found = BTreeMap::new();
     for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
         let csi = identify::command_set(core, admin, hardware, nsid).await?;
@@ -518,13 +503,8 @@ async fn find_namespaces(
 /// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that
 /// refuses to say is taken to have one.
 async fn ask_for_queues(core: &Core, admin: &Arc<Admin>, wanted: usize) -> Result<u16, Error> {
-    let wanted = u16::try_from(wanted)
-        .unwrap_or(u16::MAX)
-        .clamp(1, u16::MAX - 1);
-    let counts = QueueCounts {
-        submission: wanted,
-        completion: wanted,
-    };
+    let wanted = u16::try_from(wanted).unwrap_or(u16::MAX).clamp(1, u16::MAX - 1);
+    let counts = QueueCounts { submission: wanted, completion: wanted };
     let command = Command::set_features(feature::NUMBER_OF_QUEUES, 0, counts.to_dword());
     let done = admin.execute(core, command, None).await?;
     if !done.completion.is_success() {

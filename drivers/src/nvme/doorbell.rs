@@ -65,19 +65,12 @@ impl ShadowPages {
         let mut memory = DeviceMemory::new(arena, 2 * PAGE_BYTES, hardware)?;
         let shadow = Arc::new(memory.cells(PAGE_BYTES)?);
         let event_index = Arc::new(memory.cells(PAGE_BYTES)?);
-        Ok(Self {
-            shadow,
-            event_index,
-            memory,
-        })
+        Ok(Self { shadow, event_index, memory })
     }
 
     /// IOVAs of the shadow page and of the EventIdx page, told to the controller from here on.
     pub fn expose(&mut self) -> Result<(u64, u64), Error> {
-        let iovas = (
-            self.memory.iova_of(&self.shadow)?,
-            self.memory.iova_of(&self.event_index)?,
-        );
+        let iovas = (self.memory.iova_of(&self.shadow)?, self.memory.iova_of(&self.event_index)?);
         self.memory.expose();
         Ok(iovas)
     }

@@ -44,15 +44,13 @@ impl Health {
         let (kind, text) = match self {
             Self::Live => (ErrorKind::Failed, "the I/O queue is being closed"),
             Self::Failing => (ErrorKind::Io, "the NVMe controller failed"),
-            Self::Failed => (
-                ErrorKind::Io,
-                "the NVMe controller failed and was disabled; attach it again",
-            ),
+            Self::Failed => {
+                (ErrorKind::Io, "the NVMe controller failed and was disabled; attach it again")
+            }
             Self::ShutDown => (ErrorKind::Failed, "the NVMe controller was shut down"),
-            Self::Gone => (
-                ErrorKind::Gone,
-                "the NVMe controller is gone: its registers read as all ones",
-            ),
+            Self::Gone => {
+                (ErrorKind::Gone, "the NVMe controller is gone: its registers read as all ones")
+            }
         };
         Fault::text(kind, offset, text)
     }
@@ -214,8 +212,7 @@ impl Hardware {
             self.cc.write(cc.with_shn(regs::SHN_NONE).with_en(false).0);
         }
         let down = |csts: Csts| !csts.rdy();
-        self.wait(core, self.ready_timeout, "disabling (RDY=0)", down)
-            .await
+        self.wait(core, self.ready_timeout, "disabling (RDY=0)", down).await
     }
 
     /// Enables the controller with an admin queue pair: its sizes and addresses.
@@ -227,16 +224,11 @@ impl Hardware {
         self.register(regs::AQA)?.write(aqa);
         reg64(regs::ASQ)?.write(asq);
         reg64(regs::ACQ)?.write(acq);
-        let css = if self.cap.css_io() {
-            regs::CSS_ALL
-        } else {
-            regs::CSS_NVM
-        };
+        let css = if self.cap.css_io() { regs::CSS_ALL } else { regs::CSS_NVM };
         let cc = Cc::default().with_css(css).with_iosqes(6).with_iocqes(4);
         self.cc.write(cc.with_en(true).0);
         let up = |csts: Csts| csts.rdy() || csts.cfs();
-        self.wait(core, self.ready_timeout, "enabling (RDY=1)", up)
-            .await?;
+        self.wait(core, self.ready_timeout, "enabling (RDY=1)", up).await?;
         if self.status()?.cfs() {
             let text = "enabling: the controller reports a fatal error (CSTS.CFS)";
             return Err(Error::new(ErrorKind::Io, text));
@@ -318,9 +310,7 @@ impl Hardware {
 
     fn advance(&self, from: Health, to: Health) {
         let order = (Ordering::AcqRel, Ordering::Relaxed);
-        let _ = self
-            .health
-            .compare_exchange(from as u8, to as u8, order.0, order.1);
+        let _ = self.health.compare_exchange(from as u8, to as u8, order.0, order.1);
     }
 }
 

@@ -21,12 +21,7 @@ pub(super) struct HomePoller {
 
 impl HomePoller {
     pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>) -> Self {
-        Self {
-            hardware,
-            admin,
-            next_watch_ns: 0,
-            told: false,
-        }
+        Self { hardware, admin, next_watch_ns: 0, told: false }
     }
 
     #[cold]

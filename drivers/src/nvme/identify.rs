@@ -52,10 +52,7 @@ async fn structure<T: FromBytes + IntoBytes>(
         .map_err(|_| Error::new(ErrorKind::OutOfMemory, "no memory for an identify page"))?;
     let bytes = page.as_mut_bytes();
     if bytes.len() > buf.len() {
-        return Err(Error::new(
-            ErrorKind::Failed,
-            "a data structure above 4 KiB",
-        ));
+        return Err(Error::new(ErrorKind::Failed, "a data structure above 4 KiB"));
     }
     buf.read_at(0, bytes);
     Ok(Ok(page))
@@ -65,9 +62,8 @@ async fn structure<T: FromBytes + IntoBytes>(
 pub(super) async fn controller(core: &Core, admin: &Arc<Admin>) -> Result<Box<Controller>, Error> {
     let what = "identify controller";
     let command = Command::identify(CNS_CONTROLLER, 0, 0);
-    let page: Box<Controller> = structure(core, admin, command)
-        .await?
-        .map_err(|s| status::error(what, s))?;
+    let page: Box<Controller> =
+        structure(core, admin, command).await?.map_err(|s| status::error(what, s))?;
     let fits = |field: u8, log2: u8| (field & 0xf) <= log2 && log2 <= (field >> 4);
     if !fits(page.sqes, 6) || !fits(page.cqes, 4) {
         let text = format!(
@@ -109,9 +105,8 @@ pub(super) async fn select_nvm(core: &Core, admin: &Arc<Admin>) -> Result<(), Er
     // The controller whose identifier is FFFFh is the one that is asked.
     let command = Command::identify(CNS_COMMAND_SETS, 0, 0)
         .with_cdw10_11(u32::from(CNS_COMMAND_SETS) | 0xffff << 16, 0);
-    let sets: Box<[[u8; 8]; 512]> = structure(core, admin, command)
-        .await?
-        .map_err(|s| status::error(what, s))?;
+    let sets: Box<[[u8; 8]; 512]> =
+        structure(core, admin, command).await?.map_err(|s| status::error(what, s))?;
     let mut vectors = sets.iter().map(|vector| u64::from_le_bytes(*vector));
     let Some(index) = vectors.position(|vector| vector & (1 << CSI_NVM) != 0) else {
         let text = format!("{what}: the controller has no NVM command set");
@@ -176,9 +171,7 @@ pub(super) async fn command_set(
         return Ok(CSI_NVM);
     };
     let csi = DescriptorIter::new(&list[..]).find(|descriptor| descriptor.nidt == NIDT_CSI);
-    Ok(csi
-        .and_then(|descriptor| descriptor.nid.first().copied())
-        .unwrap_or(CSI_NVM))
+    Ok(csi.and_then(|descriptor| descriptor.nid.first().copied()).unwrap_or(CSI_NVM))
 }
 
 /// Identify Namespace.

@@ -154,18 +154,12 @@ fn memory_rule(shape: &Shape) -> (MemoryRule, u32) {
     match shape.sgl_align {
         Some(align) => {
             let segment_align = align as u32;
-            let rule = MemoryRule::Dma {
-                segment_align,
-                prp_page: None,
-            };
+            let rule = MemoryRule::Dma { segment_align, prp_page: None };
             (rule, sgl::SEGMENT_ENTRIES as u32)
         }
         None => {
             let prp_page = Some(prp::PAGE as u32);
-            let rule = MemoryRule::Dma {
-                segment_align: 4,
-                prp_page,
-            };
+            let rule = MemoryRule::Dma { segment_align: 4, prp_page };
             (rule, prp::LIST_ENTRIES as u32 + 1)
         }
     }
@@ -230,20 +224,12 @@ mod tests {
     use super::*;
 
     fn bounds<'a>(page: &'a ControllerPage, nvm: &'a ControllerNvm) -> Bounds<'a> {
-        Bounds {
-            page,
-            nvm,
-            has_nvm: true,
-            mpsmin: 0,
-            sgl: true,
-        }
+        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true }
     }
 
     fn controller() -> Box<ControllerPage> {
         let mut page = ControllerPage::boxed();
-        page.oncs = (Oncs::COMPARE | Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES)
-            .bits()
-            .into();
+        page.oncs = (Oncs::COMPARE | Oncs::DATASET_MANAGEMENT | Oncs::WRITE_ZEROES).bits().into();
         page
     }
 
@@ -281,13 +267,9 @@ mod tests {
     #[test]
     fn transfers_are_bounded_by_mdts_and_by_the_list() {
         let (mut page, nvm) = (controller(), ControllerNvm::boxed());
-        for (mdts, expected) in [
-            (0, 2 << 20),
-            (1, 8192),
-            (5, 131_072),
-            (9, 2 << 20),
-            (255, 2 << 20),
-        ] {
+        for (mdts, expected) in
+            [(0, 2 << 20), (1, 8192), (5, 131_072), (9, 2 << 20), (255, 2 << 20)]
+        {
             page.mdts = mdts;
             let info = NamespaceInfo::new(1, &namespace(9), &bounds(&page, &nvm)).unwrap();
             assert_eq!(info.limits.max_transfer, expected, "MDTS {mdts}");
@@ -312,44 +294,17 @@ mod tests {
     fn sgls_are_used_where_there_are_any() {
         let (mut page, nvm) = (controller(), ControllerNvm::boxed());
         let rule = |page: &ControllerPage, sgl| {
-            let bounds = Bounds {
-                sgl,
-                ..bounds(page, &nvm)
-            };
+            let bounds = Bounds { sgl, ..bounds(page, &nvm) };
             let info = NamespaceInfo::new(1, &namespace(9), &bounds).unwrap();
             (info.limits.memory, info.limits.max_segments)
         };
-        let prp = (
-            MemoryRule::Dma {
-                segment_align: 4,
-                prp_page: Some(4096),
-            },
-            513,
-        );
+        let prp = (MemoryRule::Dma { segment_align: 4, prp_page: Some(4096) }, 513);
         assert_eq!(rule(&page, true), prp);
         page.sgls = 2.into();
-        assert_eq!(
-            rule(&page, true),
-            (
-                MemoryRule::Dma {
-                    segment_align: 4,
-                    prp_page: None
-                },
-                256
-            )
-        );
+        assert_eq!(rule(&page, true), (MemoryRule::Dma { segment_align: 4, prp_page: None }, 256));
         assert_eq!(rule(&page, false), prp);
         page.sgls = 1.into();
-        assert_eq!(
-            rule(&page, true),
-            (
-                MemoryRule::Dma {
-                    segment_align: 1,
-                    prp_page: None
-                },
-                256
-            )
-        );
+        assert_eq!(rule(&page, true), (MemoryRule::Dma { segment_align: 1, prp_page: None }, 256));
         page.sgls = 3.into();
         assert_eq!(rule(&page, true), prp);
     }
@@ -361,10 +316,7 @@ mod tests {
         let info = NamespaceInfo::new(1, &namespace(12), &bounds(&page, &nvm)).unwrap();
         assert_eq!(info.limits.max_discard, 256 * u64::from(u32::MAX) << 12);
         assert_eq!(info.limits.max_write_zeroes, 65_536 << 12);
-        let old = Bounds {
-            has_nvm: false,
-            ..bounds(&page, &nvm)
-        };
+        let old = Bounds { has_nvm: false, ..bounds(&page, &nvm) };
         let info = NamespaceInfo::new(1, &namespace(12), &old).unwrap();
         assert_eq!(info.limits.max_write_zeroes, 8192);
         (nvm.dmrl, nvm.wzsl) = (4, 3);
@@ -391,23 +343,14 @@ mod tests {
         namespace.nsattr = 1;
         let info = NamespaceInfo::new(1, &namespace, &bounds(&page, &nvm)).unwrap();
         let limits = info.limits;
-        assert_eq!(
-            (limits.atomic_write, limits.atomic_write_power_fail),
-            (4096, 512)
-        );
+        assert_eq!((limits.atomic_write, limits.atomic_write_power_fail), (4096, 512));
         assert_eq!((limits.optimal_transfer, limits.discard_alignment), (0, 0));
         assert!(limits.read_only);
         namespace.nsfeat = Namespace::OPTIMAL | Namespace::ATOMICS;
         namespace.nawun = 1.into();
         let info = NamespaceInfo::new(1, &namespace, &bounds(&page, &nvm)).unwrap();
         let limits = info.limits;
-        assert_eq!(
-            (limits.optimal_transfer, limits.discard_alignment),
-            (8192, 16_384)
-        );
-        assert_eq!(
-            (limits.atomic_write, limits.write_zeroes_alignment),
-            (1024, 4096)
-        );
+        assert_eq!((limits.optimal_transfer, limits.discard_alignment), (8192, 16_384));
+        assert_eq!((limits.atomic_write, limits.write_zeroes_alignment), (1024, 4096));
     }
 }

@@ -231,11 +231,7 @@ impl Queue for QueuePair {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.trackers.in_flight() > 0 {
-            Sleep::Never
-        } else {
-            Sleep::Woken
-        }
+        if self.trackers.in_flight() > 0 { Sleep::Never } else { Sleep::Woken }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {
@@ -258,11 +254,7 @@ impl QueuePair {
         if self.refusing {
             return Err(self.hardware.health().fault(request.offset));
         }
-        let fua = if request.flags.contains(OpFlags::FUA) {
-            command::FUA
-        } else {
-            0
-        };
+        let fua = if request.flags.contains(OpFlags::FUA) { command::FUA } else { 0 };
         match request.kind {
             OpKind::Read => self.transfer(nvm::READ, 0, request, index).map(Some),
             OpKind::Write => self.transfer(nvm::WRITE, fua, request, index).map(Some),
@@ -428,10 +420,8 @@ impl QueuePair {
     /// Fails all commands in flight; nothing may touch their memory any more.
     fn fail_all(&mut self, pass: &mut Pass) -> usize {
         let mut count = 0;
-        while let Some((token, offset)) = self
-            .trackers
-            .any()
-            .and_then(|cid| self.trackers.complete(cid))
+        while let Some((token, offset)) =
+            self.trackers.any().and_then(|cid| self.trackers.complete(cid))
         {
             let health = self.hardware.health();
             let fault = if health == Health::Live {

@@ -30,15 +30,9 @@ pub(super) fn kind(status: Status) -> ErrorKind {
         Status::PREEMPTED,
     ]) {
         ErrorKind::Cancelled
-    } else if any(&[
-        Status::CAPACITY_EXCEEDED,
-        Status::NAMESPACE_INSUFFICIENT_CAPACITY,
-    ]) {
+    } else if any(&[Status::CAPACITY_EXCEEDED, Status::NAMESPACE_INSUFFICIENT_CAPACITY]) {
         ErrorKind::NoSpace
-    } else if any(&[
-        Status::NAMESPACE_WRITE_PROTECTED,
-        Status::WRITE_TO_READ_ONLY_RANGE,
-    ]) {
+    } else if any(&[Status::NAMESPACE_WRITE_PROTECTED, Status::WRITE_TO_READ_ONLY_RANGE]) {
         ErrorKind::ReadOnly
     } else if any(&[
         Status::NAMESPACE_NOT_READY,
@@ -77,11 +71,7 @@ pub(super) fn kind(status: Status) -> ErrorKind {
 #[cold]
 pub(super) fn fault(status: Status, offset: u64) -> Fault {
     let Status { sct, sc, dnr, .. } = status;
-    Fault {
-        kind: kind(status),
-        source: Source::Nvme { sct, sc, dnr },
-        offset,
-    }
+    Fault { kind: kind(status), source: Source::Nvme { sct, sc, dnr }, offset }
 }
 
 /// A failed admin command as a person sees it; `what` says what was asked.

@@ -32,16 +32,8 @@ impl Trackers {
     /// `count` idle trackers, 1 to [`TRACKERS_MAX`].
     pub fn new(count: usize) -> Self {
         let count = count.clamp(1, TRACKERS_MAX) as u16;
-        let idle = |index| Tracker {
-            token: Token(0),
-            offset: 0,
-            cid: IDLE,
-            next_cid: index,
-        };
-        Self {
-            free: (0..count).rev().collect(),
-            table: (0..count).map(idle).collect(),
-        }
+        let idle = |index| Tracker { token: Token(0), offset: 0, cid: IDLE, next_cid: index };
+        Self { free: (0..count).rev().collect(), table: (0..count).map(idle).collect() }
     }
 
     /// The tracker that is taken next: its index.
@@ -102,9 +94,7 @@ mod tests {
     #[test]
     fn trackers_run_out_and_come_back() {
         let mut trackers = Trackers::new(3);
-        let cids: Vec<u16> = (0..3)
-            .map(|n| trackers.take(Token(n), n * 512).unwrap())
-            .collect();
+        let cids: Vec<u16> = (0..3).map(|n| trackers.take(Token(n), n * 512).unwrap()).collect();
         assert_eq!(trackers.next(), None);
         assert_eq!(trackers.take(Token(9), 0), None);
         assert_eq!(trackers.in_flight(), 3);
@@ -133,9 +123,8 @@ mod tests {
         let mut trackers = Trackers::new(usize::MAX);
         assert_eq!(trackers.table.len(), TRACKERS_MAX);
         for round in 0..200u64 {
-            let cids: Vec<u16> = (0..TRACKERS_MAX)
-                .map(|_| trackers.take(Token(round), 0).unwrap())
-                .collect();
+            let cids: Vec<u16> =
+                (0..TRACKERS_MAX).map(|_| trackers.take(Token(round), 0).unwrap()).collect();
             assert!(cids.iter().all(|cid| *cid != u16::MAX));
             let mut known = 0;
             for cid in 0..=u16::MAX {

@@ -80,14 +80,8 @@ mod tests {
     #[test]
     fn descriptors_round_trip_and_stop_where_they_do_not_fit() {
         let mut list = [0; 64];
-        let uuid = Descriptor {
-            nidt: NIDT_UUID,
-            nid: &[7; 16],
-        };
-        let csi = Descriptor {
-            nidt: NIDT_CSI,
-            nid: &[0],
-        };
+        let uuid = Descriptor { nidt: NIDT_UUID, nid: &[7; 16] };
+        let csi = Descriptor { nidt: NIDT_CSI, nid: &[0] };
         let at = push_descriptor(&mut list, uuid);
         assert_eq!(at, 20);
         assert_eq!(push_descriptor(&mut list[at..], csi), 5);

@@ -73,11 +73,7 @@ pub const NIDT_CSI: u8 = 4;
 pub fn write_ascii(field: &mut [u8], text: &str) {
     field.fill(b' ');
     for (to, from) in field.iter_mut().zip(text.bytes()) {
-        *to = if (0x20..0x7f).contains(&from) {
-            from
-        } else {
-            b'?'
-        };
+        *to = if (0x20..0x7f).contains(&from) { from } else { b'?' };
     }
 }
 
@@ -86,13 +82,7 @@ pub fn read_ascii(field: &[u8]) -> String {
     let text: String = field
         .iter()
         .take_while(|b| **b != 0)
-        .map(|b| {
-            if (0x20..0x7f).contains(b) {
-                char::from(*b)
-            } else {
-                '?'
-            }
-        })
+        .map(|b| if (0x20..0x7f).contains(b) { char::from(*b) } else { '?' })
         .collect();
     text.trim().to_owned()
 }

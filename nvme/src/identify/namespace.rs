@@ -132,11 +132,7 @@ impl Namespace {
     /// Index of the LBA format in use: bits 6:5 of FLBAS matter only with more than 16 formats.
     pub const fn format_index(&self) -> usize {
         let low = (self.flbas & 0xf) as usize;
-        if self.nlbaf < 16 {
-            low
-        } else {
-            low | ((self.flbas >> 5 & 3) as usize) << 4
-        }
+        if self.nlbaf < 16 { low } else { low | ((self.flbas >> 5 & 3) as usize) << 4 }
     }
     /// The LBA format in use; `None` if FLBAS names one past NLBAF.
     pub fn format(&self) -> Option<LbaFormat> {

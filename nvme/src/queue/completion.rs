@@ -24,13 +24,7 @@ impl<W: Words> CompletionQueue<W> {
     /// Over memory of at least `entries` x 16 bytes, which must be zero.
     pub fn new(words: W, entries: u32) -> Result<Self, RingError> {
         check(entries, Completion::BYTES, &words)?;
-        Ok(Self {
-            head: 0,
-            phase: PHASE,
-            rung: 0,
-            entries,
-            words,
-        })
+        Ok(Self { head: 0, phase: PHASE, rung: 0, entries, words })
     }
 
     /// Entries of the ring.
@@ -106,13 +100,7 @@ impl<W: Words> CompletionSink<W> {
     /// Over host memory of at least `entries` x 16 bytes.
     pub fn new(words: W, entries: u32) -> Result<Self, RingError> {
         check(entries, Completion::BYTES, &words)?;
-        Ok(Self {
-            tail: 0,
-            phase: PHASE,
-            head: 0,
-            entries,
-            words,
-        })
+        Ok(Self { tail: 0, phase: PHASE, head: 0, entries, words })
     }
 
     /// Entries of the ring; one less can be in use.
@@ -193,12 +181,7 @@ mod tests {
     use crate::status::Status;
     use std::sync::Arc;
 
-    fn ends(
-        entries: u32,
-    ) -> (
-        CompletionQueue<Arc<TestWords>>,
-        CompletionSink<Arc<TestWords>>,
-    ) {
+    fn ends(entries: u32) -> (CompletionQueue<Arc<TestWords>>, CompletionSink<Arc<TestWords>>) {
         let words = Arc::new(TestWords::new(entries as usize * 2));
         let host = CompletionQueue::new(words.clone(), entries).unwrap();
         (host, CompletionSink::new(words, entries).unwrap())

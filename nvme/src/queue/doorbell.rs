@@ -24,19 +24,14 @@ impl<W: Words> ShadowDoorbell<W> {
     pub fn new(shadow: W, event_index: W, index: usize) -> Option<Self> {
         let end = index.checked_add(1)?.checked_mul(4)?;
         let fits = end <= shadow.len_bytes() && end <= event_index.len_bytes();
-        fits.then_some(Self {
-            shadow,
-            event_index,
-            index,
-        })
+        fits.then_some(Self { shadow, event_index, index })
     }
 
     /// Publishes `new` after `old`; true if the register must be written as well. Orders all
     /// earlier stores before the value.
     #[inline]
     pub fn ring(&self, old: u16, new: u16) -> bool {
-        self.shadow
-            .store32(self.index, u32::from(new), Ordering::Release);
+        self.shadow.store32(self.index, u32::from(new), Ordering::Release);
         fence(Ordering::SeqCst);
         let event = self.event_index.load32(self.index, Ordering::Relaxed);
         need_event(event as u16, new, old)
@@ -63,11 +58,7 @@ impl<W: Words> ShadowSource<W> {
     pub fn new(shadow: W, event_index: W, index: usize) -> Option<Self> {
         let end = index.checked_add(1)?.checked_mul(4)?;
         let fits = end <= shadow.len_bytes() && end <= event_index.len_bytes();
-        fits.then_some(Self {
-            shadow,
-            event_index,
-            index,
-        })
+        fits.then_some(Self { shadow, event_index, index })
     }
 
     /// The value in memory, unchecked, with acquire ordering.
@@ -80,8 +71,7 @@ impl<W: Words> ShadowSource<W> {
     /// served now, since the host may have looked at the old EventIdx.
     #[inline]
     pub fn arm(&self, seen: u16) -> u32 {
-        self.event_index
-            .store32(self.index, u32::from(seen), Ordering::Relaxed);
+        self.event_index.store32(self.index, u32::from(seen), Ordering::Relaxed);
         fence(Ordering::SeqCst);
         self.value()
     }
@@ -90,8 +80,7 @@ impl<W: Words> ShadowSource<W> {
     /// EventIdx stays behind the value that it has published.
     #[inline]
     pub fn disarm(&self, behind: u16) {
-        self.event_index
-            .store32(self.index, u32::from(behind), Ordering::Relaxed);
+        self.event_index.store32(self.index, u32::from(behind), Ordering::Relaxed);
     }
 }
 

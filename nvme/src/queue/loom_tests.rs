@@ -108,11 +108,7 @@ fn a_host_pops_whole_completions_in_order() {
                     }
                     thread::yield_now();
                 };
-                assert_eq!(
-                    (got.dw0(), u64::from(got.cid())),
-                    (n as u32, n),
-                    "torn or stale"
-                );
+                assert_eq!((got.dw0(), u64::from(got.cid())), (n as u32, n), "torn or stale");
                 head.store(u32::from(host.pending().unwrap().1), Release);
                 host.rang();
             }
@@ -170,19 +166,14 @@ fn wake_up(ring: fn(&Arc<TestWords>, &Arc<TestWords>, u16, u16) -> bool) {
         }
         let asleep_at = u32::from(controller.join().unwrap());
         let rung = register.load(Relaxed);
-        assert!(
-            asleep_at == 3 || rung > asleep_at,
-            "asleep at {asleep_at}, rung {rung}"
-        );
+        assert!(asleep_at == 3 || rung > asleep_at, "asleep at {asleep_at}, rung {rung}");
     });
 }
 
 #[test]
 fn shadow_doorbells_lose_no_wake_up() {
     wake_up(|shadow, event, old, new| {
-        ShadowDoorbell::new(shadow.clone(), event.clone(), 1)
-            .unwrap()
-            .ring(old, new)
+        ShadowDoorbell::new(shadow.clone(), event.clone(), 1).unwrap().ring(old, new)
     });
 }
 

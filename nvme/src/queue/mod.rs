@@ -87,9 +87,7 @@ impl Words for Cells {
     }
     #[inline]
     fn load_entry(&self, index: usize) -> [u64; 8] {
-        self.u64s::<8>(index)
-            .each_ref()
-            .map(|cell| cell.load(Ordering::Relaxed))
+        self.u64s::<8>(index).each_ref().map(|cell| cell.load(Ordering::Relaxed))
     }
 }
 
@@ -144,10 +142,7 @@ impl fmt::Display for RingError {
         match self {
             Self::Entries(n) => write!(f, "a queue of {n} entries: NVMe allows 2 to 65536"),
             Self::Memory { needed, found } => {
-                write!(
-                    f,
-                    "a queue needs {needed} bytes of memory and was given {found}"
-                )
+                write!(f, "a queue needs {needed} bytes of memory and was given {found}")
             }
             Self::Index(at) => write!(f, "queue index {at} is not between head and tail"),
         }
@@ -162,21 +157,13 @@ fn check(entries: u32, entry_bytes: usize, words: &impl Words) -> Result<(), Rin
     }
     let needed = entries as usize * entry_bytes;
     let found = words.len_bytes();
-    if needed > found {
-        Err(RingError::Memory { needed, found })
-    } else {
-        Ok(())
-    }
+    if needed > found { Err(RingError::Memory { needed, found }) } else { Ok(()) }
 }
 
 /// Steps from `from` to `to` in a ring of `entries`; both are below it.
 #[inline]
 const fn distance(from: u32, to: u32, entries: u32) -> u32 {
-    if to >= from {
-        to - from
-    } else {
-        to + entries - from
-    }
+    if to >= from { to - from } else { to + entries - from }
 }
 
 /// The place after `at`.
@@ -204,9 +191,6 @@ mod tests {
         assert_eq!(cells.load64(511, Ordering::Relaxed) >> 32, 9);
         cells.store32(0, 5, Ordering::Relaxed);
         cells.store64(1, 6, Ordering::Relaxed);
-        assert_eq!(
-            (cells.load64(0, Ordering::Relaxed), cells.len_bytes()),
-            (5, 4096)
-        );
+        assert_eq!((cells.load64(0, Ordering::Relaxed), cells.len_bytes()), (5, 4096));
     }
 }

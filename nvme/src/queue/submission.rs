@@ -23,13 +23,7 @@ impl<W: Words> SubmissionQueue<W> {
     /// Over zeroed memory of at least `entries` x 64 bytes.
     pub fn new(words: W, entries: u32) -> Result<Self, RingError> {
         check(entries, Command::BYTES, &words)?;
-        Ok(Self {
-            tail: 0,
-            rung: 0,
-            head: 0,
-            entries,
-            words,
-        })
+        Ok(Self { tail: 0, rung: 0, head: 0, entries, words })
     }
 
     /// Entries of the ring; one less can be in use.
@@ -56,8 +50,7 @@ impl<W: Words> SubmissionQueue<W> {
         if next == self.head {
             return false;
         }
-        self.words
-            .store_entry(self.tail as usize * ENTRY_WORDS, &command.0);
+        self.words.store_entry(self.tail as usize * ENTRY_WORDS, &command.0);
         self.tail = next;
         true
     }
@@ -125,12 +118,7 @@ impl<W: Words> SubmissionSource<W> {
     /// Over host memory of at least `entries` x 64 bytes.
     pub fn new(words: W, entries: u32) -> Result<Self, RingError> {
         check(entries, Command::BYTES, &words)?;
-        Ok(Self {
-            head: 0,
-            tail: 0,
-            entries,
-            words,
-        })
+        Ok(Self { head: 0, tail: 0, entries, words })
     }
 
     /// Entries of the ring.
@@ -190,12 +178,7 @@ mod tests {
     use super::*;
     use std::sync::Arc;
 
-    fn ends(
-        entries: u32,
-    ) -> (
-        SubmissionQueue<Arc<TestWords>>,
-        SubmissionSource<Arc<TestWords>>,
-    ) {
+    fn ends(entries: u32) -> (SubmissionQueue<Arc<TestWords>>, SubmissionSource<Arc<TestWords>>) {
         let words = Arc::new(TestWords::new(entries as usize * 8));
         let host = SubmissionQueue::new(words.clone(), entries).unwrap();
         (host, SubmissionSource::new(words, entries).unwrap())
@@ -213,10 +196,7 @@ mod tests {
             assert_eq!(err, Some(RingError::Entries(entries)));
         }
         assert!(SubmissionQueue::new(words(), 2).is_ok());
-        let short = RingError::Memory {
-            needed: 192,
-            found: 128,
-        };
+        let short = RingError::Memory { needed: 192, found: 128 };
         assert_eq!(SubmissionQueue::new(words(), 3).err(), Some(short));
         assert_eq!(SubmissionSource::new(words(), 3).err(), Some(short));
     }

@@ -207,6 +207,11 @@ impl DmaMapper for SoftIommu {
         self.options.page_size_min
     }
 
+    /// The controller is a program, and reaches pages that are swapped out, too.
+    fn needs_locked(&self) -> bool {
+        false
+    }
+
     fn map(&self, region: &Region, iova: u64) -> Result<(), MemError> {
         self.insert(region, iova)?;
         self.notify();
