@@ -162,20 +162,22 @@ impl Reactor {
         &self.core
     }
 
-    /// One turn: completions, messages, timers, tasks, pollers, doorbells. Returns how
+    /// One turn: completions, pollers, doorbells, messages, timers, tasks. Returns how
     /// much there was to do.
     #[inline]
     pub fn poll(&self) -> usize {
         let inner = &*self.core.0;
         inner.time.begin_turn(None);
         let mut work = inner.io.borrow_mut().poll();
+        work += inner.pollers.run(&self.core);
+        inner.io.borrow_mut().kick();
+        // What follows is rarer, and may take its time while the devices work.
         work += self.take_messages();
         work += self.fire_timers();
         if inner.tasks.has_ready() {
             work += inner.tasks.run();
+            inner.io.borrow_mut().kick();
         }
-        work += inner.pollers.run(&self.core);
-        inner.io.borrow_mut().kick();
         work
     }
 
