@@ -359,3 +359,6 @@ impl Queue for FileQueue {
         self.in_flight() == 0
     }
 }
+
+#[cfg(test)]
+mod tests;
