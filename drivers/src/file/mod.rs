@@ -29,7 +29,8 @@ pub struct FileOptions {
     /// The name of the file.
     pub path: PathBuf,
     /// With a size, the file is made if there is none and extended if it is shorter; it is
-    /// never cut. `None` opens what is there. In bytes.
+    /// never cut, and left alone if it is opened for reading only. `None` opens what is there.
+    /// In bytes.
     pub size: Option<u64>,
     /// Whether to go past the page cache (O_DIRECT).
     pub direct: bool,
