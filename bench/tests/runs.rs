@@ -37,8 +37,14 @@ fn run_all(driver: Box<dyn Driver>, jobs: Vec<JobOptions>) -> Vec<Result<Report,
     let engine = Engine::with_cores(2, Options::default()).expect("an engine");
     let node = Node::new("target", driver);
     let stop = Arc::new(AtomicBool::new(false));
-    let session =
-        Session { engine: &engine, node: &node, target: "target", cores: &[0, 1], stop: &stop };
+    let session = Session {
+        engine: &engine,
+        node: &node,
+        target: "target",
+        cores: &[0, 1],
+        serving: &[],
+        stop: &stop,
+    };
     let reports = jobs.into_iter().map(|job| run(&session, job, &mut |_| {})).collect();
     engine.shutdown().expect("an orderly end");
     reports
@@ -297,8 +303,14 @@ fn stopping_ends_early_with_what_there_is() {
     let engine = Engine::with_cores(1, Options::default()).expect("an engine");
     let node = Node::new("null", null_driver());
     let stop = Arc::new(AtomicBool::new(false));
-    let session =
-        Session { engine: &engine, node: &node, target: "null", cores: &[0], stop: &stop };
+    let session = Session {
+        engine: &engine,
+        node: &node,
+        target: "null",
+        cores: &[0],
+        serving: &[],
+        stop: &stop,
+    };
     let mut seen = Vec::<Snapshot>::new();
     let begun = Instant::now();
     let job = options(&[("rw", "randread"), ("runtime", "100"), ("iodepth", "4")]);
@@ -319,8 +331,14 @@ fn layout_writes_every_byte() {
     let engine = Engine::with_cores(1, Options::default()).expect("an engine");
     let node = Node::new("file", file_driver(file.path(), size));
     let stop = Arc::new(AtomicBool::new(false));
-    let session =
-        Session { engine: &engine, node: &node, target: "file", cores: &[0], stop: &stop };
+    let session = Session {
+        engine: &engine,
+        node: &node,
+        target: "file",
+        cores: &[0],
+        serving: &[],
+        stop: &stop,
+    };
     lay_out(&session, size, &mut |_| {}).expect("a layout");
     let bytes = std::fs::read(file.path()).expect("its bytes");
     assert_eq!(bytes.len() as u64, size);

@@ -6,11 +6,13 @@
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
 use oxblock_mem::{Arena, IoVector, Pool, View};
 
+use crate::clock::Time;
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
@@ -80,9 +82,9 @@ pub(crate) struct Io {
 }
 
 impl Io {
-    pub fn new(slot_count: usize) -> Self {
+    pub fn new(time: Rc<Time>, slot_count: usize) -> Self {
         let slots = SlotTable::new(slot_count, SLOT_RESERVE);
-        let pass = Pass::new(slots.len() * MAX_FRAGMENTS as usize);
+        let pass = Pass::with_time(time, slots.len() * MAX_FRAGMENTS as usize);
         Self {
             slots,
             leaves: Vec::new(),
@@ -526,8 +528,7 @@ impl Io {
     // --- the way up ---
 
     /// Polls the leaves once, completes what they completed, and hands on what waited.
-    pub fn poll(&mut self, now_ns: u64) -> usize {
-        self.pass.begin(now_ns);
+    pub fn poll(&mut self) -> usize {
         for leaf in self.leaves.iter_mut().flatten() {
             leaf.queue.poll(&mut self.pass);
         }

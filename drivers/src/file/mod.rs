@@ -191,7 +191,7 @@ impl Shared {
     /// Whether a read of so many bytes stopped at the end of the file: at nothing, or with
     /// direct I/O inside a block.
     fn is_end(&self, bytes: usize) -> bool {
-        bytes == 0 || self.direct_block.is_some_and(|block| bytes % block as usize != 0)
+        bytes == 0 || self.direct_block.is_some_and(|block| !bytes.is_multiple_of(block as usize))
     }
 }
 
