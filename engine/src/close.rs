@@ -78,9 +78,9 @@ impl crate::io::Io {
         }
     }
 
-    /// Stops all devices at once, after a failure: called again and again until `true`.
+    /// Stops all devices at once, since the engine ends: called again and again until `true`.
     pub fn quiesce_all(&mut self) -> bool {
-        self.set_failed("the engine failed");
+        self.set_failed("the engine ended");
         let mut quiet = true;
         for leaf in 0..self.leaf_count() {
             quiet &= self.quiesce(leaf);
@@ -89,7 +89,7 @@ impl crate::io::Io {
         quiet
     }
 
-    /// After a failure: drops the leaves that are quiet, and gives up on the others.
+    /// At the end: drops the leaves that are quiet, and gives up on the others.
     pub fn end_all(&mut self) {
         for leaf in 0..self.leaf_count() {
             if self.quiesce(leaf) {
@@ -98,6 +98,6 @@ impl crate::io::Io {
                 self.abandon(leaf);
             }
         }
-        self.fail_running(None, "the engine failed");
+        self.fail_running(None, "the engine ended");
     }
 }

@@ -117,15 +117,8 @@ impl Engine {
     /// # Errors
     /// The first that something reported; the rest is closed all the same.
     pub fn shutdown(mut self) -> Result<(), Error> {
-        self.shared.begin_end();
-        let mut outcome = Ok(());
-        while let Some(closer) = self.shared.take_closer() {
-            let result = self.run(closer.core, move |core| (closer.close)(core));
-            outcome = outcome.and(result.and_then(|result| result));
-            if self.shared.has_failed() {
-                break;
-            }
-        }
+        let outcome =
+            self.shared.close_all(|closer| self.run(closer.core, move |core| (closer.close)(core)));
         let failure = self.join();
         failure.and(outcome)
     }

@@ -2,13 +2,16 @@
 
 use std::cell::Cell;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::clock::{Clock, ClockSource};
+use crate::clock::{Clock, ClockSource, Time};
 use crate::core::{Core, CoreInner};
 use crate::io::Io;
 use crate::remote::Message;
@@ -16,10 +19,12 @@ use crate::shared::EngineShared;
 use crate::task::Tasks;
 use crate::{CoreWaker, Error, Sleep};
 
-/// How long after a failure the devices get to stop.
-const FAILURE_QUIESCE: Duration = Duration::from_secs(5);
+/// How long the devices get to stop when an engine ends with I/O in flight.
+const STOP_DEVICES: Duration = Duration::from_secs(5);
 /// Descriptors that a sleeping reactor watches; with more, it polls.
 const MAX_DESCRIPTORS: usize = 32;
+/// Empty turns of which one looks at the clock.
+const TURNS_PER_READING: u32 = 16;
 /// Slots of a core unless asked for otherwise.
 const DEFAULT_SLOTS: usize = 1024;
 /// The engine's arena unless asked for otherwise, in bytes.
@@ -111,6 +116,7 @@ pub struct Reactor {
     idle_since_ns: Cell<Option<u64>>,
     /// More reactors than processors: give others a turn when idle.
     pub(crate) yields: bool,
+    turns: Cell<u32>,
     ended: Cell<bool>,
 }
 
@@ -126,13 +132,13 @@ impl Reactor {
 
     pub(crate) fn with_plan(plan: &Plan, id: usize, rings: Rings) -> Self {
         let waker = CoreWaker(plan.shared.mailboxes[id].clone());
+        let time = Rc::new(Time::new(Clock::new(&plan.options.clock, plan.start)));
         let inner = CoreInner {
             id,
-            clock: Clock::new(&plan.options.clock, plan.start),
-            pass_ns: Cell::new(0),
+            time: time.clone(),
             memory: plan.memory.clone(),
             arena: plan.arena.clone(),
-            io: Io::new(plan.options.slots).into(),
+            io: Io::new(time, plan.options.slots).into(),
             tasks: Tasks::new(waker),
             timers: Default::default(),
             pollers: Default::default(),
@@ -146,6 +152,7 @@ impl Reactor {
             poll_mode: plan.options.poll_mode,
             idle_since_ns: Cell::new(None),
             yields: false,
+            turns: Cell::new(0),
             ended: Cell::new(false),
         }
     }
@@ -160,17 +167,27 @@ impl Reactor {
     #[inline]
     pub fn poll(&self) -> usize {
         let inner = &*self.core.0;
-        let now_ns = inner.clock.now();
-        inner.pass_ns.set(now_ns);
-        let mut work = inner.io.borrow_mut().poll(now_ns);
+        inner.time.begin_turn(None);
+        let mut work = inner.io.borrow_mut().poll();
         work += self.take_messages();
-        work += inner.timers.fire(now_ns);
+        work += self.fire_timers();
         if inner.tasks.has_ready() {
             work += inner.tasks.run();
         }
         work += inner.pollers.run(&self.core);
         inner.io.borrow_mut().kick();
         work
+    }
+
+    /// Fires timers in turns that know the time anyway, and in every few others.
+    fn fire_timers(&self) -> usize {
+        let (inner, turns) = (&*self.core.0, self.turns.get().wrapping_add(1));
+        self.turns.set(turns);
+        let known = inner.time.turn_reading().is_some() || inner.time.is_simulated();
+        if inner.timers.is_empty() || !(known || turns.is_multiple_of(TURNS_PER_READING)) {
+            return 0;
+        }
+        inner.timers.fire(inner.time.turn_now())
     }
 
     fn take_messages(&self) -> usize {
@@ -215,10 +232,13 @@ impl Reactor {
         let PollMode::Adaptive { spin_us } = self.poll_mode else {
             return self.relax();
         };
+        if !self.turns.get().is_multiple_of(TURNS_PER_READING) {
+            return self.relax();
+        }
         let now_ns = self.core.pass_now();
         let since_ns = self.idle_since_ns.get().unwrap_or(now_ns);
         self.idle_since_ns.set(Some(since_ns));
-        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.clock.is_simulated() {
+        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.time.is_simulated() {
             self.try_sleep();
         } else {
             self.relax();
@@ -272,7 +292,7 @@ impl Reactor {
                 }
             }
         }
-        let left_ns = until_ns.saturating_sub(inner.clock.now());
+        let left_ns = until_ns.saturating_sub(inner.time.now());
         let timeout = match until_ns {
             u64::MAX => None,
             _ => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
@@ -298,13 +318,10 @@ impl Reactor {
     /// The first that a closer reported; the others run all the same.
     pub fn shutdown(self) -> Result<(), Error> {
         let shared = self.core.0.shared.clone();
-        shared.begin_end();
-        let mut outcome = Ok(());
-        while let Some(closer) = shared.take_closer() {
+        let outcome = shared.close_all(|closer| {
             let core = self.core.clone();
-            let result = self.block_on(async move { (closer.close)(core).await });
-            outcome = outcome.and(result.and_then(|result| result));
-        }
+            self.block_on(async move { (closer.close)(core).await })
+        });
         self.end();
         outcome
     }
@@ -324,9 +341,7 @@ impl Reactor {
             return;
         }
         let inner = &*self.core.0;
-        if inner.shared.has_failed() || std::thread::panicking() {
-            self.end_after_failure();
-        }
+        self.stop_devices();
         inner.mailbox().close();
         inner.io.borrow_mut().end_all();
         inner.tasks.clear();
@@ -338,29 +353,29 @@ impl Reactor {
         }
     }
 
-    /// Keeps the pollers going until no core has a device at work, since a controller of
-    /// this process may be what another core waits for.
-    fn end_after_failure(&self) {
+    /// Stops the devices of this core, and keeps its pollers going until no other core has
+    /// one at work: a controller in this process may be what that core waits for.
+    fn stop_devices(&self) {
         let inner = &*self.core.0;
         let cores = inner.shared.mailboxes.len();
         let begun = Instant::now();
-        let mut counted = false;
-        while begun.elapsed() < FAILURE_QUIESCE {
-            let now_ns = inner.clock.now();
-            let Ok(mut io) = inner.io.try_borrow_mut() else {
-                return;
-            };
-            io.poll(now_ns);
+        let (mut counted, mut pollers_work) = (false, true);
+        while begun.elapsed() < STOP_DEVICES {
+            inner.time.begin_turn(None);
+            let Ok(mut io) = inner.io.try_borrow_mut() else { return };
+            io.poll();
             if io.quiesce_all() && !counted {
                 counted = true;
-                inner.shared.quiet_cores.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                inner.shared.quiet_cores.fetch_add(1, Ordering::SeqCst);
             }
             drop(io);
-            if inner.shared.quiet_cores.load(std::sync::atomic::Ordering::SeqCst) >= cores {
+            let others_quiet = inner.shared.quiet_cores.load(Ordering::SeqCst) >= cores;
+            if counted && (others_quiet || inner.time.is_simulated()) {
                 return;
             }
-            if !std::thread::panicking() {
-                inner.pollers.run(&self.core);
+            if pollers_work {
+                let turn = AssertUnwindSafe(|| inner.pollers.run(&self.core));
+                pollers_work = catch_unwind(turn).is_ok();
             }
             std::thread::yield_now();
         }

@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
 
 use crossbeam::queue::ArrayQueue;
 use oxblock_mem::Parking;
@@ -43,8 +44,10 @@ impl Mailbox {
         }))
     }
 
+    #[inline]
     pub fn pop(&self) -> Option<Message> {
-        self.inbox.pop()
+        // The look is cheaper than the fence of a pop in vain.
+        if self.inbox.is_empty() { None } else { self.inbox.pop() }
     }
 
     /// Says that the core is about to sleep. Whoever publishes work from now on wakes it;
@@ -203,6 +206,27 @@ impl<T> RemoteHandle<T> {
                 return result;
             }
             state = self.0.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+}
+
+impl<T> RemoteHandle<T> {
+    /// As [`wait`](Self::wait), for no longer than `time`: then the handle comes back, and
+    /// the work goes on.
+    pub fn wait_for(self, time: Duration) -> Result<Result<T, Error>, Self> {
+        let until = Instant::now() + time;
+        let mut state = self.0.lock();
+        loop {
+            if let Some(result) = state.result.take() {
+                return Ok(result);
+            }
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                drop(state);
+                return Err(self);
+            }
+            let wait = self.0.changed.wait_timeout(state, left);
+            state = wait.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 }

@@ -41,14 +41,25 @@ impl EngineShared {
         self.closers.lock().unwrap_or_else(PoisonError::into_inner).push(closer);
     }
 
-    /// The next closer of an orderly shutdown.
-    pub fn take_closer(&self) -> Option<Closer> {
-        self.closers.lock().unwrap_or_else(PoisonError::into_inner).pop()
+    /// An orderly shutdown: from now on nothing is opened; `run` runs each closer on its
+    /// core, the last registered first. The first error is kept, and the rest runs all the
+    /// same, unless the engine fails.
+    pub fn close_all(
+        &self,
+        mut run: impl FnMut(Closer) -> Result<Result<(), Error>, Error>,
+    ) -> Result<(), Error> {
+        self.ending.store(true, Ordering::SeqCst);
+        let mut outcome = Ok(());
+        while let Some(closer) = self.take_closer()
+            && !self.has_failed()
+        {
+            outcome = outcome.and(run(closer).and_then(|result| result));
+        }
+        outcome
     }
 
-    /// From now on nothing is opened.
-    pub fn begin_end(&self) {
-        self.ending.store(true, Ordering::SeqCst);
+    fn take_closer(&self) -> Option<Closer> {
+        self.closers.lock().unwrap_or_else(PoisonError::into_inner).pop()
     }
 
     pub fn refuse_if_ending(&self) -> Result<(), Error> {

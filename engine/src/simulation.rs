@@ -85,6 +85,16 @@ impl Simulation {
         }
     }
 
+    /// Runs what was registered with [`Core::at_shutdown`] and closes the nodes, the last
+    /// opened first.
+    ///
+    /// # Errors
+    /// The first that something reported; the rest is closed all the same.
+    pub fn shutdown(mut self) -> Result<(), Error> {
+        let shared = self.core(0).0.shared.clone();
+        shared.close_all(|closer| self.run(closer.core, move |core| (closer.close)(core)))
+    }
+
     /// One turn of one reactor.
     pub fn step(&mut self) -> usize {
         let next = self.next_random();

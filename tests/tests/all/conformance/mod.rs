@@ -7,6 +7,7 @@
 mod cases;
 mod disk;
 mod leaves;
+mod nvme;
 mod scatter;
 
 use std::any::Any;
