@@ -48,13 +48,13 @@ impl SimulatedClock {
 #[derive(Debug)]
 pub(crate) struct Time {
     clock: Clock,
-    /// The reading of this turn; 0 until somebody asks, so that an empty turn takes none.
-    turn_ns: Cell<u64>,
+    /// The reading of this turn; None until somebody asks, so that an empty turn takes none.
+    turn_ns: Cell<Option<u64>>,
 }
 
 impl Time {
     pub fn new(clock: Clock) -> Self {
-        Self { clock, turn_ns: Cell::new(0) }
+        Self { clock, turn_ns: Cell::new(None) }
     }
 
     /// A fresh reading in ns.
@@ -66,25 +66,23 @@ impl Time {
     /// The reading of this turn in ns, taken when it is first asked for.
     #[inline]
     pub fn turn_now(&self) -> u64 {
-        match self.turn_ns.get() {
-            0 => {
-                let now_ns = self.clock.now().max(1);
-                self.turn_ns.set(now_ns);
-                now_ns
-            }
-            now_ns => now_ns,
-        }
+        self.turn_ns.get().unwrap_or_else(|| {
+            let now_ns = self.clock.now();
+            self.turn_ns.set(Some(now_ns));
+            now_ns
+        })
     }
 
     /// The reading of this turn, if it was taken.
+    #[inline]
     pub fn turn_reading(&self) -> Option<u64> {
-        Some(self.turn_ns.get()).filter(|ns| *ns != 0)
+        self.turn_ns.get()
     }
 
     /// A turn begins; its reading is `now_ns`, or still to be taken.
     #[inline]
     pub fn begin_turn(&self, now_ns: Option<u64>) {
-        self.turn_ns.set(now_ns.map_or(0, |ns| ns.max(1)));
+        self.turn_ns.set(now_ns);
     }
 
     /// Whether time moves only when it is told to.

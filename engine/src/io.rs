@@ -180,8 +180,13 @@ impl Io {
         self.users[user as usize].done.pop_front()
     }
 
-    /// Completions that wait to be fetched by a user.
-    pub fn completions_waiting(&self, user: u16) -> usize {
+    /// Completions that wait to be fetched by a user, those included of leaves that
+    /// completed within their submit.
+    #[inline]
+    pub fn completions_waiting(&mut self, user: u16) -> usize {
+        if !self.pass.done.is_empty() {
+            self.drain();
+        }
         self.users[user as usize].done.len()
     }
 
@@ -321,7 +326,8 @@ impl Io {
         slot.leaf = entry.leaf;
         slot.cancelled = false;
         slot.failed = false;
-        slot.op = op;
+        // A free slot's buffers are empty: there is nothing to drop.
+        std::mem::forget(std::mem::replace(&mut slot.op, op));
         let (op, generation) = (&slot.op, slot.generation);
         let id = OpId { index, generation };
 

@@ -489,7 +489,11 @@ impl<H: Hooks> Poller for Service<H> {
             if !self.stalled.is_empty() || !self.jobs.is_idle() {
                 self.unstall();
             }
-            work += self.serve(core);
+            let served = self.serve(core);
+            if served > 0 {
+                // Leaves that need no time have completed already.
+                work += served + self.reap();
+            }
             if self.deletions > 0 {
                 self.finish_deletions();
             }
