@@ -28,8 +28,14 @@ fn whole(c: &mut Criterion) {
         let engine = Engine::with_cores(1, Options::default()).expect("an engine");
         let node = Node::new(name, driver);
         let stop = Arc::new(AtomicBool::new(false));
-        let session =
-            Session { engine: &engine, node: &node, target: name, cores: &[0], stop: &stop };
+        let session = Session {
+            engine: &engine,
+            node: &node,
+            target: name,
+            cores: &[0],
+            serving: &[],
+            stop: &stop,
+        };
         group.bench_function(name, |bencher| {
             bencher.iter_custom(|ios| {
                 let options = JobOptions {

@@ -74,6 +74,8 @@ pub(crate) struct Worker {
     phase: Phase,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
+    /// I/Os that the progress showed before those that are counted now.
+    shown_before: [u64; 2],
     /// By tag: when the operation was submitted.
     submitted_ns: Box<[u64]>,
     /// Operations that are not in flight, each with its tag and its buffer; those that came back
@@ -132,8 +134,8 @@ impl Counts {
 }
 
 impl Progress {
-    fn reset(&self) {
-        self.ios.iter().for_each(|ios| ios.store(0, Relaxed));
+    fn ios(&self) -> [u64; 2] {
+        [0, 1].map(|way: usize| self.ios[way].load(Relaxed))
     }
 }
 
@@ -211,6 +213,7 @@ impl Worker {
             channel,
             phase,
             stop,
+            shown_before: progress.ios(),
             progress,
             submitted_ns: vec![0; depth].into(),
             rest,
@@ -283,7 +286,7 @@ impl Worker {
         if self.phase.ramp_ns > 0 && now >= self.ramp_ends_ns {
             self.phase.ramp_ns = 0;
             self.counts = Counts::new(now);
-            self.progress.reset();
+            self.shown_before = self.progress.ios();
         }
     }
 
@@ -317,8 +320,10 @@ impl Worker {
                 self.closing |= !good && self.phase.work.is_fatal();
             }
         }
-        self.progress.ios[0].store(counts.report.read.ios, Relaxed);
-        self.progress.ios[1].store(counts.report.write.ios, Relaxed);
+        let shown = [counts.report.read.ios, counts.report.write.ios];
+        for way in [0, 1] {
+            self.progress.ios[way].store(self.shown_before[way] + shown[way], Relaxed);
+        }
         let mark = Allocations { count: allocations(), ios: counts.report.ios() };
         if counts.steady.is_none() && mark.ios >= self.submitted_ns.len() as u64 {
             counts.steady = Some(mark);
@@ -413,7 +418,7 @@ impl Worker {
             std::mem::replace(&mut self.counts, Counts::new(0));
         report.merged = 1;
         report.runtime_ns = last_ns.saturating_sub(from_ns);
-        report.cpu = used_since(usage);
+        report.cpu = CpuUse::between(usage, ThreadUsage::now());
         report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
             count: latest.count - steady.count,
             ios: latest.ios - steady.ios,
@@ -434,17 +439,6 @@ impl Worker {
             taken: self.taken,
             interrupted: self.interrupted,
         }
-    }
-}
-
-fn used_since(start: ThreadUsage) -> CpuUse {
-    let end = ThreadUsage::now();
-    CpuUse {
-        user_ns: end.user_ns - start.user_ns,
-        system_ns: end.system_ns - start.system_ns,
-        context_switches: end.context_switches - start.context_switches,
-        major_faults: end.major_faults - start.major_faults,
-        minor_faults: end.minor_faults - start.minor_faults,
     }
 }
 

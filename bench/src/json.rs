@@ -96,8 +96,20 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
         json!({ "blocks_checked": verify.checked, "blocks_bad": verify.bad,
                 "mismatches": mismatches })
     });
+    let serving: Vec<Value> = report
+        .serving
+        .iter()
+        .map(|core| {
+            json!({
+                "core": core.core,
+                "cpu_ns_per_io": core.cpu_ns_per_io(),
+                "heap_allocations_per_io": core.allocations.map(|a| a.per_io()),
+            })
+        })
+        .collect();
     json!({
         "target": report.target,
+        "serving_cores": serving,
         "core": clone.core,
         "jobs_merged": clone.merged,
         "ns_per_io": clone.runtime_ns as f64 / clone.ios().max(1) as f64,

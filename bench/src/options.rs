@@ -303,6 +303,16 @@ impl JobOptions {
         }
     }
 
+    /// Does the job check blocks that an earlier run wrote, as it reads them?
+    pub fn checks_at_once(&self) -> bool {
+        self.verify != Verify::Off && (self.verify_only || !self.rw.writes())
+    }
+
+    /// Does the job, once it has written, read its blocks back to check them?
+    pub fn reads_back(&self) -> bool {
+        self.verify != Verify::Off && self.do_verify && !self.checks_at_once()
+    }
+
     /// Fits the job to a target of `length` bytes in blocks of `block_size` bytes.
     ///
     /// Errors: options that contradict each other, or that the target cannot satisfy.

@@ -6,6 +6,7 @@
 //! `bench/README.md` come from. They are given, not measured anew by each run: building SPDK
 //! takes long. On another machine only the ratio of our own rows to each other says something.
 
+use crate::report::CloneReport;
 use crate::units::{format_count, format_ns};
 
 /// One row of the comparison.
@@ -57,22 +58,34 @@ const SPDK_PAIR: &str = "SPDK driver, SPDK controller";
 /// The heading of the comparison.
 pub fn heading() -> String {
     format!(
-        "{:<34} {:>4} {:>11} {:>9} {:>10} {:>9} {:>7} {:>8}  peer",
-        "4 KiB random read, one core", "QD", "per I/O", "IOPS", "peer", "goal", "faster", "heap/IO"
+        "{:<34} {:>4} {:>9} {:>8} {:>8} {:>8} {:>8} {:>7} {:>8}  peer",
+        "4 KiB random read, one core",
+        "QD",
+        "per I/O",
+        "CPU/IO",
+        "IOPS",
+        "peer",
+        "goal",
+        "faster",
+        "heap/IO"
     )
 }
 
-/// One line of the comparison: `ns` per I/O and heap allocations per I/O are ours.
-pub fn line(peer: &Peer, ns: f64, allocations_per_io: Option<f64>) -> String {
-    let heap = allocations_per_io.map_or_else(|| "?".to_owned(), |rate| format!("{rate:.3}"));
+/// One line of the comparison. CPU per I/O well below the time per I/O says that the machine was
+/// not ours alone.
+pub fn line(peer: &Peer, ours: &CloneReport) -> String {
+    let ns = ours.runtime_ns as f64 / ours.ios().max(1) as f64;
+    let heap =
+        ours.allocations_per_io().map_or_else(|| "?".to_owned(), |rate| format!("{rate:.3}"));
     format!(
-        "{:<34} {:>4} {:>11} {:>9} {:>10} {:>9} {:>6.1}x {:>8}  {}",
+        "{:<34} {:>4} {:>9} {:>8} {:>8} {:>8} {:>8} {:>6.1}x {:>8}  {}",
         peer.what,
         peer.io_depth,
-        format_ns((ns * 10.0).round() / 10.0),
+        format_ns(ns),
+        format_ns(ours.cpu_ns_per_io()),
         format_count(1e9 / ns),
-        format_ns(peer.peer_ns.round()),
-        format_ns(peer.goal_ns.round()),
+        format_ns(peer.peer_ns),
+        format_ns(peer.goal_ns),
         peer.peer_ns / ns,
         heap,
         peer.peer,

@@ -17,6 +17,9 @@ pub struct Report {
     pub target: String,
     /// One entry per clone.
     pub clones: Vec<CloneReport>,
+    /// What the cores spent that serve the target; empty if there are none, or the job was over
+    /// within a moment.
+    pub serving: Vec<ServingReport>,
     /// Ended before its time by the user.
     pub interrupted: bool,
 }
@@ -51,6 +54,19 @@ pub struct CloneReport {
     pub verify: Option<VerifyReport>,
 }
 
+/// What a core spent that serves the target, from soon after the job's start.
+#[derive(Clone, Copy, Debug)]
+pub struct ServingReport {
+    /// The core.
+    pub core: usize,
+    /// I/Os of the job meanwhile.
+    pub ios: u64,
+    /// What its thread spent.
+    pub cpu: CpuUse,
+    /// Heap allocations of its thread; `None` where the program does not count.
+    pub allocations: Option<Allocations>,
+}
+
 /// Heap allocations over a count of I/Os.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Allocations {
@@ -78,6 +94,20 @@ pub struct VerifyReport {
     pub bad: u64,
     /// The first of them, described.
     pub mismatches: Vec<Mismatch>,
+}
+
+impl Allocations {
+    /// Allocations for each I/O.
+    pub fn per_io(self) -> f64 {
+        self.count as f64 / self.ios.max(1) as f64
+    }
+}
+
+impl ServingReport {
+    /// CPU time for each I/O of the job, ns; polling in vain included.
+    pub fn cpu_ns_per_io(&self) -> f64 {
+        self.cpu.total_ns() as f64 / self.ios.max(1) as f64
+    }
 }
 
 impl Report {
@@ -123,7 +153,7 @@ impl CloneReport {
 
     /// Heap allocations for each I/O of the steady state, if they were counted.
     pub fn allocations_per_io(&self) -> Option<f64> {
-        self.allocations.map(|a| a.count as f64 / a.ios.max(1) as f64)
+        self.allocations.map(Allocations::per_io)
     }
 
     /// 0, or the errno of what went wrong first: an I/O (its errno) or a check (EILSEQ, as fio).

@@ -12,6 +12,7 @@ use crate::job::{Outcome, Phase, Progress, Work, Worker, buffers, run_phase};
 use crate::options::{JobOptions, Plan, Verify};
 use crate::pattern::{Steps, mix64};
 use crate::report::{CloneReport, Report};
+use crate::serving::Serving;
 use crate::stats::{DirectionStats, Samples};
 use crate::units::Size;
 use crate::verify::{Checker, Recipe};
@@ -31,6 +32,8 @@ pub struct Session<'a> {
     pub target: &'a str,
     /// Cores of the engine for the clones; clone `n` runs on core `n` of these, and over again.
     pub cores: &'a [usize],
+    /// Cores that serve the target (a software controller), to be accounted for beside the jobs'.
+    pub serving: &'a [usize],
     /// Set to end the job early, with what there is.
     pub stop: &'a Arc<AtomicBool>,
 }
@@ -147,7 +150,15 @@ fn run_clones(
             result
         }));
     }
-    let samples = watch_clones(job, &progress, watch);
+    let mut serving = Vec::new();
+    let samples = watch_clones(job, &progress, &mut |now, snapshot| {
+        if serving.is_empty() && now.total() > 0 {
+            serving = begin_serving(session, now.total());
+        }
+        watch(snapshot);
+    });
+    let all = Mark::new(Instant::now(), &progress).total();
+    let serving = serving.iter().filter_map(|core| core.end(session.engine, all).ok()).collect();
     let mut clones = Vec::with_capacity(count);
     let mut interrupted = false;
     let results: Vec<_> = handles.into_iter().map(|handle| handle.wait()).collect();
@@ -160,7 +171,14 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, target, clones, interrupted })
+    Ok(Report { options, target, clones, serving, interrupted })
+}
+
+/// Begins to count on the serving cores. A core that does not answer is left out: the engine
+/// failed, which the job reports.
+fn begin_serving(session: &Session<'_>, ios: u64) -> Vec<Serving> {
+    let cores = session.serving.iter();
+    cores.filter_map(|&core| Serving::begin(session.engine, core, ios).ok()).collect()
 }
 
 /// Counts a clone out, however it ends.
@@ -195,7 +213,7 @@ async fn run_clone(
         run_phase(core, start(phases.first(), phases.checker(false), buffers, channel)).await;
     let Outcome { mut report, buffers, taken, interrupted } = first;
     report.core = core.id();
-    if !phases.has_second() || interrupted || report.fault.is_some() {
+    if !job.options.reads_back() || interrupted || report.fault.is_some() {
         return Ok((report, interrupted));
     }
     let channel = core.open(&job.node).await?;
@@ -218,7 +236,7 @@ impl Phases<'_> {
         let recipe = Recipe { seed: options.seed, stamp: self.job.stamp };
         let work = match options.verify {
             Verify::Off => Work::Plain,
-            Verify::Crc32c if self.checks_at_once() => self.check(),
+            Verify::Crc32c if self.job.options.checks_at_once() => self.check(),
             Verify::Crc32c => Work::Stamp(recipe),
         };
         Phase {
@@ -253,22 +271,11 @@ impl Phases<'_> {
         Work::Check { writes_only: options.rw.writes(), fatal: options.verify_fatal }
     }
 
-    /// Does the first phase check what an earlier run wrote?
-    fn checks_at_once(&self) -> bool {
-        let options = &self.job.options;
-        options.verify != Verify::Off && (options.verify_only || !options.rw.writes())
-    }
-
-    fn has_second(&self) -> bool {
-        let options = &self.job.options;
-        options.verify != Verify::Off && options.do_verify && !self.checks_at_once()
-    }
-
     fn checker(&self, second: bool) -> Option<Checker> {
         let seed = self.job.options.seed;
         match second {
             true => Some(Checker::new(seed, Some(self.job.stamp))),
-            false => self.checks_at_once().then(|| Checker::new(seed, None)),
+            false => self.job.options.checks_at_once().then(|| Checker::new(seed, None)),
         }
     }
 }
@@ -277,7 +284,7 @@ impl Phases<'_> {
 fn watch_clones(
     job: &Job,
     progress: &[Arc<Progress>],
-    watch: &mut dyn FnMut(&Snapshot),
+    watch: &mut dyn FnMut(&Mark, &Snapshot),
 ) -> Vec<[Samples; 2]> {
     let begun = Instant::now();
     let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
@@ -285,7 +292,9 @@ fn watch_clones(
     while job.running.load(SeqCst) > 0 {
         std::thread::park_timeout(SHOW);
         let now = Mark::new(Instant::now(), progress);
-        if now.at - sampled.at >= SAMPLE {
+        if now.at - begun < job.options.ramp_time {
+            sampled = now.clone();
+        } else if now.at - sampled.at >= SAMPLE {
             for (samples, rate) in samples.iter_mut().zip(now.rates_since(&sampled)) {
                 for (samples, rate) in samples.iter_mut().zip(rate) {
                     samples.iops.push(rate);
@@ -295,7 +304,7 @@ fn watch_clones(
             sampled = now.clone();
         }
         if now.at - shown.at >= SHOW {
-            watch(&snapshot(job, progress, begun, &now, &shown));
+            watch(&now, &snapshot(job, progress, begun, &now, &shown));
             shown = now;
         }
     }
@@ -314,8 +323,8 @@ fn snapshot(
     let elapsed = now.at - begun;
     let time = job.options.runtime.map(|time| time + job.options.ramp_time);
     let by_time = time.map_or(0.0, |time| elapsed.as_secs_f64() / time.as_secs_f64());
-    let all: u64 = now.ios.iter().flatten().sum();
-    let by_count = all as f64 / (job.plan.limit as f64 * progress.len() as f64);
+    let passes = if job.options.reads_back() { 2.0 } else { 1.0 };
+    let by_count = now.total() as f64 / (job.plan.limit as f64 * passes * progress.len() as f64);
     Snapshot {
         elapsed,
         done: by_time.max(by_count).min(1.0),
@@ -338,7 +347,12 @@ impl Mark {
         Mark { at, ios: progress.iter().map(counts).collect() }
     }
 
-    /// I/Os a second since `earlier`; counts that were reset in between read as 0.
+    /// I/Os of all clones and directions.
+    fn total(&self) -> u64 {
+        self.ios.iter().flatten().sum()
+    }
+
+    /// I/Os a second since `earlier`.
     fn rates_since(&self, earlier: &Mark) -> Vec<[f64; 2]> {
         let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
         let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;

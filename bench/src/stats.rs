@@ -1,6 +1,7 @@
 //! What a job counts while it runs, and how that is put together afterwards.
 
 use hdrhistogram::Histogram;
+use oxblock_mem::thread_usage::ThreadUsage;
 
 /// The two directions of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -250,6 +251,17 @@ pub struct CpuUse {
 }
 
 impl CpuUse {
+    /// What a thread spent between two moments.
+    pub fn between(start: ThreadUsage, end: ThreadUsage) -> CpuUse {
+        CpuUse {
+            user_ns: end.user_ns - start.user_ns,
+            system_ns: end.system_ns - start.system_ns,
+            context_switches: end.context_switches - start.context_switches,
+            major_faults: end.major_faults - start.major_faults,
+            minor_faults: end.minor_faults - start.minor_faults,
+        }
+    }
+
     /// Adds another thread's.
     pub fn merge(&mut self, other: &CpuUse) {
         self.user_ns += other.user_ns;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use crate::options::JobOptions;
-use crate::report::{CloneReport, Report};
+use crate::report::{Allocations, CloneReport, Report, ServingReport};
 use crate::stats::{Direction, DirectionStats};
 use crate::units::{format_bytes, format_count, format_ns};
 
@@ -19,6 +19,7 @@ pub fn report(report: &Report) -> String {
         let _ = writeln!(text, "  all {} jobs", report.clones.len());
     }
     body(&mut text, &report.group());
+    serving_lines(&mut text, &report.serving);
     if report.interrupted {
         text.push_str("  ended early by Ctrl-C\n");
     }
@@ -98,11 +99,7 @@ fn direction_lines(text: &mut String, direction: Direction, stats: &DirectionSta
 
 fn cost_line(text: &mut String, clone: &CloneReport) {
     let share = |ns: u64| 100.0 * ns as f64 / clone.runtime_ns.max(1) as f64;
-    let heap = match (clone.allocations_per_io(), clone.allocations) {
-        (Some(_), Some(a)) if a.count == 0 => "0".to_owned(),
-        (Some(rate), Some(a)) => format!("{rate:.6} ({} in all)", a.count),
-        _ => "not counted".to_owned(),
-    };
+    let heap = heap_words(clone.allocations);
     let _ = writeln!(
         text,
         "    cost     {} of CPU per I/O (user {:.0} %, system {:.0} %)   heap allocations per I/O: {heap}",
@@ -110,6 +107,26 @@ fn cost_line(text: &mut String, clone: &CloneReport) {
         share(clone.cpu.user_ns),
         share(clone.cpu.system_ns),
     );
+}
+
+fn serving_lines(text: &mut String, serving: &[ServingReport]) {
+    for core in serving {
+        let _ = writeln!(
+            text,
+            "    served   by core {}: {} of CPU per I/O   heap allocations per I/O: {}",
+            core.core,
+            format_ns(core.cpu_ns_per_io()),
+            heap_words(core.allocations),
+        );
+    }
+}
+
+fn heap_words(allocations: Option<Allocations>) -> String {
+    match allocations {
+        None => "not counted".to_owned(),
+        Some(Allocations { count: 0, .. }) => "0".to_owned(),
+        Some(all) => format!("{:.6} ({} in all)", all.per_io(), all.count),
+    }
 }
 
 fn verify_lines(text: &mut String, clone: &CloneReport) {

@@ -107,6 +107,7 @@ pub struct Target {
     _soft: Option<Soft>,
     words: String,
     job_cores: Vec<usize>,
+    serving_cores: Vec<usize>,
     lay_out: Option<u64>,
     notices: Vec<String>,
 }
@@ -143,7 +144,8 @@ impl Target {
         };
         let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
         let job_cores = (0..wants.jobs).collect();
-        Ok(Target { engine, node, _soft: soft, words, job_cores, lay_out, notices })
+        let serving_cores = soft.iter().map(|_| wants.jobs).collect();
+        Ok(Target { engine, node, _soft: soft, words, job_cores, serving_cores, lay_out, notices })
     }
 
     /// What runs jobs on it, until `stop` is set.
@@ -153,6 +155,7 @@ impl Target {
             node: &self.node,
             target: &self.words,
             cores: &self.job_cores,
+            serving: &self.serving_cores,
             stop,
         }
     }

@@ -58,10 +58,11 @@ impl Channel {
     }
 
     /// Hands out the completions that are there; returns how many. The function may
-    /// submit again. Completions arrive in turns of the reactor.
+    /// submit again. Completions arrive in turns of the reactor, or at once where a leaf
+    /// needs no time.
     #[inline(always)]
     pub fn poll(&self, mut take: impl FnMut(Completion)) -> usize {
-        let count = self.core.0.io.borrow().completions_waiting(self.user);
+        let count = self.core.0.io.borrow_mut().completions_waiting(self.user);
         for done in 0..count {
             let mut io = self.core.0.io.borrow_mut();
             let Some(index) = io.next_done(self.user) else {

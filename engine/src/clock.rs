@@ -44,6 +44,53 @@ impl SimulatedClock {
     }
 }
 
+/// A core's time: its clock, and the one reading of each turn of the reactor.
+#[derive(Debug)]
+pub(crate) struct Time {
+    clock: Clock,
+    /// The reading of this turn; None until somebody asks, so that an empty turn takes none.
+    turn_ns: Cell<Option<u64>>,
+}
+
+impl Time {
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, turn_ns: Cell::new(None) }
+    }
+
+    /// A fresh reading in ns.
+    #[inline]
+    pub fn now(&self) -> u64 {
+        self.clock.now()
+    }
+
+    /// The reading of this turn in ns, taken when it is first asked for.
+    #[inline]
+    pub fn turn_now(&self) -> u64 {
+        self.turn_ns.get().unwrap_or_else(|| {
+            let now_ns = self.clock.now();
+            self.turn_ns.set(Some(now_ns));
+            now_ns
+        })
+    }
+
+    /// The reading of this turn, if it was taken.
+    #[inline]
+    pub fn turn_reading(&self) -> Option<u64> {
+        self.turn_ns.get()
+    }
+
+    /// A turn begins; its reading is `now_ns`, or still to be taken.
+    #[inline]
+    pub fn begin_turn(&self, now_ns: Option<u64>) {
+        self.turn_ns.set(now_ns);
+    }
+
+    /// Whether time moves only when it is told to.
+    pub fn is_simulated(&self) -> bool {
+        matches!(self.clock, Clock::Simulated(_))
+    }
+}
+
 /// A core's clock: ns since a moment shared by all cores of the engine.
 #[derive(Debug)]
 pub(crate) enum Clock {
@@ -70,11 +117,6 @@ impl Clock {
             Self::System(start) => start.elapsed().as_nanos() as u64,
             Self::Simulated(clock) => clock.now(),
         }
-    }
-
-    /// Whether time moves only when it is told to.
-    pub fn is_simulated(&self) -> bool {
-        matches!(self, Self::Simulated(_))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use oxblock_mem::{Arena, Memory, spsc};
 
 use crate::channel::Channel;
-use crate::clock::Clock;
+use crate::clock::Time;
 use crate::io::Io;
 use crate::poller::{Poller, PollerId, Pollers};
 use crate::remote::{Mailbox, Message, remote_task};
@@ -25,9 +25,7 @@ pub struct Core(pub(crate) Rc<CoreInner>);
 
 pub(crate) struct CoreInner {
     pub id: usize,
-    pub clock: Clock,
-    /// The time of the current turn.
-    pub pass_ns: Cell<u64>,
+    pub time: Rc<Time>,
     pub memory: Memory,
     pub arena: Arena,
     pub io: RefCell<Io>,
@@ -62,13 +60,14 @@ impl Core {
     /// The time in ns since the engine began: a fresh reading of the clock.
     #[inline]
     pub fn now(&self) -> u64 {
-        self.0.clock.now()
+        self.0.time.now()
     }
 
-    /// The time at which the current turn of the reactor began: no reading.
+    /// The time of the current turn of the reactor: one reading, taken when it is first
+    /// asked for in a turn.
     #[inline]
     pub fn pass_now(&self) -> u64 {
-        self.0.pass_ns.get()
+        self.0.time.turn_now()
     }
 
     /// Waits. Resolution is that of the reactor's turns.
@@ -201,6 +200,21 @@ impl Core {
     /// # Errors
     /// What the driver says, with the node's name; or the engine is shutting down.
     pub async fn open(&self, node: &Arc<Node>) -> Result<Channel, Error> {
+        self.open_as(node, false).await
+    }
+
+    /// Opens a node to serve I/O on it to others, such as the hosts of a software controller.
+    /// Users of this very core may be among them, and wait with all their slots for what is
+    /// served: this channel also has a reserve of slots and bounce buffers that they cannot
+    /// take.
+    ///
+    /// # Errors
+    /// As [`Core::open`].
+    pub async fn open_to_serve(&self, node: &Arc<Node>) -> Result<Channel, Error> {
+        self.open_as(node, true).await
+    }
+
+    async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
         self.0.shared.refuse_if_ending()?;
         let known = self.0.io.borrow().leaf_of(node);
         let leaf = match known {
@@ -214,7 +228,7 @@ impl Core {
                 }
             }
         };
-        let user = self.0.io.borrow_mut().add_user(leaf);
+        let user = self.0.io.borrow_mut().add_user(leaf, serves);
         Ok(Channel::new(self.clone(), node.clone(), user))
     }
 

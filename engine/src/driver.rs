@@ -5,9 +5,11 @@ use std::fmt;
 use std::future::Future;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
+use std::rc::Rc;
 
 use oxblock_mem::View;
 
+use crate::clock::{Clock, SimulatedClock, Time};
 use crate::{Core, Error, Fault, Limits, OpFlags, OpKind};
 
 /// A boxed future that stays on its core. Control plane only.
@@ -101,24 +103,31 @@ pub enum Sleep<'a> {
 
 /// One turn of the reactor as the leaves see it: the time, and where completions go.
 pub struct Pass {
-    now_ns: u64,
+    time: Rc<Time>,
     pub(crate) done: Vec<(Token, Result<(), Fault>)>,
 }
 
 impl Pass {
-    /// A pass with room for `capacity` completions between two drains.
+    /// A pass for a queue without an engine, with room for `capacity` completions between
+    /// two drains. Its time is what [`begin`](Self::begin) says.
     pub fn new(capacity: usize) -> Self {
-        Self { now_ns: 0, done: Vec::with_capacity(capacity) }
+        let clock = Clock::Simulated(SimulatedClock::new());
+        Self::with_time(Rc::new(Time::new(clock)), capacity)
+    }
+
+    pub(crate) fn with_time(time: Rc<Time>, capacity: usize) -> Self {
+        Self { time, done: Vec::with_capacity(capacity) }
     }
 
     /// Begins a turn at `now_ns`.
     pub fn begin(&mut self, now_ns: u64) {
-        self.now_ns = now_ns;
+        self.time.begin_turn(Some(now_ns));
     }
 
     /// The time of this turn in ns of the core's clock: one reading for all.
+    #[inline]
     pub fn now(&self) -> u64 {
-        self.now_ns
+        self.time.turn_now()
     }
 
     /// Completes a request.
@@ -135,9 +144,6 @@ impl Pass {
 
 impl fmt::Debug for Pass {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pass")
-            .field("now_ns", &self.now_ns)
-            .field("done", &self.done.len())
-            .finish()
+        f.debug_struct("Pass").field("time", &self.time).field("done", &self.done.len()).finish()
     }
 }

@@ -6,11 +6,13 @@
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
 
 use oxblock_mem::{Arena, IoVector, Pool, View};
 
+use crate::clock::Time;
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
@@ -23,6 +25,9 @@ use crate::{
 const MAX_FRAGMENTS: u32 = 8;
 /// Bounce buffers of a core.
 const BOUNCE_COUNT: usize = 16;
+/// Slots and bounce buffers that only channels opened to serve may take.
+const SLOT_RESERVE: usize = 64;
+const BOUNCE_RESERVE: usize = 4;
 
 /// A node's queue on this core.
 pub(crate) struct Leaf {
@@ -44,6 +49,9 @@ struct User {
     done: VecDeque<u32>,
     open: bool,
     in_flight: u32,
+    /// How many free slots and bounce buffers it leaves to others.
+    keep_slots: usize,
+    keep_bounce: usize,
 }
 
 /// What became of handing an operation's fragments to the leaf.
@@ -74,9 +82,9 @@ pub(crate) struct Io {
 }
 
 impl Io {
-    pub fn new(slot_count: usize) -> Self {
-        let slots = SlotTable::new(slot_count);
-        let pass = Pass::new(slots.len() * MAX_FRAGMENTS as usize);
+    pub fn new(time: Rc<Time>, slot_count: usize) -> Self {
+        let slots = SlotTable::new(slot_count, SLOT_RESERVE);
+        let pass = Pass::with_time(time, slots.len() * MAX_FRAGMENTS as usize);
         Self {
             slots,
             leaves: Vec::new(),
@@ -130,13 +138,15 @@ impl Io {
         Ok(index as u16)
     }
 
-    /// Adds a user of a leaf.
-    pub fn add_user(&mut self, leaf: u16) -> u16 {
+    /// Adds a user of a leaf. One that serves may have the reserve.
+    pub fn add_user(&mut self, leaf: u16, serves: bool) -> u16 {
         let user = User {
             leaf,
             done: VecDeque::with_capacity(self.slots.len()),
             open: true,
             in_flight: 0,
+            keep_slots: if serves { 0 } else { SLOT_RESERVE },
+            keep_bounce: if serves { 0 } else { BOUNCE_RESERVE },
         };
         match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
             Some(index) => {
@@ -170,8 +180,13 @@ impl Io {
         self.users[user as usize].done.pop_front()
     }
 
-    /// Completions that wait to be fetched by a user.
-    pub fn completions_waiting(&self, user: u16) -> usize {
+    /// Completions that wait to be fetched by a user, those included of leaves that
+    /// completed within their submit.
+    #[inline]
+    pub fn completions_waiting(&mut self, user: u16) -> usize {
+        if !self.pass.done.is_empty() {
+            self.drain();
+        }
         self.users[user as usize].done.len()
     }
 
@@ -243,8 +258,9 @@ impl Io {
     /// What the slot table holds and saw.
     pub fn stats(&self) -> CoreStats {
         CoreStats {
-            slots: self.slots.len(),
+            slots: self.slots.unreserved(),
             slots_used: self.slots.used(),
+            slots_to_serve: self.slots.free(),
             spurious_completions: self.spurious,
         }
     }
@@ -298,10 +314,10 @@ impl Io {
     /// Admits an operation. Its outcome, an immediate refusal too, is a completion.
     #[inline(always)]
     pub fn submit(&mut self, user: u16, owner: Owner, op: Op) -> Result<OpId, Full> {
-        let Some(index) = self.slots.take() else {
+        let entry = &mut self.users[user as usize];
+        let Some(index) = self.slots.take(entry.keep_slots) else {
             return Err(Full(op));
         };
-        let entry = &mut self.users[user as usize];
         entry.in_flight += 1;
         let slot = &mut self.slots[index];
         slot.state = State::Running;
@@ -416,7 +432,7 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self { slots, leaves, pass, bounce, zeroes, .. } = self;
+        let Self { slots, leaves, users, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
         let op = &slot.op;
         let Some(leaf) = &mut leaves[slot.leaf as usize] else {
@@ -455,8 +471,9 @@ impl Io {
                         return Handed::Enough;
                     }
                     let len = len.min(BOUNCE_LEN as u64);
-                    let Some(buffer) = slot.rare.bounce.take().or_else(|| take_bounce(bounce))
-                    else {
+                    let keep = users[slot.user as usize].keep_bounce;
+                    let own = slot.rare.bounce.take();
+                    let Some(buffer) = own.or_else(|| take_bounce(bounce, keep)) else {
                         return Handed::Blocked;
                     };
                     let buffer = slot.rare.bounce.insert(buffer);
@@ -516,8 +533,7 @@ impl Io {
     // --- the way up ---
 
     /// Polls the leaves once, completes what they completed, and hands on what waited.
-    pub fn poll(&mut self, now_ns: u64) -> usize {
-        self.pass.begin(now_ns);
+    pub fn poll(&mut self) -> usize {
         for leaf in self.leaves.iter_mut().flatten() {
             leaf.queue.poll(&mut self.pass);
         }
@@ -682,8 +698,10 @@ fn total(op: &Op) -> u64 {
     if op.kind == OpKind::Flush { 1 } else { op.len }
 }
 
-fn take_bounce(pool: &Option<Pool>) -> Option<IoVector> {
-    Some(pool.as_ref()?.take()?.into())
+/// A bounce buffer, unless that leaves fewer than `keep`.
+fn take_bounce(pool: &Option<Pool>, keep: usize) -> Option<IoVector> {
+    let pool = pool.as_ref().filter(|pool| pool.available() > keep)?;
+    Some(pool.take()?.into())
 }
 
 /// Brings what a bounced fragment read to where the operation wants it.

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use crate::clock::{Clock, ClockSource};
+use crate::clock::{Clock, ClockSource, Time};
 use crate::core::{Core, CoreInner};
 use crate::io::Io;
 use crate::remote::Message;
@@ -22,6 +23,8 @@ use crate::{CoreWaker, Error, Sleep};
 const STOP_DEVICES: Duration = Duration::from_secs(5);
 /// Descriptors that a sleeping reactor watches; with more, it polls.
 const MAX_DESCRIPTORS: usize = 32;
+/// Empty turns of which one looks at the clock.
+const TURNS_PER_READING: u32 = 16;
 /// Slots of a core unless asked for otherwise.
 const DEFAULT_SLOTS: usize = 1024;
 /// The engine's arena unless asked for otherwise, in bytes.
@@ -113,6 +116,7 @@ pub struct Reactor {
     idle_since_ns: Cell<Option<u64>>,
     /// More reactors than processors: give others a turn when idle.
     pub(crate) yields: bool,
+    turns: Cell<u32>,
     ended: Cell<bool>,
 }
 
@@ -128,13 +132,13 @@ impl Reactor {
 
     pub(crate) fn with_plan(plan: &Plan, id: usize, rings: Rings) -> Self {
         let waker = CoreWaker(plan.shared.mailboxes[id].clone());
+        let time = Rc::new(Time::new(Clock::new(&plan.options.clock, plan.start)));
         let inner = CoreInner {
             id,
-            clock: Clock::new(&plan.options.clock, plan.start),
-            pass_ns: Cell::new(0),
+            time: time.clone(),
             memory: plan.memory.clone(),
             arena: plan.arena.clone(),
-            io: Io::new(plan.options.slots).into(),
+            io: Io::new(time, plan.options.slots).into(),
             tasks: Tasks::new(waker),
             timers: Default::default(),
             pollers: Default::default(),
@@ -148,6 +152,7 @@ impl Reactor {
             poll_mode: plan.options.poll_mode,
             idle_since_ns: Cell::new(None),
             yields: false,
+            turns: Cell::new(0),
             ended: Cell::new(false),
         }
     }
@@ -157,22 +162,34 @@ impl Reactor {
         &self.core
     }
 
-    /// One turn: completions, messages, timers, tasks, pollers, doorbells. Returns how
+    /// One turn: completions, pollers, doorbells, messages, timers, tasks. Returns how
     /// much there was to do.
     #[inline]
     pub fn poll(&self) -> usize {
         let inner = &*self.core.0;
-        let now_ns = inner.clock.now();
-        inner.pass_ns.set(now_ns);
-        let mut work = inner.io.borrow_mut().poll(now_ns);
-        work += self.take_messages();
-        work += inner.timers.fire(now_ns);
-        if inner.tasks.has_ready() {
-            work += inner.tasks.run();
-        }
+        inner.time.begin_turn(None);
+        let mut work = inner.io.borrow_mut().poll();
         work += inner.pollers.run(&self.core);
         inner.io.borrow_mut().kick();
+        // What follows is rarer, and may take its time while the devices work.
+        work += self.take_messages();
+        work += self.fire_timers();
+        if inner.tasks.has_ready() {
+            work += inner.tasks.run();
+            inner.io.borrow_mut().kick();
+        }
         work
+    }
+
+    /// Fires timers in turns that know the time anyway, and in every few others.
+    fn fire_timers(&self) -> usize {
+        let (inner, turns) = (&*self.core.0, self.turns.get().wrapping_add(1));
+        self.turns.set(turns);
+        let known = inner.time.turn_reading().is_some() || inner.time.is_simulated();
+        if inner.timers.is_empty() || !(known || turns.is_multiple_of(TURNS_PER_READING)) {
+            return 0;
+        }
+        inner.timers.fire(inner.time.turn_now())
     }
 
     fn take_messages(&self) -> usize {
@@ -217,10 +234,13 @@ impl Reactor {
         let PollMode::Adaptive { spin_us } = self.poll_mode else {
             return self.relax();
         };
+        if !self.turns.get().is_multiple_of(TURNS_PER_READING) {
+            return self.relax();
+        }
         let now_ns = self.core.pass_now();
         let since_ns = self.idle_since_ns.get().unwrap_or(now_ns);
         self.idle_since_ns.set(Some(since_ns));
-        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.clock.is_simulated() {
+        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.time.is_simulated() {
             self.try_sleep();
         } else {
             self.relax();
@@ -274,7 +294,7 @@ impl Reactor {
                 }
             }
         }
-        let left_ns = until_ns.saturating_sub(inner.clock.now());
+        let left_ns = until_ns.saturating_sub(inner.time.now());
         let timeout = match until_ns {
             u64::MAX => None,
             _ => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
@@ -343,16 +363,16 @@ impl Reactor {
         let begun = Instant::now();
         let (mut counted, mut pollers_work) = (false, true);
         while begun.elapsed() < STOP_DEVICES {
-            let now_ns = inner.clock.now();
+            inner.time.begin_turn(None);
             let Ok(mut io) = inner.io.try_borrow_mut() else { return };
-            io.poll(now_ns);
+            io.poll();
             if io.quiesce_all() && !counted {
                 counted = true;
                 inner.shared.quiet_cores.fetch_add(1, Ordering::SeqCst);
             }
             drop(io);
             let others_quiet = inner.shared.quiet_cores.load(Ordering::SeqCst) >= cores;
-            if counted && (others_quiet || inner.clock.is_simulated()) {
+            if counted && (others_quiet || inner.time.is_simulated()) {
                 return;
             }
             if pollers_work {

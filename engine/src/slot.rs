@@ -134,21 +134,33 @@ impl Slot {
     }
 }
 
-/// A fixed number of slots, named by index and generation.
+/// A fixed number of slots, named by index and generation, and a reserve for those whom the
+/// others wait for.
 pub(crate) struct SlotTable {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    reserve: usize,
 }
 
 impl SlotTable {
-    pub fn new(count: usize) -> Self {
-        let count = count.clamp(1, 1 << 16) as u32;
+    pub fn new(count: usize, reserve: usize) -> Self {
+        let count = (count.clamp(1, 1 << 16) + reserve) as u32;
         let slots = (0..count).map(|_| Slot::new()).collect();
-        Self { slots, free: (0..count).rev().collect() }
+        Self { slots, free: (0..count).rev().collect(), reserve }
+    }
+
+    /// Slots without the reserve.
+    pub fn unreserved(&self) -> usize {
+        self.slots.len() - self.reserve
     }
 
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Slots that are free, the reserve included.
+    pub fn free(&self) -> usize {
+        self.free.len()
     }
 
     /// Slots in use, completions not yet fetched included.
@@ -156,9 +168,12 @@ impl SlotTable {
         self.slots.len() - self.free.len()
     }
 
-    /// Takes a free slot.
+    /// Takes a free slot, unless that leaves fewer than `keep`.
     #[inline]
-    pub fn take(&mut self) -> Option<u32> {
+    pub fn take(&mut self, keep: usize) -> Option<u32> {
+        if self.free.len() <= keep {
+            return None;
+        }
         self.free.pop()
     }
 
@@ -282,8 +297,8 @@ mod tests {
 
     #[test]
     fn a_released_slot_does_not_answer_to_its_old_names() {
-        let mut table = SlotTable::new(1);
-        let index = table.take().unwrap();
+        let mut table = SlotTable::new(1, 0);
+        let index = table.take(0).unwrap();
         table[index].state = State::Running;
         table[index].outstanding = 1;
         let (id, old) = (
@@ -293,7 +308,7 @@ mod tests {
         assert_eq!(table.find_token(old), Some(index));
         table[index].outstanding = 0;
         table.release(index);
-        let index = table.take().unwrap();
+        let index = table.take(0).unwrap();
         table[index].state = State::Running;
         table[index].outstanding = 1;
         assert!(table.find(id).is_none());
@@ -302,8 +317,18 @@ mod tests {
     }
 
     #[test]
+    fn a_reserve_is_kept_from_those_who_may_not_have_it() {
+        let mut table = SlotTable::new(2, 1);
+        assert_eq!(table.unreserved(), 2);
+        assert!(table.take(1).is_some() && table.take(1).is_some());
+        assert_eq!(table.take(1), None);
+        assert!(table.take(0).is_some());
+        assert_eq!(table.take(0), None);
+    }
+
+    #[test]
     fn a_line_keeps_its_order_when_the_middle_leaves() {
-        let mut table = SlotTable::new(4);
+        let mut table = SlotTable::new(4, 0);
         let mut line = Line::new();
         for index in 0..4 {
             line.push_back(&mut table, index);

@@ -44,6 +44,8 @@ pub struct CoreStats {
     pub slots: usize,
     /// Slots in use, completions that nobody fetched yet included.
     pub slots_used: usize,
+    /// Slots that a channel opened to serve can take now; the reserve is among them.
+    pub slots_to_serve: usize,
     /// Completions from a leaf that named no request in flight.
     pub spurious_completions: u64,
 }

@@ -48,6 +48,10 @@ impl Timers {
         self.0.borrow().peek().map(|Reverse(timer)| timer.at_ns)
     }
 
+    pub fn is_empty(&self) -> bool {
+        self.0.borrow().is_empty()
+    }
+
     /// Wakes those whose time has come.
     pub fn fire(&self, now_ns: u64) -> usize {
         let mut count = 0;

@@ -127,9 +127,9 @@ impl SharedBytes {
     /// Makes the bytes zero, and gives whole hugepages back to the system: a system call if
     /// there are any. Panics beyond the end.
     pub fn release(&self, at: usize, len: usize) {
+        let base = self.range(at, len);
         let end = at + len;
         let (first, last) = (at.next_multiple_of(HUGE), end / HUGE * HUGE);
-        let base = self.range(at, len);
         if first >= last {
             return self.clear(at, len);
         }
@@ -163,5 +163,102 @@ impl Drop for SharedBytes {
 impl fmt::Debug for SharedBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SharedBytes").field("len", &self.len).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Arena, ArenaOptions, IoVector, Memory, PagePolicy};
+
+    fn arena() -> Arena {
+        let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(16 << 20) };
+        Memory::new().add_arena(&options).unwrap()
+    }
+
+    /// A list of `len` bytes in pieces of 1, 2, 3, ... bytes.
+    fn list(arena: &Arena, len: usize) -> IoVector {
+        let mut list = IoVector::new();
+        let mut part = 1;
+        while list.len() < len {
+            let left = len - list.len();
+            list.push(arena.alloc(part.min(left), 1).unwrap());
+            part += 1;
+        }
+        list
+    }
+
+    #[test]
+    fn copies_go_through_lists_of_any_shape() {
+        let arena = arena();
+        let bytes = SharedBytes::new(10_000).unwrap();
+        let mut data = list(&arena, 3000);
+        let pattern: Vec<u8> = (0..3000).map(|n| (n % 251) as u8 + 1).collect();
+        data.write_at(0, &pattern);
+        bytes.copy_from(7000, data.view(0, 3000));
+        bytes.copy_from(1, data.view(1000, 17));
+
+        let back = list(&arena, 3002);
+        bytes.copy_to(6998, back.view(0, 3002));
+        let mut read = vec![9; 3002];
+        back.read_at(0, &mut read);
+        assert_eq!(read[..2], [0, 0]);
+        assert_eq!(read[2..], pattern);
+        assert_eq!(bytes.compare(1, data.view(1000, 17)), None);
+        assert_eq!(bytes.compare(7000, data.view(0, 3000)), None);
+    }
+
+    #[test]
+    fn compare_finds_the_first_difference() {
+        let arena = arena();
+        let bytes = SharedBytes::new(8192).unwrap();
+        let mut data = list(&arena, 4000);
+        for at in [0, 1, 511, 512, 513, 3999] {
+            data.fill(0, 4000, 0);
+            data.fill(at, 4000 - at, 1);
+            assert_eq!(bytes.compare(5, data.view(0, 4000)), Some(at));
+        }
+    }
+
+    #[test]
+    fn released_and_cleared_bytes_are_zero_and_their_neighbours_are_not() {
+        let arena = arena();
+        let len = 7 * HUGE;
+        let bytes = SharedBytes::new(len).unwrap();
+        let mut ones: IoVector = arena.alloc(HUGE, 4096).unwrap().into();
+        ones.fill(0, HUGE, 1);
+        for at in (0..len).step_by(HUGE) {
+            bytes.copy_from(at, ones.view(0, HUGE));
+        }
+        bytes.release(HUGE - 3, 3 * HUGE + 5);
+        bytes.release(5 * HUGE + 1, HUGE - 2);
+        bytes.clear(6 * HUGE + 10, 10);
+        let back: IoVector = arena.alloc(HUGE, 4096).unwrap().into();
+        for at in (0..len).step_by(HUGE) {
+            bytes.copy_to(at, back.view(0, HUGE));
+            let mut read = vec![0; HUGE];
+            back.read_at(0, &mut read);
+            for (offset, byte) in read.into_iter().enumerate() {
+                let at = at + offset;
+                let zero = (HUGE - 3..4 * HUGE + 2).contains(&at)
+                    || (5 * HUGE + 1..6 * HUGE - 1).contains(&at)
+                    || (6 * HUGE + 10..6 * HUGE + 20).contains(&at);
+                assert_eq!(byte == 0, zero, "at {at}");
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_goes_beyond_the_end() {
+        let arena = arena();
+        let bytes = SharedBytes::new(100).unwrap();
+        let data: IoVector = arena.alloc(64, 64).unwrap().into();
+        for (at, len) in [(100, 1), (37, 64), (usize::MAX, 1), (usize::MAX - 10, 64)] {
+            let copy = std::panic::AssertUnwindSafe(|| bytes.copy_to(at, data.view(0, len)));
+            assert!(std::panic::catch_unwind(copy).is_err(), "{len} at {at}");
+        }
+        bytes.copy_to(36, data.view(0, 64));
+        assert!(SharedBytes::new(0).is_err());
+        assert!(SharedBytes::new(usize::MAX).is_err());
     }
 }

@@ -46,47 +46,13 @@ impl Mapping {
         page_size: PageSize,
         align: usize,
     ) -> io::Result<Mapping> {
-        let room =
-            len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
-        // SAFETY: a new mapping of address space only, at an address of the system's choice.
-        let space = unsafe {
-            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-            libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0)
+        let base = match align <= page_size.bytes() {
+            true => map_shared(ptr::null_mut(), len, &fd, 0)?,
+            false => map_aligned(len, &fd, align)?,
         };
-        if space == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let space = space.cast::<u8>();
-        let skip = space.align_offset(align);
-        // SAFETY: skip + len <= room; MAP_FIXED replaces only our own address space.
-        let base = unsafe {
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-            let at = space.add(skip).cast();
-            libc::mmap(at, len, protection, flags | libc::MAP_FIXED, fd.as_raw_fd(), 0)
-        };
-        let error = io::Error::last_os_error();
-        let mapped = base != libc::MAP_FAILED;
-        // SAFETY: the parts of our own address space around the mapping, or all of it.
-        unsafe {
-            if !mapped {
-                libc::munmap(space.cast(), room);
-            } else {
-                if skip > 0 {
-                    libc::munmap(space.cast(), skip);
-                }
-                if room > skip + len {
-                    libc::munmap(space.add(skip + len).cast(), room - skip - len);
-                }
-            }
-        }
-        match NonNull::new(base.cast::<u8>()) {
-            // Hugepages are never swapped.
-            Some(base) if mapped => {
-                let locked = page_size != PageSize::Small4K;
-                Ok(Mapping { base, len, page_size, locked, fd })
-            }
-            _ => Err(error),
-        }
+        // Hugepages are never swapped.
+        let locked = page_size != PageSize::Small4K;
+        Ok(Mapping { base, len, page_size, locked, fd })
     }
 
     /// Takes the pages from one NUMA node; must come before they are populated.
@@ -128,6 +94,51 @@ impl Mapping {
         self.locked = true;
         Ok(())
     }
+}
+
+/// Maps a file where the system likes, which is at a multiple of its page size; or, with
+/// MAP_FIXED, at an address of the caller's own.
+fn map_shared(
+    at: *mut libc::c_void,
+    len: usize,
+    fd: &OwnedFd,
+    flags: libc::c_int,
+) -> io::Result<NonNull<u8>> {
+    let protection = libc::PROT_READ | libc::PROT_WRITE;
+    // SAFETY: a new mapping; MAP_FIXED replaces only address space that the caller reserved.
+    let base =
+        unsafe { libc::mmap(at, len, protection, flags | libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+    match NonNull::new(base.cast::<u8>()) {
+        Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(base),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Maps a file at a multiple of `align` that its pages alone would not give.
+fn map_aligned(len: usize, fd: &OwnedFd, align: usize) -> io::Result<NonNull<u8>> {
+    let room = len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: a new mapping of address space only, at an address of the system's choice.
+    let space = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0)
+    };
+    if space == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let space = space.cast::<u8>();
+    let skip = space.align_offset(align);
+    let base = map_shared(space.wrapping_add(skip).cast(), len, fd, libc::MAP_FIXED);
+    // SAFETY: the parts of our own address space around the mapping. Where the mapping failed,
+    // its place is left alone: it may be a hole by now, and another thread's memory in it.
+    unsafe {
+        if skip > 0 {
+            libc::munmap(space.cast(), skip);
+        }
+        if room > skip + len {
+            libc::munmap(space.add(skip + len).cast(), room - skip - len);
+        }
+    }
+    base
 }
 
 impl Drop for Mapping {

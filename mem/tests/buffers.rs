@@ -407,3 +407,22 @@ proptest! {
         prop_assert_eq!(arena.available(), SIZE);
     }
 }
+
+/// A hugepage mapping that the system refused left a hole in the address space, which another
+/// thread's new arena filled; cleaning up after the refusal then unmapped that arena.
+#[test]
+fn refused_hugepages_do_not_unmap_other_arenas() {
+    std::thread::scope(|scope| {
+        for thread in 0..4u8 {
+            scope.spawn(move || {
+                for _ in 0..100 {
+                    let memory = Memory::new();
+                    let arena = memory.add_arena(&ArenaOptions::new(4 << 20)).expect("an arena");
+                    let mut buf = arena.alloc(1 << 20, 4096).expect("a buffer");
+                    buf.fill(0, 1 << 20, thread);
+                    assert!(buf.as_slice().is_some_and(|b| b.iter().all(|&byte| byte == thread)));
+                }
+            });
+        }
+    });
+}

@@ -24,9 +24,9 @@ use crate::registers::Registers;
 use crate::service::{Parts, Service};
 use crate::transport::pci::{Notice, Shared};
 
-/// Vendor and device: numbers that PCI-SIG has set aside for nobody in hardware.
-const VENDOR: u16 = 0x1b36;
-const DEVICE: u16 = 0x0b10;
+/// Vendor "ox", a number that no maker of hardware has, and its first device.
+const VENDOR: u16 = 0x6f78;
+const DEVICE: u16 = 0x0001;
 
 /// Mass storage, non-volatile memory, NVM Express.
 const CLASS: u32 = 0x01_08_02;
@@ -44,7 +44,7 @@ const CSS: u8 = 0x41;
 ///
 /// Hosts reach it through its [`Function`]; where they run does not matter. It polls on the core
 /// that started it, together with whatever else runs there, and lets that core sleep when there
-/// is nothing to do.
+/// is nothing to do. Dropping the handle stops it.
 pub struct Controller {
     shared: Arc<Shared>,
     function: Arc<SoftFunction>,
@@ -119,7 +119,7 @@ impl Controller {
         let mut namespaces = Vec::with_capacity(options.namespaces.len());
         for (nsid, of) in (1u32..).zip(&options.namespaces) {
             namespaces.push(Namespace {
-                channel: core.open(&of.node).await?,
+                channel: core.open_to_serve(&of.node).await?,
                 geometry: Geometry::new(nsid, of),
                 usage: Usage::default(),
             });

@@ -40,6 +40,10 @@ pub(crate) trait Hooks {
         Posting::Once
     }
 
+    /// All queues are gone, and the commands in them with no completion.
+    #[inline(always)]
+    fn queues_forgotten(&mut self) {}
+
     /// Whether the controller may become ready.
     #[inline(always)]
     fn may_be_ready(&mut self) -> bool {

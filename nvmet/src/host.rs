@@ -3,17 +3,25 @@
 
 use std::sync::Arc;
 
-use oxblock_engine::{Options, PollMode, Reactor};
+use oxblock_engine::Reactor;
+#[cfg(test)]
+use oxblock_engine::{Options, PollMode};
 use oxblock_mem::{Arena, ArenaOptions, ArenaSource, Attachment, Buf, Cells, Memory, PagePolicy};
+#[cfg(test)]
+use oxblock_nvme::Status;
 use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
 use oxblock_nvme::regs::{self, Aqa, Cap, Cc, Csts};
-use oxblock_nvme::{Command, Completion, Status};
+use oxblock_nvme::{Command, Completion};
 use oxblock_pci::{Bar, Function, Reg32, Reg64, enable};
 
+use crate::Controller;
+#[cfg(test)]
+use crate::ControllerOptions;
+#[cfg(test)]
 use crate::fault::{self, Faults};
-use crate::{Controller, ControllerOptions};
 
 /// Turns of the reactor after which something is taken to never happen.
+#[cfg(test)]
 const TURNS: usize = 2000;
 
 /// Entries of the admin queues.
@@ -42,10 +50,12 @@ pub(crate) struct Pair {
     pub(crate) tail: Reg32,
     pub(crate) head: Reg32,
     /// Completions that came while another was waited for.
+    #[cfg(test)]
     pub(crate) stash: Vec<Completion>,
 }
 
 /// A reactor that makes no fuss about memory.
+#[cfg(test)]
 pub(crate) fn reactor(slots: usize) -> Reactor {
     let arena = ArenaOptions {
         size: 4 << 20,
@@ -58,24 +68,6 @@ pub(crate) fn reactor(slots: usize) -> Reactor {
 }
 
 impl Host {
-    /// A controller with these options, not enabled yet.
-    pub(crate) fn new(options: ControllerOptions) -> Host {
-        let reactor = reactor(256);
-        let core = reactor.core().clone();
-        let start = async move { Controller::start(&core, options).await };
-        let controller = reactor.block_on(start).unwrap().unwrap();
-        Host::over(reactor, controller)
-    }
-
-    /// The same, with fault switches.
-    pub(crate) fn with_faults(options: ControllerOptions, faults: &Arc<Faults>) -> Host {
-        let reactor = reactor(256);
-        let (core, faults) = (reactor.core().clone(), Arc::clone(faults));
-        let start = async move { fault::start(&core, options, &faults).await };
-        let controller = reactor.block_on(start).unwrap().unwrap();
-        Host::over(reactor, controller)
-    }
-
     pub(crate) fn over(reactor: Reactor, controller: Arc<Controller>) -> Host {
         let function = controller.function();
         let memory = Memory::new();
@@ -100,20 +92,6 @@ impl Host {
             pairs: vec![None],
             next_cid: 0,
         }
-    }
-
-    /// A controller that is ready.
-    pub(crate) fn ready(options: ControllerOptions) -> Host {
-        let mut host = Host::new(options);
-        host.enable();
-        host
-    }
-
-    /// A controller that is ready, with one pair of I/O queues.
-    pub(crate) fn with_io(options: ControllerOptions) -> Host {
-        let mut host = Host::ready(options);
-        host.create_io(1, 64);
-        host
     }
 
     pub(crate) fn reg32(&self, offset: u64) -> Reg32 {
@@ -147,29 +125,9 @@ impl Host {
         });
     }
 
-    /// Turns until something holds.
-    #[track_caller]
-    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Host) -> bool) {
-        for _ in 0..TURNS {
-            if holds(self) {
-                return;
-            }
-            self.reactor.poll();
-        }
-        panic!("never: {what}");
-    }
-
     /// CC for a controller that runs.
     pub(crate) fn cc() -> Cc {
         Cc::default().with_en(true).with_iosqes(6).with_iocqes(4)
-    }
-
-    /// New admin queues, EN, and RDY.
-    #[track_caller]
-    pub(crate) fn enable(&mut self) {
-        self.set_admin_queues();
-        self.reg32(regs::CC).write(Host::cc().0);
-        self.until("ready", |host| host.csts().rdy());
     }
 
     pub(crate) fn set_admin_queues(&mut self) {
@@ -178,12 +136,6 @@ impl Host {
         self.reg64(regs::ASQ).write(pair.sq.words().iova().unwrap());
         self.reg64(regs::ACQ).write(pair.cq.words().iova().unwrap());
         self.pairs = vec![Some(pair)];
-    }
-
-    #[track_caller]
-    pub(crate) fn disable(&mut self) {
-        self.reg32(regs::CC).write(0);
-        self.until("disabled", |host| !host.csts().rdy());
     }
 
     /// Rings in host memory, and the doorbells of a queue number.
@@ -197,20 +149,9 @@ impl Host {
             cq: CompletionQueue::new(cq, entries).unwrap(),
             tail: bell(false),
             head: bell(true),
+            #[cfg(test)]
             stash: Vec::new(),
         }
-    }
-
-    /// Creates a pair of I/O queues with interrupts off.
-    #[track_caller]
-    pub(crate) fn create_io(&mut self, qid: u16, entries: u32) {
-        let pair = self.pair(qid, entries);
-        let (sq, cq) = (pair.sq.words().iova().unwrap(), pair.cq.words().iova().unwrap());
-        self.ok(Command::create_cq(qid, entries, cq, None));
-        self.ok(Command::create_sq(qid, entries, sq, qid));
-        let count = self.pairs.len().max(usize::from(qid) + 1);
-        self.pairs.resize_with(count, || None);
-        self.pairs[usize::from(qid)] = Some(pair);
     }
 
     pub(crate) fn queue(&mut self, qid: u16) -> &mut Pair {
@@ -231,6 +172,80 @@ impl Host {
             pair.tail.write(tail.into());
             pair.sq.rang();
         }
+    }
+}
+
+/// What the tests need besides.
+#[cfg(test)]
+impl Host {
+    /// A controller with these options, not enabled yet.
+    pub(crate) fn new(options: ControllerOptions) -> Host {
+        let reactor = reactor(256);
+        let core = reactor.core().clone();
+        let start = async move { Controller::start(&core, options).await };
+        let controller = reactor.block_on(start).unwrap().unwrap();
+        Host::over(reactor, controller)
+    }
+
+    /// The same, with fault switches.
+    pub(crate) fn with_faults(options: ControllerOptions, faults: &Arc<Faults>) -> Host {
+        let reactor = reactor(256);
+        let (core, faults) = (reactor.core().clone(), Arc::clone(faults));
+        let start = async move { fault::start(&core, options, &faults).await };
+        let controller = reactor.block_on(start).unwrap().unwrap();
+        Host::over(reactor, controller)
+    }
+
+    /// A controller that is ready.
+    pub(crate) fn ready(options: ControllerOptions) -> Host {
+        let mut host = Host::new(options);
+        host.enable();
+        host
+    }
+
+    /// A controller that is ready, with one pair of I/O queues.
+    pub(crate) fn with_io(options: ControllerOptions) -> Host {
+        let mut host = Host::ready(options);
+        host.create_io(1, 64);
+        host
+    }
+
+    /// Turns until something holds.
+    #[track_caller]
+    pub(crate) fn until(&self, what: &str, holds: impl Fn(&Host) -> bool) {
+        for _ in 0..TURNS {
+            if holds(self) {
+                return;
+            }
+            self.reactor.poll();
+        }
+        panic!("never: {what}");
+    }
+
+    /// New admin queues, EN, and RDY.
+    #[track_caller]
+    pub(crate) fn enable(&mut self) {
+        self.set_admin_queues();
+        self.reg32(regs::CC).write(Host::cc().0);
+        self.until("ready", |host| host.csts().rdy());
+    }
+
+    #[track_caller]
+    pub(crate) fn disable(&mut self) {
+        self.reg32(regs::CC).write(0);
+        self.until("disabled", |host| !host.csts().rdy());
+    }
+
+    /// Creates a pair of I/O queues with interrupts off.
+    #[track_caller]
+    pub(crate) fn create_io(&mut self, qid: u16, entries: u32) {
+        let pair = self.pair(qid, entries);
+        let (sq, cq) = (pair.sq.words().iova().unwrap(), pair.cq.words().iova().unwrap());
+        self.ok(Command::create_cq(qid, entries, cq, None));
+        self.ok(Command::create_sq(qid, entries, sq, qid));
+        let count = self.pairs.len().max(usize::from(qid) + 1);
+        self.pairs.resize_with(count, || None);
+        self.pairs[usize::from(qid)] = Some(pair);
     }
 
     pub(crate) fn submit(&mut self, qid: u16, command: Command) -> u16 {

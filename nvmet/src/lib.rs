@@ -28,15 +28,17 @@ mod controller;
 mod data;
 mod doorbells;
 pub mod fault;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod hooks;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod host;
 mod lifecycle;
 mod namespace;
 mod nvm;
 mod options;
 mod queue;
-#[cfg(test)]
+#[cfg(any(test, feature = "fuzz"))]
 mod ram;
 mod registers;
 mod service;

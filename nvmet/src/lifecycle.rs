@@ -1,5 +1,6 @@
 //! From reset to ready and back (Base 2.0, 3.5 to 3.7).
 
+use oxblock_mem::Cells;
 use oxblock_nvme::queue::{CompletionSink, SubmissionSource};
 use oxblock_nvme::regs::{self, Cc, Csts, SHST_COMPLETE, SHST_OCCURRING};
 use oxblock_nvme::{Command, Completion, Status};
@@ -288,21 +289,26 @@ impl<H: Hooks> Service<H> {
             self.shared.doorbells.set_cq(cq.cqid, false);
         }
         self.queues.clear();
+        self.hooks.queues_forgotten();
         self.shadow = None;
         self.deletions = 0;
     }
 
-    /// The IOMMU's table has changed: a queue whose memory is gone ends the controller, and
-    /// one whose memory is another now is served from there.
+    /// The IOMMU's table has changed: a queue whose memory is gone, or is another now, ends the
+    /// controller.
     #[cold]
     pub(crate) fn look_again_at_queues(&mut self) {
         let translator = &mut self.memory.translator;
         let mut gone = false;
+        let mut is_there = |place: Place, words: &Cells| {
+            let buf = translator.buf(place.iova, place.bytes);
+            buf.is_ok_and(|buf| buf.addr() == words.addr())
+        };
         for sq in self.queues.sqs() {
-            gone |= translator.buf(sq.place.iova, sq.place.bytes).is_err();
+            gone |= !is_there(sq.place, sq.source.words());
         }
         for cq in self.queues.cqs() {
-            gone |= translator.buf(cq.place.iova, cq.place.bytes).is_err();
+            gone |= !is_there(cq.place, cq.sink.words());
         }
         if let Some(shadow) = &self.shadow {
             gone |= !shadow.is_mapped(translator);

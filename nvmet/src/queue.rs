@@ -99,6 +99,8 @@ pub(crate) struct SubmissionQueue {
     pub(crate) shadow: Option<ShadowSource<Cells>>,
     /// The last doorbell value that was refused, to report it once.
     pub(crate) refused: Option<u32>,
+    /// Commands that came with the last fetch.
+    pub(crate) burst: usize,
 }
 
 impl SubmissionQueue {
@@ -121,6 +123,7 @@ impl SubmissionQueue {
             deleting: None,
             shadow: None,
             refused: None,
+            burst: 0,
         }
     }
 
@@ -133,6 +136,18 @@ impl SubmissionQueue {
     #[inline]
     pub(crate) fn room(&self) -> usize {
         self.free.len()
+    }
+
+    /// Loads the next entry of an empty queue, so that it comes from the host's cache along with
+    /// the next tail and not after it. Only while commands come one by one: a host that writes
+    /// many would have the line taken away under its hands.
+    #[inline]
+    pub(crate) fn look_ahead(&self) {
+        const FEW: usize = 2;
+        if self.burst <= FEW {
+            let next = usize::from(self.source.head()) * (Command::BYTES / 8);
+            std::hint::black_box(self.source.words().u64(next).load(Ordering::Relaxed));
+        }
     }
 
     /// Whether no command is between fetch and completion.

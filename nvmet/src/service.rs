@@ -22,7 +22,7 @@ use crate::data::HostMemory;
 use crate::hooks::Hooks;
 use crate::lifecycle::Phase;
 use crate::namespace::{Namespace, Usage};
-use crate::nvm::long::{Jobs, Step};
+use crate::nvm::long::{Jobs, PLACES, Step};
 use crate::nvm::{self as commands, Rules};
 use crate::queue::{LONG, Queues, Tag, Work};
 use crate::registers::Events;
@@ -148,12 +148,15 @@ impl<H: Hooks> Service<H> {
             return 0;
         }
         let waiting = sq.source.waiting() as usize;
-        if waiting == 0 || !cq.overflow.is_empty() || sq.deleting.is_some() {
+        if waiting == 0 {
+            sq.look_ahead();
+            return 0;
+        }
+        if !cq.overflow.is_empty() || sq.deleting.is_some() {
             return 0;
         }
         // A slot of the engine for each command, so that none is fetched in vain.
-        let stats = core.stats();
-        let most = stats.slots.saturating_sub(stats.slots_used);
+        let most = core.stats().slots_to_serve;
         let count = waiting.min(sq.room()).min(most).min(BURST);
         // All of them first: the loads from the host's cache overlap.
         let mut fetched = 0;
@@ -162,6 +165,7 @@ impl<H: Hooks> Service<H> {
             *place = command;
             fetched += 1;
         }
+        sq.burst = fetched;
         fetched
     }
 
@@ -287,8 +291,7 @@ impl<H: Hooks> Service<H> {
     /// Takes up what waited for a place, in order.
     #[cold]
     pub(crate) fn unstall(&mut self) {
-        let stuck: Vec<u8> = self.jobs.busy().collect();
-        for place in stuck {
+        for place in 0..PLACES as u8 {
             if self.jobs.get(place).is_some_and(|job| job.stalled.is_some()) {
                 self.step_long(place);
             }
@@ -462,6 +465,13 @@ impl<H: Hooks> Service<H> {
     }
 }
 
+impl<H: Hooks> Drop for Service<H> {
+    /// However the core came to its end, the host finds the controller gone.
+    fn drop(&mut self) {
+        self.shared.set_stopped();
+    }
+}
+
 impl<H: Hooks> Poller for Service<H> {
     fn poll(&mut self, core: &Core) -> usize {
         let events = self.shared.registers.take_events();
@@ -479,7 +489,11 @@ impl<H: Hooks> Poller for Service<H> {
             if !self.stalled.is_empty() || !self.jobs.is_idle() {
                 self.unstall();
             }
-            work += self.serve(core);
+            let served = self.serve(core);
+            if served > 0 {
+                // Leaves that need no time have completed already.
+                work += served + self.reap();
+            }
             if self.deletions > 0 {
                 self.finish_deletions();
             }

@@ -34,8 +34,7 @@ pub fn run(given: &JobOptions, stop: &Arc<AtomicBool>) -> Result<ExitCode, Error
         }
         let clone = measure(peer, given.runtime.unwrap_or(RUNTIME), stop)?;
         good &= clone.errno() == 0;
-        let ns = clone.runtime_ns as f64 / clone.ios().max(1) as f64;
-        println!("{}", peers::line(peer, ns, clone.allocations_per_io()));
+        println!("{}", peers::line(peer, &clone));
     }
     let share = idle_share()?;
     println!("idle engine: {share:.3} % of a core (goal: below 1 %; SPDK: 100 %)");

@@ -21,13 +21,27 @@ pub(crate) struct ShadowPages {
     shadow: u64,
     event_index: u64,
     bytes: usize,
+    /// Where the two lie in this process.
+    memory: [*mut u8; 2],
 }
 
 impl ShadowPages {
-    /// Whether the host still has its pages mapped.
+    /// Two pages of `bytes` bytes; `None` if they are not mapped.
+    fn new(
+        translator: &mut Translator,
+        shadow: u64,
+        event_index: u64,
+        bytes: usize,
+    ) -> Option<ShadowPages> {
+        let mut at = |iova| translator.buf(iova, bytes).ok().map(|buf| buf.addr());
+        let memory = [at(shadow)?, at(event_index)?];
+        Some(ShadowPages { shadow, event_index, bytes, memory })
+    }
+
+    /// Whether the host still has its pages mapped where they were.
     pub(crate) fn is_mapped(&self, translator: &mut Translator) -> bool {
-        translator.buf(self.shadow, self.bytes).is_ok()
-            && translator.buf(self.event_index, self.bytes).is_ok()
+        let now = ShadowPages::new(translator, self.shadow, self.event_index, self.bytes);
+        now.is_some_and(|now| now.memory == self.memory)
     }
 }
 
@@ -43,10 +57,9 @@ impl<H: Hooks> Service<H> {
         if command.psdt() != PSDT_PRP || !aligned || shadow == event_index {
             return Err(Status::INVALID_FIELD);
         }
-        let pages = ShadowPages { shadow, event_index, bytes: page as usize };
-        if !pages.is_mapped(&mut self.memory.translator) {
-            return Err(Status::INVALID_FIELD);
-        }
+        let translator = &mut self.memory.translator;
+        let pages = ShadowPages::new(translator, shadow, event_index, page as usize);
+        let pages = pages.ok_or(Status::INVALID_FIELD)?;
         self.shadow = Some(pages);
         let sqs: Vec<u16> = self.queues.sqs().map(|sq| sq.sqid).collect();
         let cqs: Vec<u16> = self.queues.cqs().map(|cq| cq.cqid).collect();

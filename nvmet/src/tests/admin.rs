@@ -39,7 +39,7 @@ fn identify_crosses_a_page_boundary() {
     let (first, second) = (host.alloc(4096), host.alloc(4096));
     let (a, b) = (first.iova().unwrap() + 4092, second.iova().unwrap());
     host.ok(Command::identify(1, 0, 0).with_prp(a, b));
-    assert_eq!(first.as_slice().unwrap()[4092..4094], 0x1b36u16.to_le_bytes());
+    assert_eq!(first.as_slice().unwrap()[4092..4094], *b"xo");
     assert_eq!(&second.as_slice().unwrap()[..8], b"OXBLOCK0");
 }
 

@@ -1,1 +1,135 @@
+use oxblock_nvme::event::{self, Event};
+use oxblock_nvme::feature::{self, QueueCounts};
+use oxblock_nvme::opcode::{admin, nvm};
+use oxblock_nvme::regs::{self, Cap, Csts};
+use oxblock_nvme::{Command, Status};
 
+use super::options;
+use crate::fault::{CompletionFault, Faults, Match, Readiness};
+use crate::host::Host;
+
+fn host() -> (Host, std::sync::Arc<Faults>) {
+    let faults = Faults::new();
+    (Host::with_faults(options().0, &faults), faults)
+}
+
+#[test]
+fn registers_show_what_the_switches_say() {
+    let (mut host, faults) = host();
+    let cap = Cap::default().with_mqes(0).with_to(0).with_dstrd(4).with_mpsmin(3);
+    faults.set_cap(cap.0);
+    assert_eq!(host.cap(), cap);
+    faults.clear();
+    assert_eq!(host.cap().mqes(), 1023);
+    host.enable();
+    faults.set_csts(2, 0);
+    assert!(host.csts().cfs() && host.csts().rdy());
+    faults.set_csts(0, 1);
+    assert!(!host.csts().rdy());
+    faults.set_gone(true);
+    assert_eq!(host.csts(), Csts::GONE);
+    host.reg32(regs::CC).write(0);
+    faults.clear();
+    assert!(host.csts().rdy(), "a write to a device that is gone goes nowhere");
+}
+
+#[test]
+fn readiness_is_delayed_or_never_comes() {
+    let (mut host, faults) = host();
+    faults.set_readiness(Readiness::After(20));
+    host.set_admin_queues();
+    host.reg32(regs::CC).write(Host::cc().0);
+    host.turns(15);
+    assert!(!host.csts().rdy());
+    host.until("ready", |host| host.csts().rdy());
+    host.disable();
+    faults.set_readiness(Readiness::Never);
+    host.reg32(regs::CC).write(Host::cc().0);
+    host.turns(500);
+    assert!(!host.csts().rdy());
+    host.reg32(regs::CC).write(0);
+    host.turns(5);
+    faults.clear();
+    host.enable();
+}
+
+#[test]
+fn the_nth_command_fails_as_told() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    faults.answer(Match::io(1, nvm::FLUSH).nth(2), 0, Status::FORMAT_IN_PROGRESS);
+    assert!(host.run(1, Command::flush(1)).status().is_success());
+    assert_eq!(host.status(1, Command::flush(1)), Status::FORMAT_IN_PROGRESS);
+    assert!(host.run(1, Command::flush(1)).status().is_success());
+    assert_eq!((faults.seen(false, nvm::FLUSH), host.controller.flushes()), (3, 2));
+    let number = Match::admin(admin::SET_FEATURES).selector(feature::NUMBER_OF_QUEUES);
+    faults.answer(number, QueueCounts { submission: 1, completion: 1 }.to_dword(), Status::SUCCESS);
+    assert_eq!(host.ok(Command::set_features(feature::NUMBER_OF_QUEUES, 0, 0x0007_0007)), 0);
+    faults.answer(Match::admin(admin::CREATE_CQ), 0, Status::INTERNAL_ERROR);
+    let pair = host.pair(2, 4);
+    let create = Command::create_cq(2, 4, pair.cq.words().iova().unwrap(), None);
+    assert_eq!(host.status(0, create), Status::INTERNAL_ERROR);
+}
+
+#[test]
+fn completions_go_wrong_as_told() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    let one = Match::io(1, nvm::FLUSH).nth(1);
+    let next = |host: &mut Host| host.queue(1).cq.pop();
+    let go = |host: &mut Host, fault, turns| {
+        faults.clear();
+        faults.complete(one, fault);
+        let cid = host.submit(1, Command::flush(1));
+        host.turns(turns);
+        cid
+    };
+    go(&mut host, CompletionFault::Cid(0xffff), 10);
+    assert_eq!(next(&mut host).map(|c| c.cid()), Some(0xffff));
+    go(&mut host, CompletionFault::Sqhd(99), 10);
+    assert_eq!(next(&mut host).map(|c| c.sqhd()), Some(99));
+    go(&mut host, CompletionFault::Sqid(3), 10);
+    assert_eq!(next(&mut host).map(|c| c.sqid()), Some(3));
+    go(&mut host, CompletionFault::Status(Status::WRITE_FAULT), 10);
+    assert_eq!(next(&mut host).map(|c| c.status()), Some(Status::WRITE_FAULT));
+    let cid = go(&mut host, CompletionFault::Twice, 10);
+    assert_eq!([next(&mut host), next(&mut host)].map(|c| c.map(|c| c.cid())), [Some(cid); 2]);
+    go(&mut host, CompletionFault::Lost, 50);
+    assert!(next(&mut host).is_none());
+    let late = go(&mut host, CompletionFault::Late(40), 10);
+    let soon = host.submit(1, Command::flush(1));
+    host.turns(60);
+    assert_eq!(
+        [next(&mut host), next(&mut host)].map(|c| c.map(|c| c.cid())),
+        [Some(soon), Some(late)]
+    );
+    let torn = go(&mut host, CompletionFault::Torn(40), 10);
+    assert!(next(&mut host).is_none(), "no phase tag yet");
+    host.turns(60);
+    assert_eq!(next(&mut host).map(|c| c.cid()), Some(torn));
+}
+
+#[test]
+fn identify_pages_lie_as_told() {
+    let (mut host, faults) = host();
+    host.enable();
+    faults.patch_identify(0, 46, &[3, 0]);
+    faults.patch_identify(1, 77, &[0xff]);
+    faults.patch_identify(1, 4095, &[1, 2, 3]);
+    assert_eq!(host.page(Command::identify(0, 1, 0))[46], 3);
+    let controller = host.page(Command::identify(1, 0, 0));
+    assert_eq!((controller[77], controller[4095]), (0xff, 1));
+}
+
+#[test]
+fn events_are_reported_as_told() {
+    let (mut host, _faults) = host();
+    host.enable();
+    let request = host.submit(0, Command::async_event());
+    let information = event::ERROR_PERSISTENT_INTERNAL;
+    let event = Event { kind: event::TYPE_ERROR, information, log_page: 1 };
+    host.controller.report(event);
+    assert_eq!(host.wait(0, request).dw0(), event.to_dword());
+}

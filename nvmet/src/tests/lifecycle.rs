@@ -180,6 +180,22 @@ fn a_queue_that_loses_its_memory_is_fatal() {
     host.enable();
 }
 
+/// Other memory came to lie where the queues had been, before the controller looked; it went on
+/// to serve the old.
+#[test]
+fn a_queue_that_gets_other_memory_is_fatal() {
+    let mut host = Host::with_io(options().0);
+    let queue = host.arena.region().iova();
+    drop(host.attachment.take());
+    let (memory, len) = (oxblock_mem::Memory::new(), host.arena.region().len());
+    let pages = oxblock_mem::PagePolicy::Unlocked;
+    let arena = memory
+        .add_arena(&oxblock_mem::ArenaOptions { pages, ..oxblock_mem::ArenaOptions::new(len) });
+    let _other = memory.attach(host.function.iommu()).unwrap();
+    assert_eq!(arena.unwrap().region().iova(), queue);
+    host.until("fatal", |host| host.csts().cfs());
+}
+
 #[test]
 fn a_stopped_controller_is_gone() {
     let (options, ram, _) = options();

@@ -7,6 +7,7 @@ mod hostile;
 mod io;
 mod lifecycle;
 mod shadow;
+mod threads;
 
 use std::sync::Arc;
 

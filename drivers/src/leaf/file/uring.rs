@@ -320,6 +320,17 @@ fn no_error_if_busy(result: io::Result<usize>) -> Result<(), i32> {
     }
 }
 
+/// Ends O_NONBLOCK on a file, under which io_uring fails with EAGAIN what it would otherwise
+/// wait for, on file systems that cannot tell beforehand.
+pub(super) fn end_nonblocking(file: &File) -> io::Result<()> {
+    // SAFETY: system calls on an open descriptor; no memory is passed.
+    let rc = unsafe {
+        let flags = libc::fcntl(file.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(file.as_raw_fd(), libc::F_SETFL, flags & !libc::O_NONBLOCK)
+    };
+    if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What direct I/O on a file asks of memory and of offsets, in bytes (statx(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DirectAlignment {

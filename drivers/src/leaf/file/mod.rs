@@ -29,7 +29,8 @@ pub struct FileOptions {
     /// The name of the file.
     pub path: PathBuf,
     /// With a size, the file is made if there is none and extended if it is shorter; it is
-    /// never cut. `None` opens what is there. In bytes.
+    /// never cut, and left alone if it is opened for reading only. `None` opens what is there.
+    /// In bytes.
     pub size: Option<u64>,
     /// Whether to go past the page cache (O_DIRECT).
     pub direct: bool,
@@ -79,6 +80,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     if !metadata.is_file() {
         return Err(invalid("it is no regular file; give the name of a regular file".into()));
     }
+    uring::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
     let mut file_length = metadata.len();
     if let Some(size) = options.size
         && size > file_length
@@ -108,6 +110,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     Ok(Box::new(FileDriver { path: options.path, limits, shared: Arc::new(shared) }))
 }
 
+/// O_NONBLOCK, so that a pipe of that name does not keep us waiting.
 fn open_file(options: &FileOptions) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -188,7 +191,7 @@ impl Shared {
     /// Whether a read of so many bytes stopped at the end of the file: at nothing, or with
     /// direct I/O inside a block.
     fn is_end(&self, bytes: usize) -> bool {
-        bytes == 0 || self.direct_block.is_some_and(|block| bytes % block as usize != 0)
+        bytes == 0 || self.direct_block.is_some_and(|block| !bytes.is_multiple_of(block as usize))
     }
 }
 
@@ -234,4 +237,44 @@ fn ring_error(path: &Path, error: io::Error) -> Error {
         _ => "see the error below",
     };
     Error::from_io(format!("{what} ({hint})"), error)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    /// O_NONBLOCK keeps the open of a pipe from blocking, but io_uring fails with EAGAIN what
+    /// would block on such a descriptor where the file system has no other way.
+    #[test]
+    fn the_descriptor_does_not_stay_nonblocking() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("disk");
+        std::fs::write(&path, [0; 512]).unwrap();
+        let flags = |file: &File| {
+            let info = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+            let text = std::fs::read_to_string(info).unwrap();
+            let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
+            i32::from_str_radix(flags.trim(), 8).unwrap()
+        };
+        let file = open_file(&FileOptions::new(&path)).unwrap();
+        assert_ne!(flags(&file) & libc::O_NONBLOCK, 0);
+        uring::end_nonblocking(&file).unwrap();
+        assert_eq!(flags(&file) & libc::O_NONBLOCK, 0);
+    }
+
+    #[test]
+    fn a_forbidden_ring_is_named_with_a_way_out() {
+        for (errno, hint) in [
+            (libc::EPERM, "io_uring_"),
+            (libc::ENOSYS, "seccomp"),
+            (libc::ENOMEM, "ulimit -l"),
+            (libc::EMFILE, "ulimit -n"),
+        ] {
+            let error = ring_error(Path::new("/x"), io::Error::from_raw_os_error(errno));
+            let text = error.to_string();
+            assert!(text.contains("/x") && text.contains("io_uring"), "{text}");
+            assert!(text.contains(hint), "{text}");
+        }
+    }
 }

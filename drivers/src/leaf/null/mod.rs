@@ -36,7 +36,7 @@ pub const QUEUE_DEPTH: usize = 4096;
 /// # Errors
 /// `Invalid` if the block size is 0 or does not divide the size.
 pub fn open(options: NullOptions) -> Result<Box<dyn Driver>, Error> {
-    crate::check_geometry("null", options.size, options.block_size)?;
+    super::check_geometry("null", options.size, options.block_size)?;
     Ok(Box::new(NullDriver { options }))
 }
 
@@ -210,4 +210,66 @@ fn zeroes(request: &Request<'_>) -> Result<(), Fault> {
         _ => {}
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oxblock_engine::OpFlags;
+    use oxblock_mem::View;
+
+    fn submit(queue: &mut DelayQueue, pass: &mut Pass, token: u64) -> Result<(), Busy> {
+        let (kind, flags, data) = (OpKind::Flush, OpFlags::empty(), View::empty());
+        let request = Request { token: Token(token), kind, flags, offset: 0, len: 0, data };
+        queue.submit(&request, pass)
+    }
+
+    fn drain(pass: &mut Pass) -> Vec<(u64, bool)> {
+        pass.drain().map(|(token, result)| (token.0, result.is_ok())).collect()
+    }
+
+    #[test]
+    fn requests_end_in_order_when_their_time_has_come() {
+        let (mut queue, mut pass) = (DelayQueue::new(false, 1000, 3), Pass::new(8));
+        pass.begin(0);
+        submit(&mut queue, &mut pass, 1).unwrap();
+        pass.begin(500);
+        submit(&mut queue, &mut pass, 2).unwrap();
+        submit(&mut queue, &mut pass, 3).unwrap();
+        assert_eq!(submit(&mut queue, &mut pass, 4), Err(Busy));
+        assert!(matches!(queue.sleep(), Sleep::Until(1000)));
+        assert_eq!(queue.poll(&mut pass), 0);
+        pass.begin(1000);
+        assert_eq!(queue.poll(&mut pass), 1);
+        assert_eq!(drain(&mut pass), [(1, true)]);
+        pass.begin(1500);
+        assert_eq!(queue.poll(&mut pass), 2);
+        assert_eq!(drain(&mut pass), [(2, true), (3, true)]);
+        assert!(matches!(queue.sleep(), Sleep::Woken));
+    }
+
+    #[test]
+    fn a_cancelled_request_ends_at_once_with_all_its_fragments() {
+        let (mut queue, mut pass) = (DelayQueue::new(false, 1000, 8), Pass::new(8));
+        for token in [1, 2, 1] {
+            submit(&mut queue, &mut pass, token).unwrap();
+        }
+        queue.cancel(Token(1));
+        queue.cancel(Token(9));
+        assert!(matches!(queue.sleep(), Sleep::Never));
+        assert_eq!(queue.poll(&mut pass), 2);
+        assert_eq!(drain(&mut pass), [(1, false), (1, false)]);
+        assert_eq!(queue.in_flight(), 1);
+        assert!(queue.quiesce(&mut pass));
+        assert_eq!(drain(&mut pass), [(2, true)]);
+    }
+
+    #[test]
+    fn a_size_that_is_no_number_of_blocks_is_refused() {
+        for (size, block_size) in [(1000, 512), (4096, 0)] {
+            let options = NullOptions { size, block_size, ..NullOptions::default() };
+            let error = open(options).err().expect("a refusal");
+            assert_eq!(error.kind(), ErrorKind::Invalid);
+        }
+    }
 }

@@ -87,7 +87,10 @@ impl FileQueue {
         let durable = request.kind == OpKind::Flush || request.flags.contains(OpFlags::FUA);
         let failed_sync = self.shared.failed_sync.load(Ordering::Relaxed);
         if durable && failed_sync != 0 {
-            return Err(Fault::errno(failed_sync, request.offset));
+            let kind = ErrorKind::from_errno(failed_sync);
+            let text = "an earlier flush failed, and what it had to save may be lost; check the \
+                        data, and open the file anew";
+            return Err(Fault::text(kind, request.offset, text));
         }
         Ok(match request.kind {
             OpKind::Read => Step::Read,
@@ -359,3 +362,6 @@ impl Queue for FileQueue {
         self.in_flight() == 0
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,7 +31,7 @@ impl Default for MemoryOptions {
 /// `Invalid` if the block size is 0 or does not divide the size, or the size is 0;
 /// `OutOfMemory` if the system cannot map so much.
 pub fn open(options: MemoryOptions) -> Result<Box<dyn Driver>, Error> {
-    crate::check_geometry("memory", options.size, options.block_size)?;
+    super::check_geometry("memory", options.size, options.block_size)?;
     let size = usize::try_from(options.size)
         .map_err(|_| Error::new(ErrorKind::Invalid, "memory: larger than any address space"))?;
     let bytes = SharedBytes::new(size).map_err(|e| Error::from(e).context("memory"))?;

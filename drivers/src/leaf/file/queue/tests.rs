@@ -1,0 +1,294 @@
+//! The queue, with results that a healthy kernel seldom gives. They are told to the queue by
+//! hand; what it has pushed on the ring meanwhile is carried out when the ring is dropped.
+
+use std::sync::atomic::AtomicI32;
+
+use oxblock_engine::Source;
+use oxblock_mem::{Arena, ArenaOptions, IoVector, Memory, PagePolicy};
+
+use super::*;
+
+/// A queue on a file of 64 KiB, and memory for its requests, which outlives it.
+struct Rig {
+    queue: FileQueue,
+    pass: Pass,
+    arena: Arena,
+    _memory: Memory,
+}
+
+impl Rig {
+    fn new(direct_block: Option<u32>) -> Rig {
+        let file = tempfile::tempfile().expect("a file");
+        file.set_len(64 << 10).expect("its length");
+        let shared = Shared { file, direct_block, queue_depth: 4, failed_sync: AtomicI32::new(0) };
+        let memory = Memory::new();
+        let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(1 << 20) };
+        let arena = memory.add_arena(&options).expect("an arena");
+        let queue = FileQueue::new(Arc::new(shared)).expect("a ring");
+        Rig { queue, pass: Pass::new(64), arena, _memory: memory }
+    }
+
+    fn list(&self, len: usize) -> IoVector {
+        self.arena.alloc(len, 4096).expect("memory").into()
+    }
+
+    /// Submits a request on the list, and gives its slot.
+    fn submit(&mut self, kind: OpKind, flags: OpFlags, offset: u64, list: &IoVector) -> u16 {
+        let len = if kind == OpKind::WriteZeroes { 8192 } else { list.len() as u64 };
+        let data = list.view(0, list.len());
+        let token = Token(77);
+        let request = Request { token, kind, flags, offset, len, data };
+        let slot = self.queue.free.last().copied();
+        assert_eq!(self.queue.submit(&request, &mut self.pass), Ok(()));
+        slot.expect("a free slot")
+    }
+
+    fn outcome(&mut self) -> Option<Result<(), Fault>> {
+        let all: Vec<_> = self.pass.drain().collect();
+        assert!(all.len() <= 1);
+        all.first().map(|(_, result)| *result)
+    }
+
+    /// Polls until everything has ended.
+    fn settle(&mut self) -> Vec<Result<(), Fault>> {
+        let mut all = Vec::new();
+        while self.queue.in_flight() > 0 {
+            self.queue.kick(&mut self.pass);
+            self.queue.poll(&mut self.pass);
+            all.extend(self.pass.drain().map(|(_, result)| result));
+        }
+        all
+    }
+}
+
+const NONE: OpFlags = OpFlags::empty();
+
+fn kind_of(result: Option<Result<(), Fault>>) -> ErrorKind {
+    result.expect("an end").expect_err("a failure").kind
+}
+
+#[test]
+fn a_short_read_goes_on_and_ends_in_zeroes_at_the_end_of_the_file() {
+    let mut rig = Rig::new(None);
+    let mut list = rig.list(8192);
+    list.fill(0, 8192, 0xee);
+    let slot = rig.submit(OpKind::Read, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, 1000), None);
+    assert_eq!(rig.queue.entries[usize::from(slot)].done, 1000);
+    assert_eq!(rig.queue.result(slot, 3000), None);
+    assert_eq!(rig.queue.result(slot, 0), Some(Ok(())));
+    let mut bytes = vec![0; 8192];
+    list.read_at(0, &mut bytes);
+    assert!(bytes[..4000].iter().all(|&byte| byte == 0xee));
+    assert!(bytes[4000..].iter().all(|&byte| byte == 0));
+    drop(rig);
+}
+
+#[test]
+fn direct_io_takes_a_broken_block_for_the_end_of_the_file() {
+    let mut rig = Rig::new(Some(512));
+    let mut list = rig.list(4096);
+    list.fill(0, 4096, 0xee);
+    let slot = rig.submit(OpKind::Read, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, 1024), None, "two whole blocks: a short read");
+    assert_eq!(rig.queue.result(slot, 100), Some(Ok(())));
+    let mut bytes = vec![0; 4096];
+    list.read_at(0, &mut bytes);
+    assert!(bytes[..1124].iter().all(|&byte| byte == 0xee));
+    assert!(bytes[1124..].iter().all(|&byte| byte == 0));
+    drop(rig);
+}
+
+#[test]
+fn a_short_write_goes_on_and_one_of_nothing_fails() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(8192);
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, 8000), None);
+    assert_eq!(rig.queue.result(slot, 192), Some(Ok(())));
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    assert_eq!(kind_of(rig.queue.result(slot, 0)), ErrorKind::Io);
+    drop(rig);
+}
+
+#[test]
+fn a_short_direct_write_goes_on_at_a_whole_block() {
+    let mut rig = Rig::new(Some(512));
+    let list = rig.list(4096);
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, 1000), None);
+    assert_eq!(rig.queue.entries[usize::from(slot)].done, 512);
+    drop(rig);
+}
+
+#[test]
+fn interrupted_and_put_off_calls_are_made_again_but_not_for_ever() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(4096);
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, -libc::EINTR), None);
+    assert_eq!(rig.queue.result(slot, -libc::EAGAIN), None);
+    assert_eq!(rig.queue.result(slot, 4096), Some(Ok(())));
+
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    rig.queue.entries[usize::from(slot)].tries = TRIES_MAX;
+    assert_eq!(kind_of(rig.queue.result(slot, -libc::EAGAIN)), ErrorKind::Io);
+    drop(rig);
+}
+
+#[test]
+fn errors_keep_their_errno_and_tell_where() {
+    for (errno, kind) in [
+        (libc::EIO, ErrorKind::Io),
+        (libc::ENOSPC, ErrorKind::NoSpace),
+        (libc::EDQUOT, ErrorKind::NoSpace),
+        (libc::EROFS, ErrorKind::ReadOnly),
+        (libc::ECANCELED, ErrorKind::Cancelled),
+    ] {
+        let mut rig = Rig::new(None);
+        let list = rig.list(8192);
+        let slot = rig.submit(OpKind::Write, NONE, 512, &list);
+        assert_eq!(rig.queue.result(slot, 4096), None);
+        let fault = rig.queue.result(slot, -errno).expect("an end").expect_err("a failure");
+        assert_eq!(fault, Fault { kind, source: Source::Errno(errno), offset: 512 + 4096 });
+        drop(rig);
+    }
+}
+
+/// The kernel reports lost writes to one fsync and calls the pages clean: the next fsync
+/// succeeds although the bytes are gone.
+#[test]
+fn a_failed_flush_keeps_failing_on_every_queue_of_the_file() {
+    let mut rig = Rig::new(None);
+    let nothing = IoVector::new();
+    let slot = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(kind_of(rig.queue.result(slot, -libc::EIO)), ErrorKind::Io);
+
+    let _ = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(kind_of(rig.outcome()), ErrorKind::Io);
+    let list = rig.list(512);
+    let _ = rig.submit(OpKind::Write, OpFlags::FUA, 0, &list);
+    assert_eq!(kind_of(rig.outcome()), ErrorKind::Io);
+    let other = FileQueue::new(rig.queue.shared.clone()).expect("a ring");
+    let flush = Request {
+        token: Token(1),
+        kind: OpKind::Flush,
+        flags: NONE,
+        offset: 0,
+        len: 0,
+        data: nothing.view(0, 0),
+    };
+    assert!(other.first_step(&flush).is_err(), "another core hears of it too");
+
+    let slot = rig.submit(OpKind::Write, NONE, 0, &list);
+    assert_eq!(rig.queue.result(slot, 512), Some(Ok(())), "plain writes go on");
+    drop(rig);
+}
+
+#[test]
+fn a_cancelled_flush_is_no_failed_flush() {
+    let mut rig = Rig::new(None);
+    let nothing = IoVector::new();
+    let slot = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(kind_of(rig.queue.result(slot, -libc::ECANCELED)), ErrorKind::Cancelled);
+    let slot = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(rig.outcome(), None);
+    assert_eq!(rig.queue.result(slot, 0), Some(Ok(())));
+    drop(rig);
+}
+
+/// RWF_DSYNC gives one errno for two things: no space for these bytes, or earlier bytes lost.
+/// A full disk must not condemn the file for ever, and lost bytes must not pass for a full disk.
+#[test]
+fn a_durable_write_without_space_is_told_from_a_failed_sync() {
+    let mut rig = Rig::new(None);
+    let (list, nothing) = (rig.list(512), IoVector::new());
+    let slot = rig.submit(OpKind::Write, OpFlags::FUA, 0, &list);
+    assert_eq!(rig.queue.result(slot, -libc::ENOSPC), None, "once more, without the sync");
+    assert_eq!(kind_of(rig.queue.result(slot, -libc::ENOSPC)), ErrorKind::NoSpace);
+    let slot = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(rig.queue.result(slot, 0), Some(Ok(())), "no sync has failed");
+
+    let slot = rig.submit(OpKind::Write, OpFlags::FUA, 0, &list);
+    assert_eq!(rig.queue.result(slot, -libc::ENOSPC), None);
+    assert_eq!(kind_of(rig.queue.result(slot, 512)), ErrorKind::NoSpace, "it was the sync");
+    let _ = rig.submit(OpKind::Flush, NONE, 0, &nothing);
+    assert_eq!(kind_of(rig.outcome()), ErrorKind::NoSpace);
+    drop(rig);
+}
+
+#[test]
+fn zeroes_fall_back_from_holes_to_ranges_to_writes() {
+    let mut rig = Rig::new(None);
+    let nothing = IoVector::new();
+    let unsupported = -libc::EOPNOTSUPP;
+    let slot = rig.submit(OpKind::WriteZeroes, OpFlags::MAY_UNMAP, 4096, &nothing);
+    let step = |rig: &Rig| rig.queue.entries[usize::from(slot)].step;
+    assert_eq!(step(&rig), Step::PunchHole);
+    assert_eq!(rig.queue.result(slot, unsupported), None);
+    assert_eq!(step(&rig), Step::ZeroRange);
+    assert_eq!(rig.queue.result(slot, unsupported), None);
+    assert_eq!(step(&rig), Step::WriteZeroes);
+    assert_eq!(rig.queue.result(slot, 5000), None);
+    assert_eq!(rig.queue.result(slot, 3192), Some(Ok(())));
+
+    let flags = OpFlags::NO_FALLBACK | OpFlags::FUA;
+    let slot = rig.submit(OpKind::WriteZeroes, flags, 0, &nothing);
+    assert_eq!(kind_of(rig.queue.result(slot, unsupported)), ErrorKind::NotSupported);
+    let slot = rig.submit(OpKind::WriteZeroes, flags, 0, &nothing);
+    assert_eq!(rig.queue.result(slot, 0), None, "durable zeroes are synced");
+    assert_eq!(rig.queue.entries[usize::from(slot)].step, Step::Sync);
+    assert_eq!(rig.queue.result(slot, 0), Some(Ok(())));
+    drop(rig);
+}
+
+#[test]
+fn a_full_queue_is_busy_and_then_goes_on() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(512);
+    for _ in 0..4 {
+        rig.submit(OpKind::Read, NONE, 0, &list);
+    }
+    let data = list.view(0, 512);
+    let request =
+        Request { token: Token(1), kind: OpKind::Read, flags: NONE, offset: 0, len: 512, data };
+    assert_eq!(rig.queue.submit(&request, &mut rig.pass), Err(Busy));
+    assert!(matches!(rig.queue.sleep(), Sleep::Fd(_)));
+    assert_eq!(rig.settle(), vec![Ok(()); 4]);
+    assert!(matches!(rig.queue.sleep(), Sleep::Woken));
+    assert_eq!(rig.queue.submit(&request, &mut rig.pass), Ok(()));
+    assert_eq!(rig.settle(), vec![Ok(())]);
+    drop(rig);
+}
+
+/// What the kernel never took must end too, or its buffers are never seen again.
+#[test]
+fn a_ring_that_cannot_be_entered_fails_what_it_has_not_taken() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(512);
+    rig.submit(OpKind::Read, NONE, 1024, &list);
+    rig.queue.broken = Some(libc::EPERM);
+    rig.queue.fail_untaken(libc::EPERM, &mut rig.pass);
+    assert_eq!(kind_of(rig.outcome()), ErrorKind::Denied);
+    assert_eq!(rig.queue.in_flight(), 0);
+    rig.submit(OpKind::Read, NONE, 1024, &list);
+    assert_eq!(kind_of(rig.outcome()), ErrorKind::Denied, "nothing starts any more");
+    drop(rig);
+}
+
+#[test]
+fn quiesce_ends_everything() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(4096);
+    for slot in 0..4 {
+        let kind = if slot % 2 == 0 { OpKind::Write } else { OpKind::Flush };
+        let list = if slot % 2 == 0 { &list } else { &IoVector::new() };
+        rig.submit(kind, NONE, 0, list);
+    }
+    while !rig.queue.quiesce(&mut rig.pass) {
+        std::thread::yield_now();
+    }
+    assert_eq!(rig.pass.drain().count(), 4);
+    assert_eq!(rig.queue.in_flight(), 0);
+    drop(rig);
+}
