@@ -14,7 +14,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{JobOptions, OPTIONS, Rw, Verify};
 use oxblock_bench::report::Report;
 use oxblock_bench::run::{lay_out, run as run_job};
-use oxblock_bench::{json, text};
+use oxblock_bench::{html, json, text};
 use oxblock_engine::{Error, ErrorKind};
 
 use crate::target::{Target, TargetSpec, Wants};
@@ -82,6 +82,14 @@ pub fn command() -> Command {
                 .value_name("FILE")
                 .value_parser(clap::value_parser!(PathBuf))
                 .help("Write the report there instead of standard output"),
+        )
+        .arg(
+            Arg::new("report")
+                .long("report")
+                .value_name("FILE.html")
+                .value_parser(clap::value_parser!(PathBuf))
+                .conflicts_with("table")
+                .help("Write a page with plots there too; it needs nothing but a browser"),
         )
         .arg(
             Arg::new("table")
@@ -218,6 +226,7 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
 struct Output {
     json: bool,
     file: Option<(PathBuf, std::fs::File)>,
+    page: Option<(PathBuf, std::fs::File)>,
     reports: Vec<Report>,
     noted: Vec<String>,
 }
@@ -225,15 +234,14 @@ struct Output {
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
         let json = matches.get_one::<String>("output-format").is_some_and(|word| word == "json");
-        let file = match matches.get_one::<PathBuf>("output") {
-            None => None,
-            Some(path) => {
-                let what = || format!("creating the report file {}", path.display());
-                let file = std::fs::File::create(path).map_err(|e| Error::from_io(what(), e))?;
-                Some((path.clone(), file))
-            }
+        let create = |option: &str| -> Result<Option<(PathBuf, std::fs::File)>, Error> {
+            let Some(path) = matches.get_one::<PathBuf>(option) else { return Ok(None) };
+            let what = || format!("creating the report file {}", path.display());
+            let file = std::fs::File::create(path).map_err(|e| Error::from_io(what(), e))?;
+            Ok(Some((path.clone(), file)))
         };
-        Ok(Output { json, file, reports: Vec::new(), noted: Vec::new() })
+        let (file, page) = (create("output")?, create("report")?);
+        Ok(Output { json, file, page, reports: Vec::new(), noted: Vec::new() })
     }
 
     /// Says on standard error what was not said yet.
@@ -247,17 +255,25 @@ impl Output {
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {
-        if self.json {
-            self.reports.push(report);
-            return Ok(());
+        if !self.json {
+            self.write(&format!("{}\n", text::report(&report)))?;
         }
-        self.write(&format!("{}\n", text::report(&report)))
+        if self.json || self.page.is_some() {
+            self.reports.push(report);
+        }
+        Ok(())
     }
 
     fn finish(mut self) -> Result<(), Error> {
         if self.json {
             let document = json::document(&self.reports, SystemTime::now());
             self.write(&format!("{document:#}\n"))?;
+        }
+        if let Some((path, file)) = &mut self.page {
+            let page = html::page(&self.reports, SystemTime::now());
+            file.write_all(page.as_bytes()).map_err(|error| {
+                Error::from_io(format!("writing the report to {}", path.display()), error)
+            })?;
         }
         Ok(())
     }
