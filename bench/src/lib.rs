@@ -39,6 +39,7 @@
 //! that path allocates, locks, divides or calls the system.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 pub mod html;
 pub mod job;
 pub mod json;

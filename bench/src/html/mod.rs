@@ -120,7 +120,7 @@ fn cards(page: &mut String, group: &CloneReport) {
         let at = |percent| format_ns(stats.latency.percentile(percent) as f64);
         card(word, format_count(stats.iops()), &format!("{word} IOPS"));
         card(word, rate, &format!("{word} bandwidth"));
-        card(word, at(50.0), &format!("{word} median latency"));
+        card(word, at(50.0), &format!("{word} p50 latency"));
         card(word, at(99.0), &format!("{word} p99 latency"));
     }
     page.push_str("</div>\n<p>");

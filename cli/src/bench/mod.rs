@@ -1,5 +1,6 @@
 //! `oxblock bench`: the harness on the command line.
 
+mod compare;
 mod progress;
 mod table;
 
@@ -59,6 +60,8 @@ pub fn command() -> Command {
     Command::new("bench")
         .about("Measure a block device, a file or the engine itself, in fio's words")
         .after_help(AFTER_HELP)
+        .args_conflicts_with_subcommands(true)
+        .subcommand(compare::command())
         .arg(
             Arg::new("target")
                 .long("target")
@@ -104,6 +107,9 @@ pub fn command() -> Command {
 ///
 /// Errors: options that contradict each other, a target that cannot be opened.
 pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
+    if let Some(("compare", matches)) = matches.subcommand() {
+        return compare::run(matches);
+    }
     let stop = stop_on_signal()?;
     let given = job_options(matches)?;
     if matches.get_flag("table") {
