@@ -3,5 +3,6 @@
 
 mod conformance;
 mod engines;
+mod faults;
 mod files;
 mod random;
