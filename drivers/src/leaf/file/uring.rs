@@ -53,10 +53,6 @@ pub(super) struct Ring {
     pushed: u64,
 }
 
-// SAFETY: the pointers in the lists are used only by the ring's owner and by the kernel; no
-// thread-local state hangs on them.
-unsafe impl Send for Ring {}
-
 impl Ring {
     /// A ring with `depth` slots on `file`, which the kernel keeps open as long as the ring
     /// lives.
