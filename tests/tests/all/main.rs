@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod conformance;
+mod devices;
 mod engines;
 mod files;
 mod random;
