@@ -1,7 +1,7 @@
 //! `oxblock bench`: the harness on the command line.
 
-mod compare;
 mod progress;
+mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -99,7 +99,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     let stop = stop_on_signal()?;
     let given = job_options(matches)?;
     if matches.get_flag("table") {
-        return compare::run(&given, &stop);
+        return table::run(&given, &stop);
     }
     let mut output = Output::new(matches)?;
     let word = matches.get_one::<String>("target").map_or("soft", String::as_str);

@@ -41,7 +41,7 @@ fn memory_512() -> Subject {
 
 fn memory_4096() -> Subject {
     fn open(_: Core) -> LocalFuture<'static, Fixture> {
-        Box::pin(async { memory_with(1031 * 4096, 4096) })
+        Box::pin(async { memory_with(4999 * 4096, 4096) })
     }
     Subject { contents: Contents::Kept, open }
 }
