@@ -12,9 +12,9 @@ use oxblock_bench::run::run as run_job;
 use oxblock_engine::{Engine, Error, Options};
 use oxblock_mem::thread_usage::ThreadUsage;
 
-use super::lay_out_new;
 use super::progress::watched;
-use crate::target::{Target, TargetSpec, Wants};
+use super::rounds::lay_out_new;
+use crate::target::{Processors, Target, TargetSpec, Wants};
 
 /// How long each row is measured, and how long before that it runs uncounted.
 const RUNTIME: Duration = Duration::from_secs(3);
@@ -51,9 +51,13 @@ fn measure(peer: &Peer, runtime: Duration, stop: &Arc<AtomicBool>) -> Result<Clo
         ..JobOptions::default()
     };
     let jobs = [options.clone()];
-    let target = Target::open(&TargetSpec::parse(peer.target)?, &Wants::of(&jobs, &options))?;
+    let is_soft = peer.target.starts_with("soft");
+    let target = Target::open(
+        &TargetSpec::parse(peer.target)?,
+        &Wants::of(&jobs, Processors::of(is_soft).jobs[..1].to_vec()),
+    )?;
     let result = lay_out_new(&target, stop).and_then(|()| {
-        let session = target.session(stop);
+        let session = target.session(&[0], stop);
         watched(peer.what, |watch| run_job(&session, options, watch))
     });
     let closed = target.close();
