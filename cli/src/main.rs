@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod doctor;
 mod node;
 mod soft;
 mod target;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
     };
     let result = match matches.subcommand() {
         Some(("bench", matches)) => bench::run(matches),
+        Some(("doctor", matches)) => doctor::run(matches),
         _ => Ok(ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {
@@ -40,4 +42,5 @@ fn command() -> Command {
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(bench::command())
+        .subcommand(doctor::command())
 }

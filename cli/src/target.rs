@@ -124,7 +124,9 @@ impl Target {
         cpus.extend(is_soft.then(|| Processors::of(true).serving));
         let slots = Options::default().slots.max(wants.depth as usize);
         let engine = Engine::new(&cpus, Options { slots, ..Options::default() })?;
-        let notices = engine.arena().notice().map(str::to_owned).into_iter().collect();
+        let mut notices: Vec<String> =
+            engine.arena().notice().map(str::to_owned).into_iter().collect();
+        notices.extend(leaf.node.driver().notice().map(str::to_owned));
         let words = match is_soft {
             true => format!("software NVMe controller over {}", leaf.words),
             false => leaf.words,
@@ -239,12 +241,11 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
     }
     let size = wants.end.filter(|_| is_new || wants.writes);
     Ok(FileOptions {
-        path: path.to_owned(),
         size,
         direct: wants.direct,
         read_only: !wants.writes && !is_new,
-        block_size: 0,
         queue_depth: wants.queue_depth(),
+        ..FileOptions::new(path)
     })
 }
 

@@ -1,21 +1,13 @@
-//! Leaf drivers: null, memory, file, nvme.
+//! The drivers of the block graph.
+//!
+//! | room | drivers |
+//! |---|---|
+//! | [`leaf`] | [`nvme`], [`mod@file`], [`memory`], [`null`] |
+//!
+//! The engine knows none of them: who embeds it opens what it needs and hands the engine
+//! a [`Node`](oxblock_engine::Node).
 #![deny(unsafe_code)]
 
-pub mod file;
-pub mod memory;
-pub mod null;
-pub mod nvme;
+pub mod leaf;
 
-use oxblock_engine::{Error, ErrorKind};
-
-/// Checks the size and the block size that a caller asks for.
-fn check_geometry(driver: &str, size: u64, block_size: u32) -> Result<(), Error> {
-    if block_size == 0 || !size.is_multiple_of(u64::from(block_size)) {
-        let text = format!(
-            "{driver}: a size of {size} bytes is no whole number of blocks of {block_size} bytes; \
-             give a size that is a multiple of the block size"
-        );
-        return Err(Error::new(ErrorKind::Invalid, text));
-    }
-    Ok(())
-}
+pub use leaf::{file, memory, null, nvme};

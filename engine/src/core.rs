@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxblock_mem::{Arena, Memory, spsc};
+use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
@@ -18,6 +18,9 @@ use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
 use crate::{CoreWaker, Error, LocalFuture, Node, Remote};
+
+/// How often memory that is to be given back is looked at.
+const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
 
 /// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
 #[derive(Clone)]
@@ -172,6 +175,20 @@ impl Core {
     /// The engine's arena.
     pub fn arena(&self) -> &Arena {
         &self.0.arena
+    }
+
+    /// Takes memory back that was registered with [`Memory::register`]: waits until no
+    /// operation names it any more, and no device can reach it. Then it is its owner's
+    /// again.
+    ///
+    /// It waits for as long as somebody holds a [`Buf`](oxblock_mem::Buf) of the region, or
+    /// another handle of it.
+    pub async fn unregister(&self, region: Region) {
+        let mut region = region;
+        while let Err(busy) = region.try_unregister() {
+            region = busy;
+            self.sleep(UNREGISTER_RETRY).await;
+        }
     }
 
     /// A random number, from the engine's seed where it has one.

@@ -326,7 +326,8 @@ impl Io {
         slot.leaf = entry.leaf;
         slot.cancelled = false;
         slot.failed = false;
-        slot.op = op;
+        // A free slot's buffers are empty: there is nothing to drop.
+        std::mem::forget(std::mem::replace(&mut slot.op, op));
         let (op, generation) = (&slot.op, slot.generation);
         let id = OpId { index, generation };
 

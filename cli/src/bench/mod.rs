@@ -1,9 +1,9 @@
 //! `oxblock bench`: the harness on the command line.
 
-mod compare;
 mod jobs;
 mod progress;
 mod rounds;
+mod table;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -115,7 +115,7 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     let stop = stop_on_signal()?;
     if matches.get_flag("table") {
-        return compare::run(&jobs::given(matches)?, &stop);
+        return table::run(&jobs::given(matches)?, &stop);
     }
     let (jobs, is_main) = jobs::all(matches)?;
     let soft = TargetSpec::Soft(Box::new(TargetSpec::Memory));

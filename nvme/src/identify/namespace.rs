@@ -98,32 +98,19 @@ pub struct Namespace {
     pub vs: [u8; 3712],
 }
 
-/// `nsfeat`: thin provisioning, NSZE may exceed NCAP.
-pub const NSFEAT_THIN: u8 = 1 << 0;
-/// `nsfeat`: NAWUN, NAWUPF and NACWU are defined for this namespace.
-pub const NSFEAT_ATOMICS: u8 = 1 << 1;
-/// `nsfeat`: reads of deallocated blocks may be errors, if the host asks.
-pub const NSFEAT_DEALLOCATED_ERROR: u8 = 1 << 2;
-/// `nsfeat`: NPWG, NPWA, NPDG, NPDA and NOWS are defined.
-pub const NSFEAT_OPTIMAL: u8 = 1 << 4;
-/// `dlfeat` bits 2:0: deallocated blocks read as zeroes.
-pub const DLFEAT_READ_ZEROES: u8 = 1;
-/// `dlfeat`: Write Zeroes honours DEAC.
-pub const DLFEAT_DEAC: u8 = 1 << 3;
-
 impl Namespace {
-    /// `nsfeat`: see [`NSFEAT_THIN`].
-    pub const THIN: u8 = NSFEAT_THIN;
-    /// `nsfeat`: see [`NSFEAT_ATOMICS`].
-    pub const ATOMICS: u8 = NSFEAT_ATOMICS;
-    /// `nsfeat`: see [`NSFEAT_DEALLOCATED_ERROR`].
-    pub const DEALLOCATED_ERROR: u8 = NSFEAT_DEALLOCATED_ERROR;
-    /// `nsfeat`: see [`NSFEAT_OPTIMAL`].
-    pub const OPTIMAL: u8 = NSFEAT_OPTIMAL;
-    /// `dlfeat` bits 2:0: see [`DLFEAT_READ_ZEROES`].
-    pub const READ_ZEROES: u8 = DLFEAT_READ_ZEROES;
-    /// `dlfeat`: see [`DLFEAT_DEAC`].
-    pub const DEAC: u8 = DLFEAT_DEAC;
+    /// `nsfeat`: thin provisioning, NSZE may exceed NCAP.
+    pub const THIN: u8 = 1 << 0;
+    /// `nsfeat`: NAWUN, NAWUPF and NACWU are defined for this namespace.
+    pub const ATOMICS: u8 = 1 << 1;
+    /// `nsfeat`: reads of deallocated blocks may be errors, if the host asks.
+    pub const DEALLOCATED_ERROR: u8 = 1 << 2;
+    /// `nsfeat`: NPWG, NPWA, NPDG, NPDA and NOWS are defined.
+    pub const OPTIMAL: u8 = 1 << 4;
+    /// `dlfeat` bits 2:0: deallocated blocks read as zeroes.
+    pub const READ_ZEROES: u8 = 1;
+    /// `dlfeat`: Write Zeroes honours DEAC.
+    pub const DEAC: u8 = 1 << 3;
 
     /// All zeroes, on the heap.
     pub fn boxed() -> Box<Self> {

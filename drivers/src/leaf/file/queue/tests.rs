@@ -20,7 +20,15 @@ impl Rig {
     fn new(direct_block: Option<u32>) -> Rig {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(64 << 10).expect("its length");
-        let shared = Shared { file, direct_block, queue_depth: 4, failed_sync: AtomicI32::new(0) };
+        let failed_sync = AtomicI32::new(0);
+        let shared = Shared {
+            file,
+            direct_block,
+            at_once: None,
+            workers: None,
+            queue_depth: 4,
+            failed_sync,
+        };
         let memory = Memory::new();
         let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(1 << 20) };
         let arena = memory.add_arena(&options).expect("an arena");

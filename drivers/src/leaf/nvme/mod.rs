@@ -25,6 +25,8 @@ mod memory;
 mod namespace;
 mod queue_pair;
 mod status;
+#[cfg(test)]
+mod tests;
 mod tracker;
 
 use std::time::Duration;

@@ -198,17 +198,25 @@ impl Hardware {
     /// # Errors
     /// The controller is gone, or did not disable in time.
     pub async fn disable(&self, core: &Core) -> Result<(), Error> {
+        if Cc(self.read(&self.cc)?).en() && !self.status()?.rdy() {
+            let ready = |csts: Csts| csts.rdy() || csts.cfs();
+            let wait = self.wait(core, self.ready_timeout, "becoming ready", ready);
+            if let Err(error) = wait.await
+                && error.kind() == ErrorKind::Gone
+            {
+                return Err(error);
+            }
+        }
+        self.disable_now(core).await
+    }
+
+    /// Disables the controller, also one that is becoming ready: it had its time.
+    ///
+    /// # Errors
+    /// As [`Hardware::disable`].
+    pub async fn disable_now(&self, core: &Core) -> Result<(), Error> {
         let cc = Cc(self.read(&self.cc)?);
         if cc.en() {
-            if !self.status()?.rdy() {
-                let ready = |csts: Csts| csts.rdy() || csts.cfs();
-                let wait = self.wait(core, self.ready_timeout, "becoming ready", ready);
-                if let Err(error) = wait.await
-                    && error.kind() == ErrorKind::Gone
-                {
-                    return Err(error);
-                }
-            }
             self.cc.write(cc.with_shn(regs::SHN_NONE).with_en(false).0);
         }
         let down = |csts: Csts| !csts.rdy();

@@ -415,7 +415,7 @@ async fn try_start(
     let admin = Admin::new(core, hardware, timeout)?;
     let (aqa, asq, acq) = admin.expose()?;
     if let Err(error) = hardware.enable(core, aqa, asq, acq).await {
-        if hardware.disable(core).await.is_ok() {
+        if hardware.disable_now(core).await.is_ok() {
             admin.conceal();
         }
         return Err(error);

@@ -36,7 +36,7 @@ pub const QUEUE_DEPTH: usize = 4096;
 /// # Errors
 /// `Invalid` if the block size is 0 or does not divide the size.
 pub fn open(options: NullOptions) -> Result<Box<dyn Driver>, Error> {
-    crate::check_geometry("null", options.size, options.block_size)?;
+    super::check_geometry("null", options.size, options.block_size)?;
     Ok(Box::new(NullDriver { options }))
 }
 

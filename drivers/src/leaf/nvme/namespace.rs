@@ -314,7 +314,7 @@ mod tests {
         let (mut page, mut nvm) = (controller(), ControllerNvm::boxed());
         page.mdts = 1;
         let info = NamespaceInfo::new(1, &namespace(12), &bounds(&page, &nvm)).unwrap();
-        assert_eq!(info.limits.max_discard, 256 * u64::from(u32::MAX) << 12);
+        assert_eq!(info.limits.max_discard, (256 * u64::from(u32::MAX)) << 12);
         assert_eq!(info.limits.max_write_zeroes, 65_536 << 12);
         let old = Bounds { has_nvm: false, ..bounds(&page, &nvm) };
         let info = NamespaceInfo::new(1, &namespace(12), &old).unwrap();

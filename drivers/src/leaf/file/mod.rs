@@ -1,5 +1,9 @@
 //! The file driver: a regular file through io_uring, one ring for each core.
 //!
+//! Short reads and writes of bytes that are in memory already (tmpfs, the page cache) are made
+//! at once, with a plain call or one with RWF_NOWAIT, which costs less than a ring. Where
+//! io_uring is forbidden, each core has a few threads that make the calls.
+//!
 //! Buffered files take requests of any length at any offset. Direct I/O (`direct`) goes past
 //! the page cache and takes what statx(2) says; a file whose length is no multiple of that is
 //! rounded up: its tail reads as zeroes, and a write there extends the file.
@@ -8,8 +12,12 @@
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
 
+mod calls;
+mod probe;
 mod queue;
+mod syscall;
 mod uring;
+mod workers;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -20,8 +28,9 @@ use std::sync::atomic::AtomicI32;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
 
+use probe::Cpus;
 use queue::FileQueue;
-use uring::SEGMENTS_MAX;
+use syscall::{AtOnce, SEGMENTS_MAX};
 
 /// Which file to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,6 +49,22 @@ pub struct FileOptions {
     pub block_size: u32,
     /// How many requests one core has in the kernel at once, 1 to 4096.
     pub queue_depth: u16,
+    /// Whether reads and writes of bytes in memory may be made at once, without `engine`.
+    pub at_once: bool,
+    /// How other calls are made.
+    pub engine: FileEngine,
+}
+
+/// How the file driver's calls are made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FileEngine {
+    /// Through io_uring, and by threads where that is forbidden.
+    #[default]
+    Best,
+    /// Through io_uring.
+    Uring,
+    /// By threads.
+    Workers,
 }
 
 impl FileOptions {
@@ -52,6 +77,8 @@ impl FileOptions {
             read_only: false,
             block_size: 0,
             queue_depth: 128,
+            at_once: true,
+            engine: FileEngine::Best,
         }
     }
 }
@@ -80,7 +107,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     if !metadata.is_file() {
         return Err(invalid("it is no regular file; give the name of a regular file".into()));
     }
-    uring::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
+    probe::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
     let mut file_length = metadata.len();
     if let Some(size) = options.size
         && size > file_length
@@ -99,15 +126,54 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         let text = format!("direct I/O takes multiples of {finest} bytes, not of {block_size}");
         return Err(invalid(text));
     }
-    let can_punch = !options.read_only && uring::can_punch(&file, file_length);
+    let can_punch = !options.read_only && probe::can_punch(&file, file_length);
     let limits = limits(file_length, block_size, direct, can_punch, options.read_only);
+    let at_once = match options.direct || !options.at_once {
+        true => None,
+        false => probe::at_once(&file),
+    };
+    let (workers, notice) = workers(&options)?;
     let shared = Shared {
         file,
+        at_once,
         direct_block: direct.map(|d| d.offset),
+        workers,
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
     };
-    Ok(Box::new(FileDriver { path: options.path, limits, shared: Arc::new(shared) }))
+    Ok(Box::new(FileDriver { path: options.path, limits, notice, shared: Arc::new(shared) }))
+}
+
+/// The threads of a queue where there is no io_uring: as many calls wait at once.
+const WORKERS: u8 = 4;
+
+/// How many, and the processors that they may use.
+type Threads = (u8, Cpus);
+
+/// Whether calls are made by threads, and what to say if that was not asked for.
+fn workers(options: &FileOptions) -> Result<(Option<Threads>, Option<String>), Error> {
+    let path = options.path.display();
+    let forbidden = match options.engine {
+        FileEngine::Uring => return Ok((None, None)),
+        FileEngine::Workers => None,
+        FileEngine::Best => match uring::try_out() {
+            Err(e) if is_forbidden(&e) => Some(ring_hint(&e)),
+            // Any other failure is told where the queue is opened.
+            _ => return Ok((None, None)),
+        },
+    };
+    let cpus = probe::cpus()
+        .map_err(|e| Error::from_io(format!("file {path}: cannot ask for the processors"), e))?;
+    let notice = forbidden.map(|hint| {
+        format!(
+            "file {path}: threads make its calls, which is slower: there is no io_uring ({hint})"
+        )
+    });
+    Ok((Some((WORKERS, cpus)), notice))
+}
+
+fn is_forbidden(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
 /// O_NONBLOCK, so that a pipe of that name does not keep us waiting.
@@ -135,13 +201,13 @@ fn open_hint(options: &FileOptions, error: &io::Error) -> &'static str {
 }
 
 /// What the file asks of direct I/O; a page where the kernel does not tell.
-fn direct_alignment(path: &Path, file: &File) -> Result<uring::DirectAlignment, Error> {
+fn direct_alignment(path: &Path, file: &File) -> Result<probe::DirectAlignment, Error> {
     let path = path.display();
-    let told = uring::direct_alignment(file)
+    let told = probe::direct_alignment(file)
         .map_err(|e| Error::from_io(format!("file {path}: cannot ask for its alignment"), e))?;
-    let page = uring::DirectAlignment { memory: 4096, offset: 4096 };
+    let page = probe::DirectAlignment { memory: 4096, offset: 4096 };
     match told.unwrap_or(page) {
-        uring::DirectAlignment { offset: 0, .. } => {
+        probe::DirectAlignment { offset: 0, .. } => {
             let text = format!("file {path}: it cannot do direct I/O; open it without `direct`");
             Err(Error::new(ErrorKind::NotSupported, text))
         }
@@ -152,7 +218,7 @@ fn direct_alignment(path: &Path, file: &File) -> Result<uring::DirectAlignment, 
 fn limits(
     file_length: u64,
     block_size: u32,
-    direct: Option<uring::DirectAlignment>,
+    direct: Option<probe::DirectAlignment>,
     can_punch: bool,
     read_only: bool,
 ) -> Limits {
@@ -174,6 +240,7 @@ fn limits(
 struct FileDriver {
     path: PathBuf,
     limits: Limits,
+    notice: Option<String>,
     shared: Arc<Shared>,
 }
 
@@ -182,6 +249,10 @@ struct Shared {
     file: File,
     /// With direct I/O, the block that offsets and lengths are multiples of.
     direct_block: Option<u32>,
+    /// How reads and writes are made without the ring, if they can be.
+    at_once: Option<AtOnce>,
+    /// Without io_uring: the threads of each queue, and the processors that they may use.
+    workers: Option<Threads>,
     queue_depth: u16,
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,
@@ -204,10 +275,20 @@ impl Driver for FileDriver {
         self.limits.clone()
     }
 
+    fn notice(&self) -> Option<&str> {
+        self.notice.as_deref()
+    }
+
     fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         let queue = FileQueue::new(self.shared.clone())
             .map(|queue| Box::new(queue) as Box<dyn Queue>)
-            .map_err(|e| ring_error(&self.path, e));
+            .map_err(|e| match self.shared.workers {
+                None => ring_error(&self.path, e),
+                Some(_) => {
+                    let path = self.path.display();
+                    Error::from_io(format!("file {path}: cannot start its threads"), e)
+                }
+            });
         Box::pin(async move { queue })
     }
 
@@ -216,11 +297,16 @@ impl Driver for FileDriver {
     }
 }
 
-/// Why there is no ring, and what would help.
+/// Why there is no way to the kernel, and what would help.
 fn ring_error(path: &Path, error: io::Error) -> Error {
     let what = format!("file {}: cannot set up an io_uring", path.display());
+    Error::from_io(format!("{what} ({})", ring_hint(&error)), error)
+}
+
+/// What would help to get a ring.
+fn ring_hint(error: &io::Error) -> &'static str {
     let disabled = std::fs::read_to_string("/proc/sys/kernel/io_uring_disabled");
-    let hint = match error.raw_os_error() {
+    match error.raw_os_error() {
         Some(libc::EPERM) if disabled.is_ok_and(|text| text.trim() != "0") => {
             "this host forbids it: set the sysctl kernel.io_uring_disabled to 0"
         }
@@ -235,8 +321,7 @@ fn ring_error(path: &Path, error: io::Error) -> Error {
         Some(libc::ENOMEM) => "raise the limit of locked memory (ulimit -l)",
         Some(libc::EMFILE | libc::ENFILE) => "raise the limit of open files (ulimit -n)",
         _ => "see the error below",
-    };
-    Error::from_io(format!("{what} ({hint})"), error)
+    }
 }
 
 #[cfg(test)]
@@ -259,7 +344,7 @@ mod tests {
         };
         let file = open_file(&FileOptions::new(&path)).unwrap();
         assert_ne!(flags(&file) & libc::O_NONBLOCK, 0);
-        uring::end_nonblocking(&file).unwrap();
+        probe::end_nonblocking(&file).unwrap();
         assert_eq!(flags(&file) & libc::O_NONBLOCK, 0);
     }
 

@@ -181,12 +181,9 @@ pub(super) async fn delete(core: &Core, admin: &Arc<Admin>, qid: u16) -> Result<
 impl Queue for QueuePair {
     #[inline]
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        let Some(index) = self.trackers.next() else {
-            return Err(Busy);
+        let Some(index) = self.trackers.next().filter(|_| !self.sq.is_full()) else {
+            return self.submit_full(request, pass);
         };
-        if self.sq.is_full() {
-            return Err(Busy);
-        }
         match self.command(request, index) {
             Ok(Some(command)) => {
                 if let Some(cid) = self.trackers.take(request.token, request.offset) {
@@ -351,6 +348,18 @@ impl QueuePair {
     fn list(&self, index: usize) -> (usize, u64) {
         let iova = self.lists_iova + (index * LIST_BYTES) as u64;
         (index * LIST_WORDS, iova)
+    }
+
+    /// Nothing can be sent. A queue that takes nothing any more says so, full or not: its ring may
+    /// stay full for ever.
+    #[cold]
+    fn submit_full(&self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        if !self.refusing {
+            return Err(Busy);
+        }
+        let fault = self.hardware.health().fault(request.offset);
+        pass.done(request.token, Err(fault));
+        Ok(())
     }
 
     #[inline]

@@ -1,0 +1,144 @@
+//! The driver against a device that does what each test says. "Row n" is a condition that an
+//! NVMe driver must survive; all are listed with the tests that cover them.
+//!
+//! | row | condition | tests |
+//! |---|---|---|
+//! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*` |
+//! | 2 | EN=1, RDY=0 at attach | `attach::a_controller_that_is_becoming_ready_*` |
+//! | 3 | ready timeout | `attach::the_ready_timeout_*` |
+//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `io::a_fatal_*` |
+//! | 5, 6, 7 | MQES, doorbells, MPSMIN | `attach::mqes_*`, `attach::doorbells_*`, `attach::pages_*` |
+//! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*` |
+//! | 11, 12 | PRP and SGL | `oxblock_nvme::prp`, `oxblock_nvme::sgl`, `io::prps_*`, `io::sgls_*` |
+//! | 13 | full queues | `io::a_full_queue_*` |
+//! | 14 | phase tag first | `oxblock_nvme::queue`, with loom; `io::a_torn_*` |
+//! | 15 | CID | `super::tracker::tests`, `io::wrong_identifiers_*` |
+//! | 16 | SQHD | `oxblock_nvme::queue`, `io::a_wrong_head_*` |
+//! | 17 | barrier before the doorbell | `oxblock_nvme::queue` with loom |
+//! | 18 | shadow doorbells | `oxblock_nvme::queue` with loom; `io::shadow_*` |
+//! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
+//! | 31 | shutdown | `ending::shutdown_*` |
+//! | 35 | flush and FUA | `io::flushes_*` |
+//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*` |
+
+mod attach;
+mod cost;
+mod device;
+mod ending;
+mod fuzz;
+mod io;
+
+use std::cell::Cell;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use oxblock_engine::{Channel, Completion, Core, Error, ErrorKind, Node, Op, Options, Simulation};
+use oxblock_mem::{ArenaOptions, Buf};
+use oxblock_pci::soft::SoftFunction;
+
+use super::{Controller, NvmeOptions};
+use device::{Script, State};
+
+/// An engine in simulated time and a device, all on the thread of the test.
+struct Rig {
+    sim: Simulation,
+    device: Arc<Script>,
+    function: Arc<SoftFunction>,
+    options: NvmeOptions,
+}
+
+impl Rig {
+    fn new(change: impl FnOnce(&mut State)) -> Rig {
+        Rig::with(1, 0x4000, change)
+    }
+
+    fn with(cores: usize, bar_len: u64, change: impl FnOnce(&mut State)) -> Rig {
+        let (device, function) = Script::new(bar_len);
+        change(&mut device.state());
+        let arena = ArenaOptions::new(16 << 20);
+        let options = Options { arena, slots: 64, ..Options::default() };
+        let sim = Simulation::new(cores, 7, options).expect("an engine");
+        Rig { sim, device, function, options: NvmeOptions::default() }
+    }
+
+    /// Runs on core 0 until done; a deadlock is a failed test.
+    fn run<T: 'static, F: Future<Output = T> + 'static>(&mut self, f: impl FnOnce(Core) -> F) -> T {
+        self.run_on(0, f)
+    }
+
+    fn run_on<T: 'static, F: Future<Output = T> + 'static>(
+        &mut self,
+        core: usize,
+        f: impl FnOnce(Core) -> F,
+    ) -> T {
+        self.sim.run(core, f).expect("no deadlock")
+    }
+
+    fn try_attach(&mut self) -> Result<Arc<Controller>, Error> {
+        let (function, options) = (self.function.clone(), self.options.clone());
+        self.run(|core| async move { Controller::attach(&core, function, options).await })
+    }
+
+    fn attach(&mut self) -> Arc<Controller> {
+        self.try_attach().expect("attach")
+    }
+
+    /// The error of an attach that must fail.
+    fn refusal(&mut self) -> Error {
+        self.try_attach().map(|c| format!("{c:?}")).expect_err("a refusal")
+    }
+
+    fn node(&mut self) -> (Arc<Controller>, Arc<Node>) {
+        let controller = self.attach();
+        let driver = controller.namespace(1).expect("namespace 1");
+        (controller, Node::new("nvme0n1", driver))
+    }
+
+    fn open(&mut self) -> (Arc<Controller>, Rc<Channel>) {
+        let (controller, node) = self.node();
+        let channel = self.run(|core| async move { core.open(&node).await }).expect("a queue");
+        (controller, Rc::new(channel))
+    }
+
+    /// Runs an operation to its end.
+    fn op(&mut self, channel: &Rc<Channel>, op: Op) -> Completion {
+        let channel = channel.clone();
+        self.run(|_| async move { channel.run(op).await })
+    }
+
+    /// Starts an operation; its completion comes to the cell.
+    fn start(&mut self, channel: &Rc<Channel>, op: Op) -> Rc<Cell<Option<Completion>>> {
+        let (channel, cell) = (channel.clone(), Rc::new(Cell::new(None)));
+        let result = cell.clone();
+        drop(self.sim.core(0).spawn(async move {
+            result.set(Some(channel.run(op).await));
+        }));
+        self.turns(50);
+        cell
+    }
+
+    fn turns(&mut self, turns: usize) {
+        for _ in 0..turns {
+            self.sim.step();
+        }
+    }
+
+    fn buf(&self, len: usize) -> Buf {
+        self.sim.core(0).arena().alloc(len, 4096).expect("memory")
+    }
+
+    fn now_ms(&self) -> u64 {
+        self.sim.clock().now() / 1_000_000
+    }
+
+    fn wait_ms(&mut self, ms: u64) {
+        let time = std::time::Duration::from_millis(ms);
+        self.run(|core| async move { core.sleep(time).await });
+    }
+}
+
+/// What an operation failed with.
+fn kind(completion: &Completion) -> Result<(), ErrorKind> {
+    completion.result.map_err(|fault| fault.kind)
+}
