@@ -42,6 +42,7 @@
 pub mod compare;
 pub mod html;
 pub mod job;
+pub mod jobfile;
 pub mod json;
 pub mod machine;
 pub mod options;

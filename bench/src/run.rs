@@ -172,7 +172,7 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, target, clones, serving, series, interrupted })
+    Ok(Report { options, group_id: 0, target, clones, serving, series, interrupted })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine

@@ -71,12 +71,10 @@ fn memory_driver(size: u64) -> Box<dyn Driver> {
 
 fn file_driver(path: &Path, size: u64) -> Box<dyn Driver> {
     file::open(FileOptions {
-        path: path.to_owned(),
         size: Some(size),
-        direct: false,
-        read_only: false,
         block_size: 512,
         queue_depth: 64,
+        ..FileOptions::new(path)
     })
     .expect("a file driver")
 }

@@ -103,12 +103,10 @@ impl NodeSpec {
                 memory::open(MemoryOptions { size, block_size: block_size.unwrap_or(512) })
             }
             NodeSpec::File { filename, read_only, cache, .. } => file::open(FileOptions {
-                path: filename,
-                size: None,
                 direct: cache.direct,
                 read_only,
-                block_size: 0,
                 queue_depth,
+                ..FileOptions::new(filename)
             }),
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | room | drivers |
 //! |---|---|
-//! | [`leaf`] | [`nvme`], [`file`], [`memory`], [`null`] |
+//! | [`leaf`] | [`nvme`], [`mod@file`], [`memory`], [`null`] |
 //!
 //! The engine knows none of them: who embeds it opens what it needs and hands the engine
 //! a [`Node`](oxblock_engine::Node).

@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxblock_mem::{Arena, Memory, spsc};
+use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
@@ -18,6 +18,9 @@ use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
 use crate::{CoreWaker, Error, LocalFuture, Node, Remote};
+
+/// How often memory that is to be given back is looked at.
+const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
 
 /// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
 #[derive(Clone)]
@@ -38,6 +41,8 @@ pub(crate) struct CoreInner {
     /// Rings from the other cores.
     pub inboxes: RefCell<Vec<spsc::Consumer<Message>>>,
     pub random: Cell<u64>,
+    /// Nodes whose queue is being opened.
+    pub opening: RefCell<Vec<Arc<Node>>>,
 }
 
 impl CoreInner {
@@ -174,6 +179,20 @@ impl Core {
         &self.0.arena
     }
 
+    /// Takes memory back that was registered with [`Memory::register`]: waits until no
+    /// operation names it any more, and no device can reach it. Then it is its owner's
+    /// again.
+    ///
+    /// It waits for as long as somebody holds a [`Buf`](oxblock_mem::Buf) of the region, or
+    /// another handle of it.
+    pub async fn unregister(&self, region: Region) {
+        let mut region = region;
+        while let Err(busy) = region.try_unregister() {
+            region = busy;
+            self.sleep(UNREGISTER_RETRY).await;
+        }
+    }
+
     /// A random number, from the engine's seed where it has one.
     pub fn random(&self) -> u64 {
         // SplitMix64 (Steele, Lea, Flood: Fast Splittable Pseudorandom Number Generators).
@@ -215,18 +234,19 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
-        self.0.shared.refuse_if_ending()?;
-        let known = self.0.io.borrow().leaf_of(node);
-        let leaf = match known {
-            Some(leaf) => leaf,
-            None => {
-                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
-                let known = self.0.io.borrow().leaf_of(node);
-                match known {
-                    Some(leaf) => leaf,
-                    None => self.add_leaf(node, queue)?,
-                }
+        let leaf = loop {
+            self.0.shared.refuse_if_ending()?;
+            let known = self.0.io.borrow().leaf_of(node);
+            if let Some(leaf) = known {
+                break leaf;
             }
+            // One task opens the queue; the others wait for it.
+            let Some(_opening) = Opening::begin(self, node) else {
+                self.yield_now().await;
+                continue;
+            };
+            let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
+            break self.add_leaf(node, queue)?;
         };
         let user = self.0.io.borrow_mut().add_user(leaf, serves);
         Ok(Channel::new(self.clone(), node.clone(), user))
@@ -264,5 +284,29 @@ impl Core {
 
     pub(crate) fn timers(&self) -> &Timers {
         &self.0.timers
+    }
+}
+
+/// A node whose queue is being opened on this core.
+struct Opening<'a> {
+    core: &'a Core,
+    node: &'a Arc<Node>,
+}
+
+impl<'a> Opening<'a> {
+    /// None if another task is at it already.
+    fn begin(core: &'a Core, node: &'a Arc<Node>) -> Option<Self> {
+        let mut opening = core.0.opening.borrow_mut();
+        if opening.iter().any(|known| Arc::ptr_eq(known, node)) {
+            return None;
+        }
+        opening.push(node.clone());
+        Some(Self { core, node })
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.core.0.opening.borrow_mut().retain(|known| !Arc::ptr_eq(known, self.node));
     }
 }

@@ -23,6 +23,12 @@ pub trait Driver: Send + Sync {
     /// What one request may ask.
     fn limits(&self) -> Limits;
 
+    /// What its user should know about how it works here, in one line: what it does without,
+    /// and how to mend that.
+    fn notice(&self) -> Option<&str> {
+        None
+    }
+
     /// Opens the queue of the core that calls. It runs on that core, and may talk to
     /// others.
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>>;

@@ -65,7 +65,9 @@ impl<W: Words> Build<'_, W> {
         if len == 0 {
             return Ok(());
         }
-        let end = iova.checked_add(len).ok_or(PrpError::Invalid)?;
+        // Short of the last page of the address space nothing here overflows.
+        let end = iova.checked_add(len).filter(|end| *end <= u64::MAX - PAGE + 1);
+        let end = end.ok_or(PrpError::Invalid)?;
         let mut page = if self.pages == 0 {
             if !iova.is_multiple_of(4) {
                 return Err(PrpError::Misaligned);
@@ -81,13 +83,10 @@ impl<W: Words> Build<'_, W> {
             return Err(PrpError::Gap);
         };
         self.end = end;
-        // `page` is the next page that no entry names yet; it cannot overflow below `end`.
+        // `page` is the next page that no entry names yet.
         while page < end {
             self.page(page)?;
-            let Some(next) = page.checked_add(PAGE) else {
-                break;
-            };
-            page = next;
+            page += PAGE;
         }
         Ok(())
     }
@@ -282,8 +281,12 @@ mod tests {
     }
 
     #[test]
-    fn the_top_page_of_the_address_space_ends_the_loop() {
-        assert!(built(&[(u64::MAX - 8191, 8188)]).is_ok());
+    fn the_top_page_of_the_address_space_is_refused() {
+        for (iova, len) in [(u64::MAX, 1), (u64::MAX - 3, 3), (u64::MAX - 8191, 8188)] {
+            assert_eq!(built(&[(0x1000, 4096), (iova, len)]).err(), Some(PrpError::Invalid));
+            assert_eq!(built(&[(iova & !3, len & !3)]).err(), Some(PrpError::Invalid));
+        }
+        assert!(built(&[(u64::MAX - 12_287, 8192)]).is_ok());
     }
 
     proptest! {

@@ -152,7 +152,7 @@ impl Comparison {
         }
         for (name, places) in &self.rows {
             let _ = writeln!(text, "\n{name}");
-            let mut heading = format!("{:17}", "");
+            let mut heading = format!("{:18}", "");
             for (number, letter) in ('A'..='Z').take(self.sides.len()).enumerate() {
                 let _ = write!(heading, "{letter:<24}");
                 if number > 0 {
@@ -188,7 +188,7 @@ impl Comparison {
                 "bw_bytes" => "bandwidth",
                 other => other,
             };
-            let mut line = format!("  {:<6}{title:<9}", if shown { "" } else { word });
+            let mut line = format!("  {:<6}{title:<10}", if shown { "" } else { word });
             shown = true;
             for (number, figure) in figures.iter().enumerate() {
                 let _ = write!(line, "{:<24}", figure.map_or("-".to_owned(), |f| cell(place, &f)));

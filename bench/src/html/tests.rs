@@ -26,6 +26,7 @@ fn report(count: u64, steps: u32) -> Report {
     }
     Report {
         options: Arc::new(JobOptions { name: "mix".to_owned(), ..JobOptions::default() }),
+        group_id: 0,
         target: "a disk".to_owned(),
         clones: vec![clone],
         serving: Vec::new(),

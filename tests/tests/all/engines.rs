@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use oxblock_drivers::{file, memory, null};
+use oxblock_drivers::{file, memory, null, nvme};
 use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Op, Options, Simulation};
 use oxblock_mem::{ArenaOptions, Buf, IoVector};
+use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
 
 use crate::random::{Random, seed};
 
@@ -192,6 +193,38 @@ fn the_same_seed_gives_the_same_trace() {
     assert_ne!(first, simulate(seed + 1, simulated_nodes()), "another seed, the same trace");
 }
 
+/// The same two cores, with the software controller on the second and its host on the first.
+fn simulate_nvme(seed: u64) -> Trace {
+    let mut simulation = Simulation::new(2, seed, options()).expect("a simulation");
+    let below = memory_node(1 << 20);
+    let run = simulation.run(0, |core| async move {
+        let namespaces = vec![NamespaceOptions::new(below, 512)];
+        let options = ControllerOptions { namespaces, ..ControllerOptions::default() };
+        let start = move |core: Core| async move { Controller::start(&core, options).await };
+        let controller = core.call(1, start).await.and_then(|result| result).expect("a controller");
+        let function = controller.function();
+        let host = nvme::Controller::attach(&core, function, nvme::NvmeOptions::default()).await;
+        let host = host.expect("the driver");
+        let node = Node::new("nvme0n1", host.namespace(1).expect("namespace 1"));
+        let trace: Rc<RefCell<Trace>> = Rc::default();
+        work(&core, &[node.clone(), node.clone()], &trace).await;
+        core.close(&node).await.expect("its close");
+        host.shutdown(&core).await.expect("its shutdown");
+        trace.borrow_mut().push((core.now(), 0, "shut down", 0));
+        (trace.take(), controller)
+    });
+    run.expect("no deadlock").0
+}
+
+#[test]
+fn the_software_controller_lives_in_simulated_time_too() {
+    let seed = seed(0x501d).random(0).next();
+    let first = simulate_nvme(seed);
+    assert!(first.len() > 100, "only {} events", first.len());
+    assert_eq!(first, simulate_nvme(seed));
+    assert_ne!(first, simulate_nvme(seed + 1), "another seed, the same trace");
+}
+
 #[test]
 fn simulated_hours_pass_in_no_time() {
     let mut simulation = Simulation::new(1, 1, options()).expect("a simulation");
@@ -290,6 +323,48 @@ fn a_panic_fails_the_engine_loudly_with_its_words() {
     assert!(engine.check().is_err());
     let error = engine.shutdown().expect_err("a failed engine");
     assert!(error.to_string().contains("the cat is on the keyboard"), "{error}");
+}
+
+/// Leaves 30 commands at a controller over a slow device: it is on the last core, its host on
+/// this. It ends when it is dropped.
+async fn leave_at_controller(core: Core, ended: Arc<AtomicUsize>) -> Arc<Controller> {
+    let namespaces = vec![NamespaceOptions::new(null_node(20_000_000), 512)];
+    let options = ControllerOptions { namespaces, ..ControllerOptions::default() };
+    let start = move |core: Core| async move { Controller::start(&core, options).await };
+    let started = core.call(core.count() - 1, start).await.and_then(|result| result);
+    let controller = started.expect("a controller");
+    let (function, options) = (controller.function(), nvme::NvmeOptions::default());
+    let host = nvme::Controller::attach(&core, function, options).await.expect("the driver");
+    let node = Node::new("nvme0n1", host.namespace(1).expect("namespace 1"));
+    let channel = core.open(&node).await.expect("a channel");
+    leave_in_flight(core, channel, 30, ended).await;
+    controller
+}
+
+#[test]
+fn commands_at_a_controller_end_before_an_orderly_shutdown_does() {
+    for cores in [1, 2] {
+        let engine = Engine::with_cores(cores, options()).expect("an engine");
+        let ended = Arc::new(AtomicUsize::new(0));
+        let theirs = ended.clone();
+        let run = engine.run(0, move |core| leave_at_controller(core, theirs));
+        let _controller = run.expect("its work");
+        engine.shutdown().expect("an orderly end");
+        assert_eq!(ended.load(Ordering::Relaxed), 30, "{cores} cores");
+    }
+}
+
+#[test]
+fn a_panic_with_commands_at_a_controller_ends_the_engine_all_the_same() {
+    for failing in [0, 1] {
+        let engine = Engine::with_cores(2, options()).expect("an engine");
+        let run = engine.run(0, |core| leave_at_controller(core, Arc::default()));
+        let _controller = run.expect("its work");
+        let begun = std::time::Instant::now();
+        assert!(engine.run(failing, |_| async { panic!("on purpose") }).is_err());
+        assert!(engine.shutdown().is_err());
+        assert!(begun.elapsed() < Duration::from_secs(30), "core {failing}");
+    }
 }
 
 /// The processor time of the calling thread in ns.

@@ -1,8 +1,10 @@
 //! Tests over all rooms of the house, in one binary.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod conformance;
+mod devices;
 mod engines;
 mod faults;
 mod files;
 mod random;
+mod registered;

@@ -6,7 +6,14 @@ use std::sync::atomic::Ordering;
 use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
 
 use super::Shared;
-use super::uring::{Call, Ring};
+use super::calls::Calls;
+use super::syscall::{self, Call};
+
+/// The most bytes that are copied at once between two polls: what a poll may take is bounded.
+const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
+
+/// The most requests that go to the ring after one that could not be made at once.
+const PAUSE_MAX: u8 = 63;
 
 /// How often a call that the kernel interrupts or puts off is made again.
 const TRIES_MAX: u16 = 1000;
@@ -16,10 +23,11 @@ const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// The requests of one core on a file.
 pub(super) struct FileQueue {
-    ring: Ring,
+    calls: Calls,
     shared: Arc<Shared>,
     entries: Box<[Entry]>,
     free: Vec<u16>,
+    at_once: AtOnceState,
     /// Set once the kernel refuses to be entered: what it has not taken never starts.
     broken: Option<i32>,
     stopping: bool,
@@ -52,6 +60,8 @@ enum Step {
     /// space (then this fails too) or the sync of earlier writes did (with this errno).
     DoubtedWrite(i32),
     PunchHole,
+    /// A block device's own discard.
+    Discard,
     ZeroRange,
     /// Zeroes written as data, where the file system has no better way.
     WriteZeroes,
@@ -73,10 +83,11 @@ impl FileQueue {
             tries: 0,
         };
         Ok(Self {
-            ring: Ring::new(&shared.file, depth)?,
+            calls: Calls::new(&shared)?,
             shared,
             entries: vec![none; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
+            at_once: AtOnceState::default(),
             broken: None,
             stopping: false,
         })
@@ -97,14 +108,54 @@ impl FileQueue {
             OpKind::Write if durable => Step::DurableWrite,
             OpKind::Write => Step::Write,
             OpKind::Flush => Step::Sync,
+            OpKind::Discard if self.shared.discard_by_ioctl => Step::Discard,
             OpKind::Discard => Step::PunchHole,
             OpKind::WriteZeroes if request.flags.contains(OpFlags::MAY_UNMAP) => Step::PunchHole,
-            OpKind::WriteZeroes => Step::ZeroRange,
+            OpKind::WriteZeroes => {
+                if self.shared.zeroes_are_data && request.flags.contains(OpFlags::NO_FALLBACK) {
+                    let text = "the device does not zero ranges itself";
+                    return Err(Fault::text(ErrorKind::NotSupported, request.offset, text));
+                }
+                Step::ZeroRange
+            }
             OpKind::Compare => {
                 let text = "a file has no compare of its own";
                 return Err(Fault::text(ErrorKind::NotSupported, request.offset, text));
             }
         })
+    }
+
+    /// Makes a read or write without the ring, if it is short and need not wait. A ring costs
+    /// more than such a copy. `false` if nothing came of it; a part that was done does no harm.
+    #[inline]
+    fn done_at_once(&mut self, request: &Request<'_>) -> bool {
+        let Some(how) = self.shared.at_once else {
+            return false;
+        };
+        let write = match request.kind {
+            OpKind::Read => false,
+            OpKind::Write => true,
+            _ => return false,
+        };
+        let state = &mut self.at_once;
+        let is_long = state.bytes + request.len > AT_ONCE_BYTES_MAX;
+        if is_long || request.flags.contains(OpFlags::FUA) || self.stopping {
+            return false;
+        }
+        if state.skip > 0 {
+            state.skip -= 1;
+            return false;
+        }
+        let mut offset = request.offset;
+        for piece in request.data.pieces() {
+            if !syscall::at_once(&self.shared.file, how, write, offset, piece) {
+                state.has_failed();
+                return false;
+            }
+            offset += piece.len() as u64;
+        }
+        state.has_succeeded(request.len);
+        true
     }
 
     /// Queues the call of the slot's step.
@@ -120,18 +171,19 @@ impl FileQueue {
             Step::DurableWrite => Call::Write { offset, durable: true },
             Step::PunchHole => Call::Allocate { mode: PUNCH, offset, len },
             Step::ZeroRange => Call::Allocate { mode: ZERO, offset, len },
+            Step::Discard => Call::Discard { offset, len },
             Step::WriteZeroes => {
-                self.ring.load_zeroes(slot, len);
+                self.calls.lists().load_zeroes(slot, len);
                 Call::Write { offset, durable: false }
             }
             Step::Sync => Call::Sync,
         };
-        match self.ring.push(slot, call) {
+        match self.calls.push(slot, call) {
             Some(number) => {
                 self.entries[usize::from(slot)].call = number;
                 Ok(())
             }
-            None => Err(Fault::text(ErrorKind::Busy, offset, "io_uring's submission ring is full")),
+            None => Err(Fault::text(ErrorKind::Busy, offset, "the ring to the kernel is full")),
         }
     }
 
@@ -157,7 +209,7 @@ impl FileQueue {
                 self.have_written(slot, bytes)
             }
             Step::Sync => Ok(Next::Done),
-            Step::PunchHole | Step::ZeroRange => Ok(e.after_zeroes()),
+            Step::PunchHole | Step::Discard | Step::ZeroRange => Ok(e.after_zeroes()),
         }
     }
 
@@ -165,11 +217,11 @@ impl FileQueue {
     fn have_read(&mut self, slot: u16, bytes: usize) -> Next {
         let e = &mut self.entries[usize::from(slot)];
         e.done += bytes as u64;
-        self.ring.advance(slot, bytes);
+        self.calls.lists().advance(slot, bytes);
         if e.done < e.len && !self.shared.is_end(bytes) {
             return Next::Call;
         }
-        self.ring.fill_rest(slot);
+        self.calls.lists().fill_rest(slot);
         Next::Done
     }
 
@@ -182,7 +234,7 @@ impl FileQueue {
             return Err(Fault::text(ErrorKind::Io, e.offset + e.done, text));
         }
         e.done += bytes as u64;
-        self.ring.advance(slot, bytes);
+        self.calls.lists().advance(slot, bytes);
         if e.done < e.len {
             return Ok(Next::Call);
         }
@@ -238,17 +290,17 @@ impl FileQueue {
 
     /// One system call, if there is anything to say.
     fn enter(&mut self, pass: &mut Pass) {
-        if self.broken.is_some() || !self.ring.wants_enter() {
+        if self.broken.is_some() {
             return;
         }
-        if let Err(errno) = self.ring.enter() {
+        if let Err(errno) = self.calls.enter() {
             self.broken = Some(errno);
             self.fail_untaken(errno, pass);
         }
     }
 
     fn fail_untaken(&mut self, errno: i32, pass: &mut Pass) {
-        let taken = self.ring.taken();
+        let taken = self.calls.taken();
         for slot in 0..self.entries.len() {
             let e = &self.entries[slot];
             if e.token.is_some() && e.call >= taken {
@@ -260,13 +312,36 @@ impl FileQueue {
 
     fn reap(&mut self, pass: &mut Pass) -> usize {
         let mut finished = 0;
-        while let Some((slot, result)) = self.ring.reap() {
+        while let Some((slot, result)) = self.calls.reap() {
             if let Some(result) = self.result(slot, result) {
                 self.finish(slot, result, pass);
                 finished += 1;
             }
         }
         finished
+    }
+}
+
+/// How much a queue does at once, without the ring.
+#[derive(Default)]
+struct AtOnceState {
+    /// Bytes since the last poll.
+    bytes: u64,
+    /// How many of the next requests do not try.
+    skip: u8,
+    /// How many did not try after the last vain attempt; grows with each in a row.
+    pause: u8,
+}
+
+impl AtOnceState {
+    fn has_succeeded(&mut self, len: u64) {
+        self.bytes += len;
+        self.pause = 0;
+    }
+
+    fn has_failed(&mut self) {
+        self.pause = (2 * self.pause + 1).min(PAUSE_MAX);
+        self.skip = self.pause;
     }
 }
 
@@ -289,6 +364,10 @@ impl Entry {
 
 impl Queue for FileQueue {
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        if self.done_at_once(request) {
+            pass.done(request.token, Ok(()));
+            return Ok(());
+        }
         let step = match self.first_step(request) {
             Ok(step) => step,
             Err(fault) => {
@@ -310,7 +389,7 @@ impl Queue for FileQueue {
             call: 0,
             tries: 0,
         };
-        let started = if self.ring.load(slot, request) {
+        let started = if self.calls.lists().load(slot, request) {
             self.call(slot)
         } else {
             let text = "more pieces of memory than the limits of the file allow";
@@ -327,7 +406,8 @@ impl Queue for FileQueue {
     }
 
     fn poll(&mut self, pass: &mut Pass) -> usize {
-        if self.ring.in_kernel() == 0 {
+        self.at_once.bytes = 0;
+        if self.calls.in_kernel() == 0 {
             return 0;
         }
         let finished = self.reap(pass);
@@ -339,7 +419,7 @@ impl Queue for FileQueue {
         // Fragments of one operation share its token.
         for slot in 0..self.entries.len() {
             if self.entries[slot].token == Some(token) {
-                self.ring.cancel(slot as u16);
+                self.calls.cancel(slot as u16);
             }
         }
     }
@@ -349,13 +429,13 @@ impl Queue for FileQueue {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.in_flight() == 0 { Sleep::Woken } else { Sleep::Fd(self.ring.fd()) }
+        if self.in_flight() == 0 { Sleep::Woken } else { self.calls.sleep() }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {
         if !self.stopping {
             self.stopping = true;
-            self.ring.cancel_all();
+            self.calls.cancel_all();
         }
         self.enter(pass);
         self.reap(pass);

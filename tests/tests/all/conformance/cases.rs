@@ -26,6 +26,31 @@ pub async fn every_kind(mut disk: Disk) {
     disk.settle().await;
 }
 
+/// Operations on most of the node at once, which take many requests of the device.
+pub async fn large(mut disk: Disk) {
+    let seed = seed(0x1a46e);
+    let mut random = seed.random(13);
+    let (block, blocks) = (disk.block(), disk.blocks());
+    for round in 0..4u32 {
+        let (first, last) = (random.within(0..blocks / 9), blocks - random.within(0..blocks / 9));
+        let range = first * block..last * block;
+        disk.write(&mut random, range.clone()).await;
+        let from = first + 1 + random.within(0..blocks / 9);
+        let to = last - 1 - random.within(0..blocks / 9);
+        let inner = from * block..to * block;
+        if round < 3 {
+            let flags = if round < 2 { OpFlags::MAY_UNMAP } else { OpFlags::empty() };
+            disk.oracle[inner.start as usize..inner.end as usize].fill(0);
+            disk.run(Op::write_zeroes(inner.start, length(&inner) as u64).flags(flags)).await;
+        } else {
+            disk.discard(inner).await;
+        }
+        disk.check(&mut random, range).await;
+    }
+    disk.check_all().await;
+    disk.settle().await;
+}
+
 /// Transfers that begin, end and lie across every boundary that the node has.
 pub async fn boundaries(mut disk: Disk) {
     let seed = seed(0xed9e5);

@@ -41,7 +41,7 @@ fn memory_512() -> Subject {
 
 fn memory_4096() -> Subject {
     fn open(_: Core) -> LocalFuture<'static, Fixture> {
-        Box::pin(async { memory_with(1031 * 4096, 4096) })
+        Box::pin(async { memory_with(4999 * 4096, 4096) })
     }
     Subject { contents: Contents::Kept, open }
 }
@@ -86,6 +86,32 @@ fn file_past_the_page_cache() -> Subject {
     Subject { contents: Contents::Kept, open }
 }
 
+fn file_by_the_ring_alone() -> Subject {
+    fn open(_: Core) -> LocalFuture<'static, Fixture> {
+        Box::pin(async {
+            file_with(|options| {
+                options.size = Some(2053 * 512);
+                options.engine = file::FileEngine::Uring;
+                options.at_once = false;
+            })
+        })
+    }
+    Subject { contents: Contents::Kept, open }
+}
+
+fn file_by_workers() -> Subject {
+    fn open(_: Core) -> LocalFuture<'static, Fixture> {
+        Box::pin(async {
+            file_with(|options| {
+                options.size = Some(2053 * 512);
+                options.engine = file::FileEngine::Workers;
+                options.at_once = false;
+            })
+        })
+    }
+    Subject { contents: Contents::Kept, open }
+}
+
 conformance!(null_nothing, null_of_nothing());
 conformance!(null_zeroes, null_of_zeroes());
 conformance!(memory_blocks_512, memory_512());
@@ -93,3 +119,5 @@ conformance!(memory_blocks_4096, memory_4096());
 conformance!(file_bytes, file_of_bytes());
 conformance!(file_blocks_512, file_of_blocks());
 conformance!(file_direct, file_past_the_page_cache());
+conformance!(file_ring, file_by_the_ring_alone());
+conformance!(file_workers, file_by_workers());

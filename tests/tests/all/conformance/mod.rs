@@ -99,6 +99,11 @@ macro_rules! conformance {
             }
 
             #[test]
+            fn operations_on_most_of_the_node_are_carried_out_in_parts() {
+                run($subject, cases::large);
+            }
+
+            #[test]
             fn many_at_once_match_the_oracle() {
                 run($subject, cases::many_at_once);
             }
