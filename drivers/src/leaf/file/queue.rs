@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
+use oxblock_mem::Region;
 
 use super::Shared;
 use super::calls::Calls;
@@ -69,7 +70,7 @@ enum Step {
 }
 
 impl FileQueue {
-    pub(super) fn new(shared: Arc<Shared>) -> std::io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, memory: Option<Region>) -> std::io::Result<Self> {
         let depth = shared.queue_depth;
         let none = Entry {
             token: None,
@@ -83,7 +84,7 @@ impl FileQueue {
             tries: 0,
         };
         Ok(Self {
-            calls: Calls::new(&shared)?,
+            calls: Calls::new(&shared, memory)?,
             shared,
             entries: vec![none; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
@@ -410,6 +411,8 @@ impl Queue for FileQueue {
         if self.calls.in_kernel() == 0 {
             return 0;
         }
+        // Entering first lets the kernel post what it has put off.
+        self.enter(pass);
         let finished = self.reap(pass);
         self.enter(pass);
         finished
