@@ -16,6 +16,9 @@ const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
 /// The most requests that go to the ring after one that could not be made at once.
 const PAUSE_MAX: u8 = 63;
 
+/// So many requests in flight are few.
+const FEW: usize = 8;
+
 /// How often a call that the kernel interrupts or puts off is made again.
 const TRIES_MAX: u16 = 1000;
 
@@ -429,6 +432,12 @@ impl Queue for FileQueue {
 
     fn in_flight(&self) -> usize {
         self.entries.len() - self.free.len()
+    }
+
+    /// With few in flight, their latency is what somebody waits for; with many, it is the
+    /// processor's time that counts, which a disk is too slow to be polled for.
+    fn is_worth_polling(&self) -> bool {
+        self.in_flight() < FEW
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
