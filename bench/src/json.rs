@@ -17,16 +17,22 @@ pub const PERCENTILES: [f64; 17] = [
     99.99,
 ];
 
-/// The document for some jobs that ran one after the other, and ended at `ended`.
+/// The document for some jobs, in the order in which they ran, that ended at `ended`. With
+/// `group_reporting` the jobs of one group are one entry, under the first one's name.
 pub fn document(reports: &[Report], ended: SystemTime) -> Value {
     let since_epoch = ended.duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut jobs = Vec::new();
-    for (group, report) in reports.iter().enumerate() {
-        if report.options.group_reporting {
-            jobs.push(job(report, &report.group(), group));
-        } else {
-            jobs.extend(report.clones.iter().map(|clone| job(report, clone, group)));
+    let mut reports = reports.iter().peekable();
+    while let Some(report) = reports.next() {
+        if !report.options.group_reporting {
+            jobs.extend(report.clones.iter().map(|clone| job(report, clone)));
+            continue;
         }
+        let mut group = report.group();
+        while let Some(more) = reports.next_if(|next| is_merged(report, next)) {
+            group.merge(&more.group());
+        }
+        jobs.push(job(report, &group));
     }
     json!({
         "fio version": FIO_VERSION,
@@ -39,11 +45,15 @@ pub fn document(reports: &[Report], ended: SystemTime) -> Value {
     })
 }
 
-fn job(report: &Report, clone: &CloneReport, group: usize) -> Value {
+fn is_merged(first: &Report, next: &Report) -> bool {
+    next.options.group_reporting && next.group_id == first.group_id
+}
+
+fn job(report: &Report, clone: &CloneReport) -> Value {
     let mut job = Map::new();
     let mut put = |key: &str, value: Value| job.insert(key.to_owned(), value);
     put("jobname", report.options.name.clone().into());
-    put("groupid", group.into());
+    put("groupid", report.group_id.into());
     put("error", clone.errno().into());
     put("eta", 0.into());
     put("elapsed", clone.runtime_ns.div_ceil(1_000_000_000).into());

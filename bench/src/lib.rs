@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 pub mod job;
+pub mod jobfile;
 pub mod json;
 pub mod options;
 pub mod pattern;

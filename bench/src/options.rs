@@ -1,13 +1,19 @@
 //! A job in fio's words.
 //!
-//! [`OPTIONS`] is the one table of what a job may say: the command line and, later, job files are
-//! both read through [`JobOptions::set`], so that a word means the same everywhere.
+//! [`OPTIONS`] is the one table of what a job may say: the command line and job files are both read
+//! through [`JobOptions::set`], so that a word means the same everywhere.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::pattern::Order;
-use crate::units::{Size, parse_bytes, parse_number, parse_size, parse_time};
+use crate::units::Size;
+
+mod names;
+mod table;
+
+pub use names::{FIO_OPTIONS, nearest};
+pub use table::{OPTIONS, OptionSpec};
 
 /// What one job does, before it meets a target. [`Default`] is fio's default where fio has one.
 #[derive(Clone, Debug)]
@@ -52,6 +58,16 @@ pub struct JobOptions {
     pub direct: bool,
     /// Report the clones of a job as one.
     pub group_reporting: bool,
+    /// What the job runs against, in the words of the command line; `None`: left to the command.
+    pub target: Option<String>,
+    /// Begins when all jobs before it have ended.
+    pub stonewall: bool,
+    /// Begins a new group of reports.
+    pub new_group: bool,
+    /// When this job ends, the others that run beside it end too.
+    pub exit_all: bool,
+    /// Processors for the clones, in turn; empty: left to the command.
+    pub cpus: Vec<usize>,
     /// The words that were given, in order, for the report.
     pub given: Vec<(&'static str, String)>,
 }
@@ -79,6 +95,11 @@ impl Default for JobOptions {
             verify_fatal: false,
             direct: false,
             group_reporting: false,
+            target: None,
+            stonewall: false,
+            new_group: false,
+            exit_all: false,
+            cpus: Vec::new(),
             given: Vec::new(),
         }
     }
@@ -139,21 +160,6 @@ pub enum Verify {
     Crc32c,
 }
 
-/// One word that a job understands.
-pub struct OptionSpec {
-    /// fio's name.
-    pub name: &'static str,
-    /// fio's other names for it.
-    pub aliases: &'static [&'static str],
-    /// What stands for the value in help.
-    pub value: &'static str,
-    /// One line of help.
-    pub help: &'static str,
-    /// The value may be left out and is then `1`.
-    pub switch: bool,
-    set: fn(&mut JobOptions, &str) -> Result<(), String>,
-}
-
 /// A word that is unknown, or a value that it cannot take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionError {
@@ -171,111 +177,27 @@ impl fmt::Display for OptionError {
 
 impl std::error::Error for OptionError {}
 
-macro_rules! option {
-    ($name:literal $aliases:tt, $value:literal, $help:literal, $set:expr) => {
-        OptionSpec {
-            name: $name,
-            aliases: &$aliases,
-            value: $value,
-            help: $help,
-            switch: false,
-            set: $set,
-        }
-    };
-}
-
-macro_rules! switch {
-    ($name:literal, $help:literal, $set:expr) => {
-        OptionSpec {
-            name: $name,
-            aliases: &[],
-            value: "0|1",
-            help: $help,
-            switch: true,
-            set: |job, word| {
-                let set: fn(&mut JobOptions, bool) = $set;
-                parse_bool(word).map(|on| set(job, on))
-            },
-        }
-    };
-}
-
-/// Every option of a job, in the order in which help shows them.
-pub static OPTIONS: &[OptionSpec] = &[
-    option!(
-        "rw"["readwrite"],
-        "MODE",
-        "read, write, randread, randwrite, rw or randrw",
-        |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
-    ),
-    option!("bs"["blocksize"], "SIZE", "Bytes per I/O [4k]", |job, word| {
-        parse_block_size(word).map(|bytes| job.block_size = bytes)
-    }),
-    option!("iodepth"[], "N", "I/Os in flight per job [1]", |job, word| {
-        parse_range(word, 1, 65_536).map(|depth| job.io_depth = depth)
-    }),
-    option!("numjobs"[], "N", "Clones of the job, each on a core of its own [1]", |job, word| {
-        parse_range(word, 1, 1024).map(|jobs| job.num_jobs = jobs)
-    }),
-    option!("runtime"[], "TIME", "End after this time (seconds, or 500ms, 2m, ...)", |job, word| {
-        parse_runtime(word).map(|time| job.runtime = time)
-    }),
-    switch!("time_based", "Start over until runtime ends [when no size is given]", |job, on| {
-        job.time_based = Some(on);
-    }),
-    option!("ramp_time"[], "TIME", "Run this long before counting [0]", |job, word| {
-        parse_time(word).map(|time| job.ramp_time = time)
-    }),
-    option!("size"[], "SIZE", "Length of the job's range: bytes or % [the whole target]", |job, word| {
-        parse_size(word).map(|size| job.size = Some(size))
-    }),
-    option!("offset"[], "SIZE", "Start of the job's range: bytes or % [0]", |job, word| {
-        parse_size(word).map(|offset| job.offset = offset)
-    }),
-    option!("io_size"["io_limit"], "SIZE", "Bytes to move [size]", |job, word| {
-        parse_bytes(word).map(|bytes| job.io_size = Some(bytes).filter(|&b| b > 0))
-    }),
-    option!("rwmixread"[], "PERCENT", "Reads in a hundred of a mix [50]", |job, word| {
-        parse_range(word, 0, 100).map(|percent| job.read_percent = percent as u8)
-    }),
-    option!("rwmixwrite"[], "PERCENT", "Writes in a hundred of a mix [50]", |job, word| {
-        parse_range(word, 0, 100).map(|percent| job.read_percent = 100 - percent as u8)
-    }),
-    switch!("norandommap", "Random blocks may repeat before all were touched [0]", |job, on| {
-        job.no_random_map = on;
-    }),
-    option!("randseed"[], "N", "Seed of order and contents [the same each run]", |job, word| {
-        parse_number(word).map(|seed| job.seed = seed)
-    }),
-    option!("verify"[], "HASH", "crc32c: write checkable blocks, then read them back; 0: off", |job, word| {
-        parse_verify(word).map(|verify| job.verify = verify)
-    }),
-    switch!("do_verify", "Read back and check after writing [1]", |job, on| job.do_verify = on),
-    switch!("verify_only", "Write nothing: check what an earlier run wrote [0]", |job, on| {
-        job.verify_only = on;
-    }),
-    switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
-    switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
-    switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
-        job.group_reporting = on;
-    }),
-    option!("name"[], "NAME", "The job's name in reports", |job, word| {
-        job.name = word.to_owned();
-        Ok(())
-    }),
-];
-
 impl JobOptions {
     /// Takes one of fio's words. Later words overrule earlier ones.
     ///
     /// Errors: an unknown name, or a value that the option cannot take.
     pub fn set(&mut self, name: &str, value: &str) -> Result<(), OptionError> {
+        self.set_word(name, Some(value))
+    }
+
+    /// The same, for a word that may stand without a value where it is a switch.
+    ///
+    /// Errors: as [`JobOptions::set`]; a name of fio's that is not offered here is told from one
+    /// that is nobody's, for which the nearest is named.
+    pub fn set_word(&mut self, name: &str, value: Option<&str>) -> Result<(), OptionError> {
         let fail = |message| OptionError { option: name.to_owned(), message };
-        let spec = OPTIONS
-            .iter()
-            .find(|spec| spec.name == name || spec.aliases.contains(&name))
-            .ok_or_else(|| fail("no such option".to_owned()))?;
-        (spec.set)(self, value).map_err(fail)?;
+        let spec = OptionSpec::find(name).ok_or_else(|| fail(names::unknown(name)))?;
+        let value = match value {
+            Some(value) => value,
+            None if spec.switch => "1",
+            None => return Err(fail(format!("needs a value: {name}={}", spec.value))),
+        };
+        spec.set(self, value).map_err(fail)?;
         self.given.push((spec.name, value.to_owned()));
         Ok(())
     }
@@ -283,6 +205,14 @@ impl JobOptions {
     /// Was the option given by name?
     pub fn is_given(&self, name: &str) -> bool {
         self.given.iter().any(|(given, _)| *given == name)
+    }
+
+    /// Where the job's range ends on its target, if the job says so in bytes.
+    pub fn end_bytes(&self) -> Option<u64> {
+        match (self.offset, self.size) {
+            (Size::Bytes(offset), Some(Size::Bytes(size))) => offset.checked_add(size),
+            _ => None,
+        }
     }
 
     /// The order of offsets that the options ask for.
@@ -422,50 +352,6 @@ pub struct Plan {
 
 fn wrong(option: &str, message: String) -> OptionError {
     OptionError { option: option.to_owned(), message }
-}
-
-fn parse_rw(word: &str) -> Result<Rw, String> {
-    const ALL: [Rw; 6] =
-        [Rw::Read, Rw::Write, Rw::RandRead, Rw::RandWrite, Rw::ReadWrite, Rw::RandRw];
-    let found = ALL.into_iter().find(|rw| rw.word() == word);
-    found.or((word == "readwrite").then_some(Rw::ReadWrite)).ok_or_else(|| {
-        format!("`{word}` is none of read, write, randread, randwrite, rw (readwrite), randrw")
-    })
-}
-
-fn parse_block_size(word: &str) -> Result<u32, String> {
-    let bytes = parse_bytes(word)?;
-    match u32::try_from(bytes) {
-        Ok(size) if size > 0 && size <= 1 << 30 => Ok(size),
-        _ => Err(format!("`{word}` is not between 1 byte and 1 GiB")),
-    }
-}
-
-fn parse_range(word: &str, low: u32, high: u32) -> Result<u32, String> {
-    match parse_number(word)? {
-        value if (u64::from(low)..=u64::from(high)).contains(&value) => Ok(value as u32),
-        _ => Err(format!("`{word}` is not between {low} and {high}")),
-    }
-}
-
-fn parse_runtime(word: &str) -> Result<Option<Duration>, String> {
-    parse_time(word).map(|time| Some(time).filter(|time| !time.is_zero()))
-}
-
-fn parse_bool(word: &str) -> Result<bool, String> {
-    match word {
-        "1" | "true" => Ok(true),
-        "0" | "false" => Ok(false),
-        _ => Err(format!("`{word}` is neither 0 nor 1")),
-    }
-}
-
-fn parse_verify(word: &str) -> Result<Verify, String> {
-    match word {
-        "0" | "none" => Ok(Verify::Off),
-        "crc32c" | "crc32c-intel" => Ok(Verify::Crc32c),
-        _ => Err(format!("`{word}` is not a check that we do; use crc32c, or 0 for none")),
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@ use crate::verify::Mismatch;
 pub struct Report {
     /// The job as it was asked for.
     pub options: Arc<JobOptions>,
+    /// The group of jobs that it is reported with (fio's `groupid`).
+    pub group_id: usize,
     /// What it ran against, in words.
     pub target: String,
     /// One entry per clone.
@@ -166,7 +168,8 @@ impl CloneReport {
         }
     }
 
-    fn merge(&mut self, other: &CloneReport) {
+    /// Adds a clone that ran beside this one.
+    pub fn merge(&mut self, other: &CloneReport) {
         self.merged += other.merged;
         self.read.merge(&other.read);
         self.write.merge(&other.write);

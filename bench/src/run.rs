@@ -171,7 +171,7 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, target, clones, serving, interrupted })
+    Ok(Report { options, group_id: 0, target, clones, serving, interrupted })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use oxblock_bench::options::JobOptions;
 use oxblock_bench::run::Session;
-use oxblock_bench::units::{Size, format_bytes};
+use oxblock_bench::units::format_bytes;
 use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
 use oxblock_drivers::null::NullOptions;
@@ -64,9 +64,10 @@ impl TargetSpec {
 }
 
 /// What the jobs need of their target.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Wants {
-    jobs: usize,
+    /// The processor of each reactor that runs jobs.
+    cpus: Vec<usize>,
     depth: u32,
     /// Where the furthest job ends, if the jobs say so in bytes.
     end: Option<u64>,
@@ -78,20 +79,16 @@ pub struct Wants {
 }
 
 impl Wants {
-    /// What `jobs`, which differ in direction only, need; `first` is one of them.
-    pub fn of(jobs: &[JobOptions], first: &JobOptions) -> Wants {
-        let end = match (first.offset, first.size) {
-            (Size::Bytes(offset), Some(Size::Bytes(size))) => offset.checked_add(size),
-            _ => None,
-        };
+    /// What `jobs` need, together or one after the other, whose clones run on `cpus`.
+    pub fn of(jobs: &[JobOptions], cpus: Vec<usize>) -> Wants {
         Wants {
-            jobs: first.num_jobs as usize,
-            depth: first.io_depth,
-            end,
+            cpus,
+            depth: jobs.iter().map(|job| job.io_depth).max().unwrap_or(1),
+            end: jobs.iter().filter_map(JobOptions::end_bytes).max(),
             reads: jobs.iter().any(|job| job.reads_in_hundred() > 0),
             writes: jobs.iter().any(|job| job.rw.writes() && !job.verify_only),
-            creates: !first.verify_only,
-            direct: first.direct,
+            creates: jobs.iter().any(|job| !job.verify_only),
+            direct: jobs.iter().any(|job| job.direct),
         }
     }
 
@@ -106,15 +103,14 @@ pub struct Target {
     node: Arc<Node>,
     _soft: Option<Soft>,
     words: String,
-    job_cores: Vec<usize>,
     serving_cores: Vec<usize>,
     lay_out: Option<u64>,
     notices: Vec<String>,
 }
 
 impl Target {
-    /// Starts an engine and opens the target on it: a reactor for each job, and one more, on a
-    /// processor of its own if there are two, for the software controller.
+    /// Starts an engine and opens the target on it: a reactor on each of the processors wanted, and
+    /// one more, on a processor of its own if there are two, for the software controller.
     ///
     /// Errors: what the driver says; an engine that cannot start.
     pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Target, Error> {
@@ -123,12 +119,13 @@ impl Target {
             other => (other, false),
         };
         let leaf = Leaf::open(below, wants)?;
-        let cpus = Cpus::choose(wants.jobs, is_soft);
+        let jobs = wants.cpus.len();
+        let mut cpus = wants.cpus.clone();
+        cpus.extend(is_soft.then(|| Processors::of(true).serving));
         let slots = Options::default().slots.max(wants.depth as usize);
-        let engine = Engine::new(&cpus.all, Options { slots, ..Options::default() })?;
+        let engine = Engine::new(&cpus, Options { slots, ..Options::default() })?;
         let mut notices: Vec<String> =
             engine.arena().notice().map(str::to_owned).into_iter().collect();
-        notices.extend(cpus.notice);
         notices.extend(leaf.node.driver().notice().map(str::to_owned));
         let words = match is_soft {
             true => format!("software NVMe controller over {}", leaf.words),
@@ -137,25 +134,23 @@ impl Target {
         let (node, soft) = match is_soft {
             false => (leaf.node, None),
             true => {
-                let (jobs, depth) = (wants.jobs, wants.depth);
-                let options = SoftOptions { home: 0, server: jobs, jobs, depth };
+                let options = SoftOptions { home: 0, server: jobs, jobs, depth: wants.depth };
                 let soft = Soft::start(&engine, leaf.node, options)?;
                 (soft.node.clone(), Some(soft))
             }
         };
         let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
-        let job_cores = (0..wants.jobs).collect();
-        let serving_cores = soft.iter().map(|_| wants.jobs).collect();
-        Ok(Target { engine, node, _soft: soft, words, job_cores, serving_cores, lay_out, notices })
+        let serving_cores = soft.iter().map(|_| jobs).collect();
+        Ok(Target { engine, node, _soft: soft, words, serving_cores, lay_out, notices })
     }
 
-    /// What runs jobs on it, until `stop` is set.
-    pub fn session<'a>(&'a self, stop: &'a Arc<AtomicBool>) -> Session<'a> {
+    /// What runs a job on it, on some of its reactors, until `stop` is set.
+    pub fn session<'a>(&'a self, cores: &'a [usize], stop: &'a Arc<AtomicBool>) -> Session<'a> {
         Session {
             engine: &self.engine,
             node: &self.node,
             target: &self.words,
-            cores: &self.job_cores,
+            cores,
             serving: &self.serving_cores,
             stop,
         }
@@ -212,7 +207,8 @@ impl Leaf {
             }
             TargetSpec::Temporary(path) => {
                 let end = Some(wants.end.unwrap_or(DEFAULT_LENGTH));
-                let driver = file::open(file_options(path, &Wants { end, ..*wants }, true)?)?;
+                let driver =
+                    file::open(file_options(path, &Wants { end, ..wants.clone() }, true)?)?;
                 Ok(leaf("file", driver, true, &path.display().to_string()))
             }
             TargetSpec::Node(node) => {
@@ -253,31 +249,27 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
     })
 }
 
-/// The processors of an engine's reactors.
-struct Cpus {
-    all: Vec<usize>,
-    notice: Option<String>,
+/// The processors of this machine that reactors may have.
+pub struct Processors {
+    /// For jobs, in turn.
+    pub jobs: Vec<usize>,
+    /// For a software controller: the last, which no job then uses unless it is the only one.
+    pub serving: usize,
 }
 
-impl Cpus {
-    /// One for each job, in turn, and one for a controller: the last, which no job then uses
-    /// unless it is the only one.
-    fn choose(jobs: usize, controller: bool) -> Cpus {
+impl Processors {
+    /// Those there are; one is set apart if there is a controller.
+    pub fn of(controller: bool) -> Processors {
         let known = core_affinity::get_core_ids().unwrap_or_default();
-        let mut known: Vec<usize> = known.iter().map(|core| core.id).collect();
-        if known.is_empty() {
-            known.push(0);
+        let mut jobs: Vec<usize> = known.iter().map(|core| core.id).collect();
+        let serving = jobs.last().copied().unwrap_or(0);
+        if controller && jobs.len() > 1 {
+            jobs.pop();
         }
-        let reserved = if controller && known.len() > 1 { known.pop() } else { None };
-        let mut all: Vec<usize> = (0..jobs).map(|job| known[job % known.len()]).collect();
-        if controller {
-            all.push(reserved.unwrap_or(known[0]));
+        if jobs.is_empty() {
+            jobs.push(0);
         }
-        let there = known.len() + usize::from(reserved.is_some());
-        let notice = (all.len() > there).then(|| {
-            format!("{} reactors share {there} processors: they wait for each other", all.len())
-        });
-        Cpus { all, notice }
+        Processors { jobs, serving }
     }
 }
 
@@ -303,10 +295,9 @@ mod tests {
     }
 
     #[test]
-    fn every_reactor_gets_a_processor() {
-        for jobs in 1..4 {
-            assert_eq!(Cpus::choose(jobs, false).all.len(), jobs);
-            assert_eq!(Cpus::choose(jobs, true).all.len(), jobs + 1);
-        }
+    fn a_controller_has_a_processor_to_itself_if_there_are_two() {
+        let (alone, beside) = (Processors::of(false), Processors::of(true));
+        assert!(!alone.jobs.is_empty() && !beside.jobs.is_empty());
+        assert!(alone.jobs.len() == 1 || !beside.jobs.contains(&beside.serving));
     }
 }

@@ -180,3 +180,114 @@ fn an_interrupt_ends_early_with_what_there_is() {
     // Quiet in a pipe: no progress line.
     assert!(!text(&output.stderr).contains("IOPS"));
 }
+
+fn job_file(text: &str) -> tempfile::NamedTempFile {
+    let mut file = tempfile::NamedTempFile::new().expect("a file");
+    file.write_all(text.as_bytes()).expect("a write");
+    file
+}
+
+fn path(file: &tempfile::NamedTempFile) -> &str {
+    file.path().to_str().expect("a plain path")
+}
+
+#[test]
+fn a_job_file_runs_its_jobs_side_by_side_and_one_after_the_other() {
+    let file = job_file(
+        "[global]\nfilename=memory\nsize=1m\n[a]\nrw=write\n[b]\nrw=randwrite\nbs=8k\n\
+         [c]\nstonewall\nrw=randread\niodepth=4\n",
+    );
+    let report = json(&[path(&file)]);
+    let jobs = report["jobs"].as_array().expect("jobs");
+    let facts: Vec<(&str, u64, u64, u64)> = jobs
+        .iter()
+        .map(|job| {
+            let number = |value: &serde_json::Value| value.as_u64().unwrap_or(u64::MAX);
+            (
+                job["jobname"].as_str().unwrap_or(""),
+                number(&job["groupid"]),
+                number(&job["read"]["total_ios"]),
+                number(&job["write"]["total_ios"]),
+            )
+        })
+        .collect();
+    assert_eq!(facts, [("a", 0, 0, 256), ("b", 0, 0, 128), ("c", 1, 256, 0)]);
+    assert_eq!(jobs[1]["job options"]["bs"], "8k");
+    // One of them alone, and none.
+    let only = json(&[path(&file), "--section=c"]);
+    assert_eq!(only["jobs"].as_array().map(Vec::len), Some(1));
+    assert!(bad(&[path(&file), "--section=d"]).1.contains("section"));
+}
+
+#[test]
+fn jobs_of_the_command_line_begin_with_their_name() {
+    let report = json(&[
+        "--target=null",
+        "--size=64k",
+        "--name=one",
+        "--rw=read",
+        "--name=two",
+        "--rw=randwrite",
+        "--bs=8k",
+    ]);
+    let bytes = |job: usize, way: &str| report["jobs"][job][way]["io_bytes"].as_u64();
+    assert_eq!((bytes(0, "read"), bytes(0, "write")), (Some(65_536), Some(0)));
+    assert_eq!((bytes(1, "read"), bytes(1, "write")), (Some(0), Some(65_536)));
+    assert_eq!(report["jobs"][1]["write"]["total_ios"], 8);
+}
+
+#[test]
+fn exitall_ends_the_jobs_beside() {
+    let file =
+        job_file("[global]\nfilename=null\n[long]\nruntime=60\n[short]\nruntime=200ms\nexitall\n");
+    let begun = Instant::now();
+    let out = good(&[path(&file)]);
+    assert!(begun.elapsed() < Duration::from_secs(30) && !out.contains("Ctrl-C"), "{out}");
+}
+
+#[test]
+fn grouped_jobs_are_one_entry() {
+    let file = job_file(
+        "[global]\nfilename=null\nsize=64k\ngroup_reporting\n[a]\n[b]\nrw=write\n[c]\nnew_group\n",
+    );
+    let report = json(&[path(&file)]);
+    assert_eq!(report["jobs"].as_array().map(Vec::len), Some(2));
+    assert_eq!(report["jobs"][0]["read"]["total_ios"], 16);
+    assert_eq!(report["jobs"][0]["write"]["total_ios"], 16);
+}
+
+#[test]
+fn job_files_that_are_wrong_are_refused_by_line() {
+    for (text, hint) in [
+        ("[a]\niodpeth=3\n", "line 2: option `iodpeth`: no such option; did you mean `iodepth`?"),
+        ("[a]\ncgroup=x\n", "fio has this option"),
+        ("rw=read\n", "line 1"),
+        ("\u{1}garbage\u{7f}", "line 1"),
+        ("[a]\nfilename=a:b\n", "several files"),
+    ] {
+        let (out, error) = bad(&[path(&job_file(text))]);
+        assert!(error.contains(hint) && out.is_empty(), "{error}");
+    }
+    assert!(bad(&["/nonexistent/job.fio"]).1.contains("job.fio"));
+    assert!(bad(&["--cgroup=x"]).1.contains("fio has this option"));
+    assert!(bad(&["--fill_device"]).1.contains("`fill_device`: fio has this option"));
+}
+
+#[test]
+fn every_example_job_runs() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/jobs");
+    let mut count = 0;
+    for entry in std::fs::read_dir(folder).expect("the examples") {
+        let file = entry.expect("an example").path();
+        let report = json(&[file.to_str().expect("a plain path")]);
+        for job in report["jobs"].as_array().expect("jobs") {
+            let ios: u64 = ["read", "write", "trim"]
+                .iter()
+                .filter_map(|w| job[*w]["total_ios"].as_u64())
+                .sum();
+            assert!(ios > 0 && job["error"] == 0, "{}: {job}", file.display());
+        }
+        count += 1;
+    }
+    assert!(count >= 5, "{count} examples");
+}

@@ -1,6 +1,8 @@
 //! `oxblock bench`: the harness on the command line.
 
+mod jobs;
 mod progress;
+mod rounds;
 mod table;
 
 use std::io::Write;
@@ -8,23 +10,21 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use oxblock_bench::options::{JobOptions, OPTIONS, Rw, Verify};
+use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
-use oxblock_bench::run::{lay_out, run as run_job};
 use oxblock_bench::{json, text};
-use oxblock_engine::{Error, ErrorKind};
+use oxblock_engine::Error;
 
-use crate::target::{Target, TargetSpec, Wants};
-use progress::watched;
-
-/// How long a job runs that says neither how long nor how much.
-const DEFAULT_RUNTIME: Duration = Duration::from_secs(3);
+use crate::target::TargetSpec;
+use rounds::{News, Rounds};
 
 const AFTER_HELP: &str = "\
 Options carry fio's names and sizes (4k, 1m, 50%); `--key value` and `--key=value` are the same.
+Each --name begins a job; what stands before the first holds for all, also for those of job files.
+Jobs run side by side; one with --stonewall begins when all before it have ended.
 
 Targets:
   soft          the software NVMe controller in this process, over memory
@@ -46,7 +46,7 @@ pub fn command() -> Command {
     let options = OPTIONS.iter().map(|spec| {
         let arg = Arg::new(spec.name)
             .long(spec.name)
-            .aliases(spec.aliases)
+            .visible_aliases(spec.aliases)
             .value_name(spec.value)
             .help(spec.help)
             .action(ArgAction::Append);
@@ -56,18 +56,35 @@ pub fn command() -> Command {
             arg.num_args(1)
         }
     });
+    // Known, so that they are refused by name and not as misspellings.
+    let fio_only = FIO_OPTIONS.iter().filter(|name| OptionSpec::find(name).is_none()).map(|name| {
+        Arg::new(*name).long(*name).hide(true).num_args(0..=1).action(ArgAction::Append)
+    });
     Command::new("bench")
         .about("Measure a block device, a file or the engine itself, in fio's words")
         .after_help(AFTER_HELP)
         .arg(
-            Arg::new("target")
-                .long("target")
-                .alias("filename")
-                .value_name("TARGET")
-                .default_value("soft")
-                .help("What to measure; see below"),
+            Arg::new("jobfile")
+                .value_name("JOBFILE")
+                .action(ArgAction::Append)
+                .value_parser(clap::value_parser!(PathBuf))
+                .help("Job files as fio has them; `-` is standard input"),
         )
         .args(options)
+        .args(fio_only)
+        .arg(
+            Arg::new("section")
+                .long("section")
+                .value_name("NAME")
+                .action(ArgAction::Append)
+                .help("Run only this job of the files; may be given several times"),
+        )
+        .arg(
+            Arg::new("parse-only")
+                .long("parse-only")
+                .action(ArgAction::SetTrue)
+                .help("Read the jobs, say what is wrong with them, and run nothing"),
+        )
         .arg(
             Arg::new("output-format")
                 .long("output-format")
@@ -87,7 +104,7 @@ pub fn command() -> Command {
             Arg::new("table")
                 .long("table")
                 .action(ArgAction::SetTrue)
-                .conflicts_with("target")
+                .conflicts_with_all(["filename", "jobfile"])
                 .help("Measure what the project promises and print it beside SPDK's figures"),
         )
 }
@@ -97,109 +114,27 @@ pub fn command() -> Command {
 /// Errors: options that contradict each other, a target that cannot be opened.
 pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     let stop = stop_on_signal()?;
-    let given = job_options(matches)?;
     if matches.get_flag("table") {
-        return table::run(&given, &stop);
+        return table::run(&jobs::given(matches)?, &stop);
+    }
+    let (jobs, is_main) = jobs::all(matches)?;
+    let soft = TargetSpec::Soft(Box::new(TargetSpec::Memory));
+    let rounds = Rounds::plan(jobs.clone(), &soft)?;
+    if matches.get_flag("parse-only") {
+        return Ok(ExitCode::SUCCESS);
     }
     let mut output = Output::new(matches)?;
-    let word = matches.get_one::<String>("target").map_or("soft", String::as_str);
-    let jobs = if given.is_given("rw") { vec![single_job(given)] } else { main_jobs(&given) };
-    let good = run_jobs(&TargetSpec::parse(word)?, &jobs, &stop, &mut output)?;
-    let mut all_good = good;
-    let is_default =
-        matches.value_source("target") == Some(clap::parser::ValueSource::DefaultValue);
-    if jobs.len() > 1 && is_default && !stop.load(Relaxed) {
+    let mut all_good = output.run(&rounds, &stop)?;
+    if is_main && jobs.iter().all(|job| job.target.is_none()) && !stop.load(Relaxed) {
         let file = tempfile::Builder::new()
             .prefix("oxblock-bench-")
             .tempfile()
             .map_err(|error| Error::from_io("making a temporary file", error))?;
         let spec = TargetSpec::Soft(Box::new(TargetSpec::Temporary(file.path().to_owned())));
-        all_good &= run_jobs(&spec, &jobs, &stop, &mut output)?;
+        all_good &= output.run(&Rounds::plan(jobs, &spec)?, &stop)?;
     }
     output.finish()?;
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
-}
-
-/// The options in the order in which they were given: later ones overrule earlier ones.
-fn job_options(matches: &ArgMatches) -> Result<JobOptions, Error> {
-    let mut words = Vec::new();
-    for spec in OPTIONS {
-        let values = matches.get_many::<String>(spec.name).into_iter().flatten();
-        let places = matches.indices_of(spec.name).into_iter().flatten();
-        words.extend(places.zip(values).map(|(place, value)| (place, spec.name, value)));
-    }
-    words.sort_unstable();
-    let mut options = JobOptions::default();
-    for (_, name, value) in words {
-        let set = options.set(name, value);
-        set.map_err(|error| Error::new(ErrorKind::Invalid, error.to_string()))?;
-    }
-    Ok(options)
-}
-
-fn single_job(mut options: JobOptions) -> JobOptions {
-    if !options.is_given("name") {
-        options.name = options.rw.word().to_owned();
-    }
-    let bounded = options.runtime.is_some() || options.size.is_some() || options.io_size.is_some();
-    if !bounded && options.verify == Verify::Off {
-        options.runtime = Some(DEFAULT_RUNTIME);
-    }
-    options
-}
-
-/// The main job: what was given, in three directions.
-fn main_jobs(given: &JobOptions) -> Vec<JobOptions> {
-    [Rw::RandRead, Rw::RandWrite, Rw::RandRw]
-        .into_iter()
-        .map(|rw| {
-            let mut options = JobOptions { rw, ..given.clone() };
-            options.given.insert(0, ("rw", rw.word().to_owned()));
-            if !given.is_given("iodepth") {
-                options.io_depth = 32;
-                options.given.push(("iodepth", "32".to_owned()));
-            }
-            if rw.is_mixed() && !given.is_given("rwmixread") && !given.is_given("rwmixwrite") {
-                options.read_percent = 70;
-                options.given.push(("rwmixread", "70".to_owned()));
-            }
-            single_job(options)
-        })
-        .collect()
-}
-
-/// Runs jobs one after the other on one target. Did everything go well?
-fn run_jobs(
-    spec: &TargetSpec,
-    jobs: &[JobOptions],
-    stop: &Arc<AtomicBool>,
-    output: &mut Output,
-) -> Result<bool, Error> {
-    let Some(first) = jobs.first() else { return Ok(true) };
-    let target = Target::open(spec, &Wants::of(jobs, first))?;
-    output.note(target.notices());
-    let mut good = true;
-    let result = lay_out_new(&target, stop).and_then(|()| {
-        for options in jobs.iter().take_while(|_| !stop.load(Relaxed)) {
-            let session = target.session(stop);
-            let report = watched(&options.name, |watch| run_job(&session, options.clone(), watch))?;
-            good &= report.is_good();
-            output.add(report)?;
-        }
-        Ok(())
-    });
-    let closed = target.close();
-    result.and(closed).map(|()| good)
-}
-
-/// Writes a target that is new and will be read.
-fn lay_out_new(target: &Target, stop: &Arc<AtomicBool>) -> Result<(), Error> {
-    match target.to_lay_out() {
-        None => Ok(()),
-        Some(length) => {
-            watched("laying out", |watch| lay_out(&target.session(stop), length, watch))
-        }
-    }
 }
 
 /// Ctrl-C and SIGTERM end the jobs with what there is; the second one ends the program.
@@ -244,6 +179,17 @@ impl Output {
                 self.noted.push(notice.clone());
             }
         }
+    }
+
+    /// Runs jobs; their reports go out as they come.
+    fn run(&mut self, rounds: &Rounds, stop: &Arc<AtomicBool>) -> Result<bool, Error> {
+        rounds.run(stop, &mut |news| match news {
+            News::Notices(notices) => {
+                self.note(notices);
+                Ok(())
+            }
+            News::Report(report) => self.add(*report),
+        })
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {

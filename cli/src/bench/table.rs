@@ -13,9 +13,9 @@ use oxblock_engine::{Engine, Error, Options};
 use oxblock_mem::spsc;
 use oxblock_mem::thread_usage::ThreadUsage;
 
-use super::lay_out_new;
 use super::progress::watched;
-use crate::target::{Target, TargetSpec, Wants};
+use super::rounds::lay_out_new;
+use crate::target::{Processors, Target, TargetSpec, Wants};
 
 /// How long each row is measured, and how long before that it runs uncounted.
 const RUNTIME: Duration = Duration::from_secs(3);
@@ -84,9 +84,13 @@ fn scaling(stop: &Arc<AtomicBool>) -> Result<f64, Error> {
 
 fn run_on(target: &str, options: JobOptions, stop: &Arc<AtomicBool>) -> Result<CloneReport, Error> {
     let (jobs, name) = ([options.clone()], options.name.clone());
-    let target = Target::open(&TargetSpec::parse(target)?, &Wants::of(&jobs, &options))?;
+    let spec = TargetSpec::parse(target)?;
+    let processors = Processors::of(matches!(spec, TargetSpec::Soft(_))).jobs;
+    let cores: Vec<usize> = (0..options.num_jobs as usize).collect();
+    let cpus = cores.iter().map(|core| processors[core % processors.len()]).collect();
+    let target = Target::open(&spec, &Wants::of(&jobs, cpus))?;
     let result = lay_out_new(&target, stop).and_then(|()| {
-        let session = target.session(stop);
+        let session = target.session(&cores, stop);
         watched(&name, |watch| run_job(&session, options, watch))
     });
     let closed = target.close();

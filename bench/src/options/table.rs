@@ -1,0 +1,264 @@
+//! The options of a job, and how each reads its value.
+
+use std::time::Duration;
+
+use super::{JobOptions, Rw, Verify};
+use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
+
+/// One word that a job understands.
+pub struct OptionSpec {
+    /// fio's name.
+    pub name: &'static str,
+    /// fio's other names for it.
+    pub aliases: &'static [&'static str],
+    /// What stands for the value in help.
+    pub value: &'static str,
+    /// One line of help.
+    pub help: &'static str,
+    /// The value may be left out and is then `1`.
+    pub switch: bool,
+    set: fn(&mut JobOptions, &str) -> Result<(), String>,
+}
+
+impl OptionSpec {
+    /// The option of that name or alias.
+    pub fn find(name: &str) -> Option<&'static OptionSpec> {
+        OPTIONS.iter().find(|spec| spec.name == name || spec.aliases.contains(&name))
+    }
+
+    /// Reads `value` into `job`.
+    ///
+    /// Errors: what is wrong with the value.
+    pub fn set(&self, job: &mut JobOptions, value: &str) -> Result<(), String> {
+        (self.set)(job, value)
+    }
+}
+
+macro_rules! option {
+    ($name:literal $aliases:tt, $value:literal, $help:literal, $set:expr) => {
+        OptionSpec {
+            name: $name,
+            aliases: &$aliases,
+            value: $value,
+            help: $help,
+            switch: false,
+            set: $set,
+        }
+    };
+}
+
+macro_rules! switch {
+    ($name:literal, $help:literal, $set:expr) => {
+        switch!($name, [], $help, $set)
+    };
+    ($name:literal, $aliases:tt, $help:literal, $set:expr) => {
+        OptionSpec {
+            name: $name,
+            aliases: &$aliases,
+            value: "0|1",
+            help: $help,
+            switch: true,
+            set: |job, word| {
+                let set: fn(&mut JobOptions, bool) = $set;
+                parse_bool(word).map(|on| set(job, on))
+            },
+        }
+    };
+}
+
+/// Every option of a job, in the order in which help shows them.
+pub static OPTIONS: &[OptionSpec] = &[
+    option!(
+        "rw"["readwrite"],
+        "MODE",
+        "read, write, randread, randwrite, rw or randrw",
+        |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
+    ),
+    option!("bs"["blocksize"], "SIZE", "Bytes per I/O [4k]", |job, word| {
+        parse_block_size(word).map(|bytes| job.block_size = bytes)
+    }),
+    option!("iodepth"[], "N", "I/Os in flight per job [1]", |job, word| {
+        parse_range(word, 1, 65_536).map(|depth| job.io_depth = depth)
+    }),
+    option!("numjobs"[], "N", "Clones of the job, each on a core of its own [1]", |job, word| {
+        parse_range(word, 1, 1024).map(|jobs| job.num_jobs = jobs)
+    }),
+    option!("runtime"[], "TIME", "End after this time (seconds, or 500ms, 2m, ...)", |job, word| {
+        parse_runtime(word).map(|time| job.runtime = time)
+    }),
+    switch!("time_based", "Start over until runtime ends [when no size is given]", |job, on| {
+        job.time_based = Some(on);
+    }),
+    option!("ramp_time"[], "TIME", "Run this long before counting [0]", |job, word| {
+        parse_time(word).map(|time| job.ramp_time = time)
+    }),
+    option!("size"[], "SIZE", "Length of the job's range: bytes or % [the whole target]", |job, word| {
+        parse_size(word).map(|size| job.size = Some(size))
+    }),
+    option!("offset"[], "SIZE", "Start of the job's range: bytes or % [0]", |job, word| {
+        parse_size(word).map(|offset| job.offset = offset)
+    }),
+    option!("io_size"["io_limit"], "SIZE", "Bytes to move [size]", |job, word| {
+        parse_bytes(word).map(|bytes| job.io_size = Some(bytes).filter(|&b| b > 0))
+    }),
+    option!("rwmixread"[], "PERCENT", "Reads in a hundred of a mix [50]", |job, word| {
+        parse_range(word, 0, 100).map(|percent| job.read_percent = percent as u8)
+    }),
+    option!("rwmixwrite"[], "PERCENT", "Writes in a hundred of a mix [50]", |job, word| {
+        parse_range(word, 0, 100).map(|percent| job.read_percent = 100 - percent as u8)
+    }),
+    switch!("norandommap", "Random blocks may repeat before all were touched [0]", |job, on| {
+        job.no_random_map = on;
+    }),
+    option!("randseed"[], "N", "Seed of order and contents [the same each run]", |job, word| {
+        parse_number(word).map(|seed| job.seed = seed)
+    }),
+    option!("verify"[], "HASH", "crc32c: write checkable blocks, then read them back; 0: off", |job, word| {
+        parse_verify(word).map(|verify| job.verify = verify)
+    }),
+    switch!("do_verify", "Read back and check after writing [1]", |job, on| job.do_verify = on),
+    switch!("verify_only", "Write nothing: check what an earlier run wrote [0]", |job, on| {
+        job.verify_only = on;
+    }),
+    switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
+    switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
+    switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
+        job.group_reporting = on;
+    }),
+    option!("filename"["target"], "TARGET", "What to measure; see below [soft]", |job, word| {
+        parse_target(word).map(|target| job.target = Some(target))
+    }),
+    option!("ioengine"[], "ENGINE", "fio's word; null means --target=null, others change nothing", |job, word| {
+        parse_engine(word).map(|null| if null && job.target.is_none() {
+            job.target = Some("null".to_owned());
+        })
+    }),
+    switch!("buffered", "The opposite of direct [1]", |job, on| job.direct = !on),
+    switch!(
+        "stonewall",
+        ["wait_for_previous"],
+        "Begin when all jobs before have ended [0]",
+        |job, on| {
+            job.stonewall = on;
+        }
+    ),
+    switch!(
+        "new_group",
+        "Report this job and the next ones as a group of their own [0]",
+        |job, on| {
+            job.new_group = on;
+        }
+    ),
+    switch!("exitall", "End the jobs beside this one when it ends [0]", |job, on| job.exit_all =
+        on),
+    switch!("thread", "fio's word; jobs always are threads", |_, _| ()),
+    option!("cpus_allowed"[], "LIST", "Processors for the clones, in turn, such as 0-3,6", |job, word| {
+        parse_cpus(word).map(|cpus| job.cpus = cpus)
+    }),
+    option!("cpus_allowed_policy"[], "POLICY", "split; each clone always has one processor", |_, word| {
+        match word {
+            "split" => Ok(()),
+            "shared" => Err("clones are pinned, each to one processor of cpus_allowed: `split`".to_owned()),
+            _ => Err(format!("`{word}` is not split")),
+        }
+    }),
+    option!("description"[], "TEXT", "Words about the job; change nothing", |_, _| Ok(())),
+    option!("name"[], "NAME", "The job's name in reports", |job, word| {
+        job.name = word.to_owned();
+        Ok(())
+    }),
+];
+
+fn parse_rw(word: &str) -> Result<Rw, String> {
+    const ALL: [Rw; 6] =
+        [Rw::Read, Rw::Write, Rw::RandRead, Rw::RandWrite, Rw::ReadWrite, Rw::RandRw];
+    let found = ALL.into_iter().find(|rw| rw.word() == word);
+    found.or((word == "readwrite").then_some(Rw::ReadWrite)).ok_or_else(|| {
+        format!("`{word}` is none of read, write, randread, randwrite, rw (readwrite), randrw")
+    })
+}
+
+fn parse_block_size(word: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(word)?;
+    match u32::try_from(bytes) {
+        Ok(size) if size > 0 && size <= 1 << 30 => Ok(size),
+        _ => Err(format!("`{word}` is not between 1 byte and 1 GiB")),
+    }
+}
+
+fn parse_range(word: &str, low: u32, high: u32) -> Result<u32, String> {
+    match parse_number(word)? {
+        value if (u64::from(low)..=u64::from(high)).contains(&value) => Ok(value as u32),
+        _ => Err(format!("`{word}` is not between {low} and {high}")),
+    }
+}
+
+fn parse_runtime(word: &str) -> Result<Option<Duration>, String> {
+    parse_time(word).map(|time| Some(time).filter(|time| !time.is_zero()))
+}
+
+fn parse_bool(word: &str) -> Result<bool, String> {
+    match word {
+        "1" | "true" => Ok(true),
+        "0" | "false" => Ok(false),
+        _ => Err(format!("`{word}` is neither 0 nor 1")),
+    }
+}
+
+fn parse_verify(word: &str) -> Result<Verify, String> {
+    match word {
+        "0" | "none" => Ok(Verify::Off),
+        "crc32c" | "crc32c-intel" => Ok(Verify::Crc32c),
+        _ => Err(format!("`{word}` is not a check that we do; use crc32c, or 0 for none")),
+    }
+}
+
+/// A target's word. fio lists several files with `:` between them; a job of ours has one.
+fn parse_target(word: &str) -> Result<String, String> {
+    let plain = word.starts_with("soft:") || word.starts_with("nvme:") || word.starts_with('{');
+    if word.is_empty() {
+        return Err("is empty; give a path, soft, null, memory or a node as JSON".to_owned());
+    }
+    if plain {
+        return Ok(word.to_owned());
+    }
+    let bytes = word.as_bytes();
+    let split = (1..bytes.len()).find(|&at| bytes[at] == b':' && bytes[at - 1] != b'\\');
+    match split {
+        Some(_) => {
+            Err(format!("`{word}` lists several files; a job has one (`\\:` is a plain `:`)"))
+        }
+        None => Ok(word.replace("\\:", ":")),
+    }
+}
+
+/// Is fio's `ioengine` the one that does nothing? The others all mean: do the I/O, which the
+/// target does in its own way.
+fn parse_engine(word: &str) -> Result<bool, String> {
+    const DONE: [&str; 10] = [
+        "sync", "psync", "vsync", "pvsync", "pvsync2", "libaio", "posixaio", "io_uring", "mmap",
+        "nvme",
+    ];
+    match word {
+        "null" => Ok(true),
+        _ if DONE.contains(&word) => Ok(false),
+        _ => Err(format!("`{word}` is not an engine whose work a target of ours does")),
+    }
+}
+
+/// A list such as `0-3,6` or `0:2`.
+fn parse_cpus(word: &str) -> Result<Vec<usize>, String> {
+    let wrong = || format!("`{word}` is not a list of processors such as 0-3,6");
+    let number = |word: &str| match word.trim().parse::<usize>() {
+        Ok(cpu) if cpu < 4096 => Ok(cpu),
+        _ => Err(wrong()),
+    };
+    let mut cpus = Vec::new();
+    for part in word.split([',', ':']) {
+        match part.split_once('-') {
+            Some((low, high)) => cpus.extend(number(low)?..=number(high)?),
+            None => cpus.push(number(part)?),
+        }
+    }
+    if cpus.is_empty() { Err(wrong()) } else { Ok(cpus) }
+}

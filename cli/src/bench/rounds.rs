@@ -1,0 +1,316 @@
+//! Jobs on their targets: opens what they need, and runs them round by round.
+
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use oxblock_bench::jobfile::schedule;
+use oxblock_bench::options::JobOptions;
+use oxblock_bench::report::Report;
+use oxblock_bench::run::{Snapshot, lay_out, run as run_job};
+use oxblock_engine::{Error, ErrorKind};
+
+use super::progress::watched;
+use crate::target::{Processors, Target, TargetSpec, Wants};
+
+/// How often a round looks after its jobs.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Jobs in the order in which they run, each with its place.
+pub struct Rounds {
+    targets: Vec<Planned>,
+    rounds: Vec<Vec<Placed>>,
+    notices: Vec<String>,
+}
+
+/// What a run has to tell.
+pub enum News<'a> {
+    /// What the user should know about how it was set up.
+    Notices(&'a [String]),
+    /// A job whose round has ended.
+    Report(Box<Report>),
+}
+
+/// Takes the news.
+pub type Tell<'a> = &'a mut dyn FnMut(News<'_>) -> Result<(), Error>;
+
+/// A target and what becomes of it.
+struct Planned {
+    spec: TargetSpec,
+    direct: bool,
+    jobs: Vec<JobOptions>,
+    /// The processor of each of its reactors.
+    cpus: Vec<usize>,
+}
+
+/// A job with its target and the target's reactors that run its clones.
+struct Placed {
+    options: JobOptions,
+    target: usize,
+    cores: Vec<usize>,
+    group_id: usize,
+    /// No other job of the round runs on the target.
+    alone: bool,
+}
+
+impl Rounds {
+    /// Places jobs: each clone has a reactor, and the clones of a round have processors in turn.
+    /// Jobs that name no target run on `default`.
+    ///
+    /// Errors: a target that is none.
+    pub fn plan(jobs: Vec<JobOptions>, default: &TargetSpec) -> Result<Rounds, Error> {
+        let specs = jobs.iter().map(|job| match &job.target {
+            Some(word) => TargetSpec::parse(word),
+            None => Ok(default.clone()),
+        });
+        let specs: Vec<TargetSpec> = specs.collect::<Result<_, _>>()?;
+        let processors = Processors::of(specs.iter().any(|s| matches!(s, TargetSpec::Soft(_))));
+        let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
+        let mut specs = specs.into_iter();
+        let mut group_id = 0;
+        for (number, round) in schedule(jobs).into_iter().enumerate() {
+            group_id += usize::from(number > 0);
+            let mut placing = Placing { next: 0, taken: Vec::new() };
+            let mut placed: Vec<Placed> = Vec::new();
+            for (options, spec) in round.into_iter().zip(specs.by_ref()) {
+                group_id += usize::from(options.new_group && !placed.is_empty());
+                let target = plan.target_for(spec, &options);
+                let cores = placing.place(&options, target, &mut plan.targets, &processors);
+                placed.push(Placed { options, target, cores, group_id, alone: true });
+            }
+            plan.note_shared(&placed);
+            for at in 0..placed.len() {
+                let users = placed.iter().filter(|job| job.target == placed[at].target).count();
+                placed[at].alone = users == 1;
+            }
+            plan.rounds.push(placed);
+        }
+        Ok(plan)
+    }
+
+    fn target_for(&mut self, spec: TargetSpec, options: &JobOptions) -> usize {
+        let same = |t: &Planned| t.spec == spec && t.direct == options.direct;
+        let at = self.targets.iter().position(same).unwrap_or_else(|| {
+            let (direct, jobs, cpus) = (options.direct, Vec::new(), Vec::new());
+            self.targets.push(Planned { spec, direct, jobs, cpus });
+            self.targets.len() - 1
+        });
+        self.targets[at].jobs.push(options.clone());
+        at
+    }
+
+    /// Says so when reactors of one round have to share processors.
+    fn note_shared(&mut self, placed: &[Placed]) {
+        let cpus = placed
+            .iter()
+            .flat_map(|job| job.cores.iter().map(|&core| self.targets[job.target].cpus[core]));
+        let mut cpus: Vec<usize> = cpus.collect();
+        let reactors = cpus.len();
+        cpus.sort_unstable();
+        cpus.dedup();
+        if cpus.len() < reactors {
+            let there = cpus.len();
+            self.notices.push(format!(
+                "{reactors} reactors share {there} processors: they wait for each other"
+            ));
+        }
+    }
+
+    /// Opens the targets, runs the rounds and closes the targets; `tell` takes the news of it. Did
+    /// everything go well?
+    ///
+    /// Errors: a target that cannot be opened, options that do not fit theirs.
+    pub fn run(&self, stop: &Arc<AtomicBool>, tell: Tell<'_>) -> Result<bool, Error> {
+        let mut targets = Vec::new();
+        let mut opened = Ok(());
+        for planned in &self.targets {
+            let wants = Wants::of(&planned.jobs, planned.cpus.clone());
+            match Target::open(&planned.spec, &wants) {
+                Ok(target) => targets.push(target),
+                Err(error) => {
+                    opened = Err(error);
+                    break;
+                }
+            }
+        }
+        let notices = targets.iter().map(Target::notices).chain([&self.notices[..]]);
+        let told = notices.map(|notices| tell(News::Notices(notices))).fold(Ok(()), Result::and);
+        let result = opened.and(told).and_then(|()| self.run_on(&targets, stop, tell));
+        let closed = targets.into_iter().map(Target::close).fold(Ok(()), Result::and);
+        result.and_then(|good| closed.map(|()| good))
+    }
+
+    fn run_on(
+        &self,
+        targets: &[Target],
+        stop: &Arc<AtomicBool>,
+        tell: Tell<'_>,
+    ) -> Result<bool, Error> {
+        for target in targets {
+            lay_out_new(target, stop)?;
+        }
+        let mut good = true;
+        for round in self.rounds.iter().take_while(|_| !stop.load(Relaxed)) {
+            let results = match &round[..] {
+                [job] => vec![watched(&job.options.name, |watch| {
+                    run_placed(job, &targets[job.target], stop, watch)
+                })],
+                jobs => run_side_by_side(jobs, targets, stop),
+            };
+            for result in results {
+                let report = result?;
+                good &= report.is_good();
+                tell(News::Report(Box::new(report)))?;
+            }
+        }
+        Ok(good)
+    }
+}
+
+/// The reactors of one round.
+struct Placing {
+    /// Clones that had a processor in turn.
+    next: usize,
+    /// Reactors in use, as target and core.
+    taken: Vec<(usize, usize)>,
+}
+
+impl Placing {
+    /// The cores of `target` for the clones of a job: free ones on the right processors, or new.
+    fn place(
+        &mut self,
+        options: &JobOptions,
+        target: usize,
+        targets: &mut [Planned],
+        processors: &Processors,
+    ) -> Vec<usize> {
+        let mut cores = Vec::new();
+        for clone in 0..options.num_jobs as usize {
+            let cpu = match options.cpus.len() {
+                0 => processors.jobs[self.next % processors.jobs.len()],
+                count => options.cpus[clone % count],
+            };
+            self.next += usize::from(options.cpus.is_empty());
+            let cpus = &mut targets[target].cpus;
+            let free = |core: &usize| cpus[*core] == cpu && !self.taken.contains(&(target, *core));
+            let core = (0..cpus.len()).find(free).unwrap_or_else(|| {
+                cpus.push(cpu);
+                cpus.len() - 1
+            });
+            self.taken.push((target, core));
+            cores.push(core);
+        }
+        cores
+    }
+}
+
+/// Runs one job where it was placed.
+fn run_placed(
+    job: &Placed,
+    target: &Target,
+    stop: &Arc<AtomicBool>,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<Report, Error> {
+    let mut session = target.session(&job.cores, stop);
+    if !job.alone {
+        session.serving = &[];
+    }
+    let result = run_job(&session, job.options.clone(), watch);
+    let named = |error: Error| error.context(format!("job `{}`", job.options.name));
+    result.map(|report| Report { group_id: job.group_id, ..report }).map_err(named)
+}
+
+/// Runs the jobs of one round, each watched by a thread of its own.
+fn run_side_by_side(
+    jobs: &[Placed],
+    targets: &[Target],
+    stop: &Arc<AtomicBool>,
+) -> Vec<Result<Report, Error>> {
+    let ending = Arc::new(AtomicBool::new(false));
+    let shown = Mutex::new(vec![Snapshot::default(); jobs.len()]);
+    let one = |number: usize, job: &Placed| {
+        let result = run_placed(job, &targets[job.target], &ending, &mut |now| {
+            shown.lock().unwrap_or_else(PoisonError::into_inner)[number] = *now;
+        });
+        // A job that cannot run ends the round: its numbers would be those of another load.
+        if job.options.exit_all || result.is_err() {
+            ending.store(true, Relaxed);
+        }
+        result.map(|report| Report {
+            interrupted: report.interrupted && stop.load(Relaxed),
+            ..report
+        })
+    };
+    watched(&format!("{} jobs", jobs.len()), |watch| {
+        std::thread::scope(|scope| {
+            let one = &one;
+            let threads: Vec<_> = (0..)
+                .zip(jobs)
+                .map(|(number, job)| scope.spawn(move || one(number, job)))
+                .collect();
+            while !threads.iter().all(|thread| thread.is_finished()) {
+                std::thread::sleep(LOOK);
+                ending.fetch_or(stop.load(Relaxed), Relaxed);
+                watch(&together(&shown.lock().unwrap_or_else(PoisonError::into_inner)));
+            }
+            let gone = || Err(Error::new(ErrorKind::Failed, "the thread of a job panicked"));
+            threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
+        })
+    })
+}
+
+/// Where several jobs stand, as one: the slowest's progress, all their rates.
+fn together(jobs: &[Snapshot]) -> Snapshot {
+    let sum = |rate: fn(&Snapshot) -> f64| jobs.iter().map(rate).sum();
+    Snapshot {
+        elapsed: jobs.iter().map(|job| job.elapsed).max().unwrap_or_default(),
+        done: jobs.iter().map(|job| job.done).fold(1.0, f64::min),
+        iops: [sum(|job| job.iops[0]), sum(|job| job.iops[1])],
+        bandwidth: sum(|job| job.bandwidth),
+        checking: jobs.iter().any(|job| job.checking),
+    }
+}
+
+/// Writes a target that is new and will be read.
+///
+/// Errors: an I/O that failed.
+pub fn lay_out_new(target: &Target, stop: &Arc<AtomicBool>) -> Result<(), Error> {
+    match target.to_lay_out() {
+        None => Ok(()),
+        Some(length) => {
+            watched("laying out", |watch| lay_out(&target.session(&[0], stop), length, watch))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan(text: &str) -> Rounds {
+        let jobs = oxblock_bench::jobfile::parse(text, &JobOptions::default(), &|_| None);
+        Rounds::plan(jobs.expect("a good file"), &TargetSpec::Memory).expect("good targets")
+    }
+
+    #[test]
+    fn clones_of_a_round_have_reactors_of_their_own() {
+        let plan = plan("[a]\nnumjobs=2\n[b]\ncpus_allowed=0\n[c]\nstonewall\nnumjobs=3\n");
+        assert_eq!((plan.targets.len(), plan.rounds.len()), (1, 2));
+        let mut cores: Vec<usize> = plan.rounds[0].iter().flat_map(|j| j.cores.clone()).collect();
+        cores.sort_unstable();
+        cores.dedup();
+        assert_eq!(cores.len(), 3);
+        assert!(!plan.rounds[0][0].alone && plan.rounds[1][0].alone);
+        assert_eq!(plan.targets[0].cpus[plan.rounds[0][1].cores[0]], 0);
+        assert_eq!(plan.rounds[1][0].group_id, 1);
+    }
+
+    #[test]
+    fn jobs_that_name_one_target_share_it() {
+        let plan = plan("[a]\nfilename=null\n[b]\nfilename=null\nnew_group\n[c]\n[d]\ndirect=1\n");
+        let used: Vec<usize> = plan.rounds[0].iter().map(|job| job.target).collect();
+        assert_eq!(used, [0, 0, 1, 2]);
+        let groups: Vec<usize> = plan.rounds[0].iter().map(|job| job.group_id).collect();
+        assert_eq!(groups, [0, 1, 1, 1]);
+    }
+}
