@@ -20,7 +20,7 @@ pub fn uring(root: &Root, errno: i32) -> Finding {
     let mut finding = Finding::new(
         "io_uring",
         "io_uring",
-        "files and block devices are driven through it: many I/Os for one system call",
+        "files are driven through it, many I/Os for one system call; without it by worker threads",
     );
     let disabled = root.number("proc/sys/kernel/io_uring_disabled");
     let status = root.text("proc/self/status").unwrap_or_default();
@@ -40,7 +40,7 @@ pub fn uring(root: &Root, errno: i32) -> Finding {
     }
     let reason = std::io::Error::from_raw_os_error(errno);
     finding.found(format!("no ring can be made: {reason}"));
-    let needed = [Purpose::Base, Purpose::Bench];
+    let needed = [Purpose::Bench];
     match disabled {
         Some(mode @ 1..) => {
             finding.lacks(format!("kernel.io_uring_disabled is {mode}"), &needed);

@@ -149,7 +149,7 @@ fn io_uring_is_mended_where_it_is_forbidden() {
     let fake = Fake::new(&[("proc/sys/kernel/io_uring_disabled", "2\n")]);
     let finding = kernel::uring(&fake.root(), libc::EPERM);
     assert_eq!(finding.mend, ["sudo sysctl -w kernel.io_uring_disabled=0"]);
-    assert!(finding.blocks(Purpose::Base));
+    assert!(finding.blocks(Purpose::Bench) && !finding.blocks(Purpose::Base));
     let fake = Fake::new(&[
         ("proc/sys/kernel/io_uring_disabled", "0\n"),
         ("proc/self/status", "Seccomp:\t2\n"),
