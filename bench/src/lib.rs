@@ -39,6 +39,7 @@
 //! that path allocates, locks, divides or calls the system.
 #![forbid(unsafe_code)]
 
+mod generate;
 pub mod job;
 pub mod jobfile;
 pub mod json;
