@@ -41,6 +41,8 @@ pub(crate) struct CoreInner {
     /// Rings from the other cores.
     pub inboxes: RefCell<Vec<spsc::Consumer<Message>>>,
     pub random: Cell<u64>,
+    /// Nodes whose queue is being opened.
+    pub opening: RefCell<Vec<Arc<Node>>>,
 }
 
 impl CoreInner {
@@ -232,18 +234,19 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
-        self.0.shared.refuse_if_ending()?;
-        let known = self.0.io.borrow().leaf_of(node);
-        let leaf = match known {
-            Some(leaf) => leaf,
-            None => {
-                let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
-                let known = self.0.io.borrow().leaf_of(node);
-                match known {
-                    Some(leaf) => leaf,
-                    None => self.add_leaf(node, queue)?,
-                }
+        let leaf = loop {
+            self.0.shared.refuse_if_ending()?;
+            let known = self.0.io.borrow().leaf_of(node);
+            if let Some(leaf) = known {
+                break leaf;
             }
+            // One task opens the queue; the others wait for it.
+            let Some(_opening) = Opening::begin(self, node) else {
+                self.yield_now().await;
+                continue;
+            };
+            let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
+            break self.add_leaf(node, queue)?;
         };
         let user = self.0.io.borrow_mut().add_user(leaf, serves);
         Ok(Channel::new(self.clone(), node.clone(), user))
@@ -281,5 +284,29 @@ impl Core {
 
     pub(crate) fn timers(&self) -> &Timers {
         &self.0.timers
+    }
+}
+
+/// A node whose queue is being opened on this core.
+struct Opening<'a> {
+    core: &'a Core,
+    node: &'a Arc<Node>,
+}
+
+impl<'a> Opening<'a> {
+    /// None if another task is at it already.
+    fn begin(core: &'a Core, node: &'a Arc<Node>) -> Option<Self> {
+        let mut opening = core.0.opening.borrow_mut();
+        if opening.iter().any(|known| Arc::ptr_eq(known, node)) {
+            return None;
+        }
+        opening.push(node.clone());
+        Some(Self { core, node })
+    }
+}
+
+impl Drop for Opening<'_> {
+    fn drop(&mut self) {
+        self.core.0.opening.borrow_mut().retain(|known| !Arc::ptr_eq(known, self.node));
     }
 }

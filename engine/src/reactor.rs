@@ -145,6 +145,7 @@ impl Reactor {
             shared: plan.shared.clone(),
             outboxes: rings.to.into_iter().map(Into::into).collect(),
             inboxes: rings.from.into(),
+            opening: Default::default(),
             random: Cell::new(plan.seed ^ (id as u64).wrapping_mul(0xa076_1d64_78bd_642f)),
         };
         Self {

@@ -114,8 +114,8 @@ impl Remote {
     }
 
     /// Runs a future, made by `make` on that core, there. The result comes back through
-    /// the handle. With [`INBOX_LEN`] messages waiting already, or the core gone, the
-    /// handle gives an error at once.
+    /// the handle, which gives an error at once if 1024 messages wait already or the core
+    /// is gone.
     pub fn spawn<T, F, M>(&self, make: M) -> RemoteHandle<T>
     where
         T: Send + 'static,

@@ -2,6 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::{
@@ -16,6 +17,8 @@ pub struct AwkwardOptions {
     pub depth: usize,
     /// Polls before a request completes.
     pub delay: usize,
+    /// Turns that opening a queue takes.
+    pub open_turns: usize,
     /// Requests at this byte fail.
     pub bad_byte: Option<u64>,
 }
@@ -26,7 +29,7 @@ impl AwkwardOptions {
         limits.max_discard = length;
         limits.max_write_zeroes = length;
         limits.compare = true;
-        Self { limits, depth: 2, delay: 2, bad_byte: None }
+        Self { limits, depth: 2, delay: 2, open_turns: 0, bad_byte: None }
     }
 }
 
@@ -47,6 +50,7 @@ pub struct Awkward {
 
 #[derive(Default)]
 struct Shared {
+    queues: Arc<AtomicUsize>,
     bytes: Mutex<Vec<u8>>,
     seen: Mutex<Vec<Seen>>,
 }
@@ -56,6 +60,11 @@ impl Awkward {
         let shared = Arc::new(Shared::default());
         shared.bytes.lock().unwrap().resize(options.limits.length as usize, 0);
         Self { options, shared }
+    }
+
+    /// How many queues were opened.
+    pub fn queues(&self) -> Arc<AtomicUsize> {
+        self.shared.queues.clone()
     }
 
     pub fn watch(&self) -> impl Fn() -> Vec<Seen> + use<> {
@@ -73,13 +82,19 @@ impl Driver for Awkward {
         self.options.limits.clone()
     }
 
-    fn queue<'a>(&'a self, _core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+    fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         let queue = AwkwardQueue {
             options: self.options.clone(),
             shared: self.shared.clone(),
             waiting: RefCell::default(),
         };
-        Box::pin(async move { Ok(Box::new(queue) as Box<dyn Queue>) })
+        self.shared.queues.fetch_add(1, Ordering::SeqCst);
+        Box::pin(async move {
+            for _ in 0..self.options.open_turns {
+                core.yield_now().await;
+            }
+            Ok(Box::new(queue) as Box<dyn Queue>)
+        })
     }
 
     fn close<'a>(&'a self, _core: &'a Core) -> LocalFuture<'a, Result<(), Error>> {

@@ -100,6 +100,32 @@ fn operations_after_a_close_fail_and_say_why() {
     reactor.shutdown().unwrap();
 }
 
+/// Two tasks opened a node at once; each got a queue, and the second was dropped with the
+/// device still knowing it.
+#[test]
+fn tasks_that_open_a_node_at_once_share_one_queue() {
+    let mut slow = AwkwardOptions::new(1 << 20, 512);
+    slow.open_turns = 20;
+    let driver = super::leaf::Awkward::new(slow);
+    let queues = driver.queues();
+    let node = crate::Node::new("disk", Box::new(driver));
+    let reactor = reactor(4);
+    let core = reactor.core().clone();
+    reactor
+        .block_on(async move {
+            let open = |_| {
+                let (core, node) = (core.clone(), node.clone());
+                core.clone().spawn(async move { core.open(&node).await.map(drop) })
+            };
+            for task in (0..3).map(open).collect::<Vec<_>>() {
+                task.await.unwrap().unwrap();
+            }
+        })
+        .unwrap();
+    assert_eq!(queues.load(Ordering::SeqCst), 1);
+    reactor.shutdown().unwrap();
+}
+
 fn trace(seed: u64) -> Vec<(u64, usize, u64)> {
     let mut simulation = Simulation::new(3, seed, options(4)).unwrap();
     let trace = Arc::new(Mutex::new(Vec::new()));

@@ -7,8 +7,8 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use oxblock_drivers::file::{self, FileOptions};
-use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Op, OpFlags, Options};
+use oxblock_drivers::file::{self, FileEngine, FileOptions};
+use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Op, OpFlags, Options, PollMode};
 use oxblock_mem::{ArenaOptions, IoVector};
 
 fn open(options: FileOptions) -> Arc<Node> {
@@ -21,7 +21,7 @@ fn refusal(options: FileOptions) -> (ErrorKind, String) {
 }
 
 /// Runs `work` on a channel to the node, on an engine of its own.
-fn with_node<T, F>(node: Arc<Node>, work: fn(Core, Channel) -> F) -> T
+pub fn with_node<T, F>(node: Arc<Node>, work: fn(Core, Channel) -> F) -> T
 where
     T: Send + 'static,
     F: Future<Output = T> + 'static,
@@ -36,7 +36,7 @@ where
     run.expect("the work")
 }
 
-fn list(core: &Core, bytes: &[u8]) -> IoVector {
+pub fn list(core: &Core, bytes: &[u8]) -> IoVector {
     let mut list: IoVector = core.arena().alloc(bytes.len(), 4096).expect("memory").into();
     list.write_at(0, bytes);
     list
@@ -46,11 +46,11 @@ fn new_file(directory: &Path) -> PathBuf {
     directory.join("disk")
 }
 
-async fn write(core: &Core, channel: &Channel, offset: u64, bytes: &[u8]) {
+pub async fn write(core: &Core, channel: &Channel, offset: u64, bytes: &[u8]) {
     channel.write(offset, list(core, bytes)).await.1.expect("a write");
 }
 
-async fn read(core: &Core, channel: &Channel, offset: u64, len: usize) -> Vec<u8> {
+pub async fn read(core: &Core, channel: &Channel, offset: u64, len: usize) -> Vec<u8> {
     let (data, result) = channel.read(offset, list(core, &vec![0xee; len])).await;
     result.expect("a read");
     let mut bytes = vec![0; len];
@@ -191,11 +191,11 @@ fn refusals_say_what_and_what_to_do() {
     let read_only = FileOptions { read_only: true, ..FileOptions::new(directory.path()) };
     let (kind, text) = refusal(read_only);
     assert_eq!(kind, ErrorKind::Invalid);
-    assert!(text.contains("regular file"), "{text}");
+    assert!(text.contains("regular file") && text.contains("block device"), "{text}");
 
     let (kind, text) = refusal(FileOptions::new("/dev/null"));
     assert_eq!(kind, ErrorKind::Invalid);
-    assert!(text.contains("regular file"), "{text}");
+    assert!(text.contains("regular file") && text.contains("block device"), "{text}");
 
     fs::write(&path, [0; 4096]).expect("a file");
     let odd = FileOptions { direct: true, block_size: 100, ..FileOptions::new(&path) };
@@ -219,4 +219,38 @@ fn opening_has_no_side_effects() {
     refusal(FileOptions::new(&path));
     refusal(FileOptions { read_only: true, size: Some(4096), ..FileOptions::new(&path) });
     assert!(!path.exists());
+}
+
+/// Where io_uring is allowed nothing is said; threads that were asked for are no news either.
+#[test]
+fn a_notice_is_given_only_for_what_was_not_asked_for() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = new_file(directory.path());
+    fs::write(&path, [3; 4096]).expect("a file");
+    for engine in [FileEngine::Uring, FileEngine::Workers] {
+        let driver = file::open(FileOptions { engine, ..FileOptions::new(&path) });
+        assert_eq!(driver.expect("a file").notice(), None);
+    }
+}
+
+/// Sleep must not lose a result that a thread has just when the reactor falls asleep.
+#[test]
+fn a_sleeping_reactor_hears_of_workers() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = new_file(directory.path());
+    fs::write(&path, vec![3; 1 << 20]).expect("a file");
+    let file =
+        FileOptions { engine: FileEngine::Workers, at_once: false, ..FileOptions::new(path) };
+    let node = open(file);
+    let poll_mode = PollMode::Adaptive { spin_us: 0 };
+    let options = Options { arena: ArenaOptions::new(8 << 20), poll_mode, ..Options::default() };
+    let engine = Engine::with_cores(1, options).expect("an engine");
+    let run = engine.run(0, move |core| async move {
+        let channel = core.open(&node).await.expect("a channel");
+        for n in 0..2000u64 {
+            assert_eq!(read(&core, &channel, n * 512, 512).await, [3; 512]);
+        }
+    });
+    engine.shutdown().expect("an orderly end");
+    run.expect("the work");
 }

@@ -72,7 +72,7 @@ fn a_device_reads_and_writes_registered_memory_without_a_copy() {
         let (controller, node) = nvme_over(&core, below).await;
         let channel = core.open(&node).await.expect("a channel");
 
-        let pattern: Vec<u8> = (0..LEN / 2).map(|at| (at / 3 ^ at >> 8) as u8).collect();
+        let pattern: Vec<u8> = (0..LEN / 2).map(|at| ((at / 3) ^ (at >> 8)) as u8).collect();
         let mut source = region.buf(0, LEN / 2).expect("the first half");
         source.write_at(0, &pattern);
         channel.write(512, source).await.1.expect("a write");

@@ -1,4 +1,5 @@
-//! The file driver: a regular file through io_uring, one ring for each core.
+//! The file driver: a regular file or a block device of the host through io_uring, one ring for
+//! each core.
 //!
 //! Short reads and writes of bytes that are in memory already (tmpfs, the page cache) are made
 //! at once, with a plain call or one with RWF_NOWAIT, which costs less than a ring. Where
@@ -8,31 +9,37 @@
 //! the page cache and takes what statx(2) says; a file whose length is no multiple of that is
 //! rounded up: its tail reads as zeroes, and a write there extends the file.
 //!
+//! A block device has its own size and block, and is opened for writing only if nobody has
+//! mounted it. Zoned devices are refused. A discard goes to the device if it can zero ranges
+//! (io_uring has no other discard) or if threads make the calls.
+//!
 //! A flush is an fdatasync, and covers the writes that completed before it. Once one has
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
 
+mod backing;
 mod calls;
+mod device;
 mod probe;
 mod queue;
 mod syscall;
 mod uring;
 mod workers;
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
-use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
+use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Queue};
 
+use backing::Backing;
 use probe::Cpus;
 use queue::FileQueue;
-use syscall::{AtOnce, SEGMENTS_MAX};
+use syscall::AtOnce;
 
-/// Which file to open, and how.
+/// Which file or block device to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FileOptions {
     /// The name of the file.
@@ -83,65 +90,36 @@ impl FileOptions {
     }
 }
 
-/// The longest request that goes to the kernel in one call.
-const TRANSFER_MAX: u32 = 4 << 20;
-
-/// The longest range that one fallocate call takes.
-const ALLOCATE_MAX: u64 = 1 << 30;
-
-/// Opens a regular file.
+/// Opens a regular file or a block device.
 ///
 /// # Errors
-/// What open(2) says; `Invalid` if it is no regular file, or if the block size does not suit
-/// direct I/O; `NotSupported` if its file system has no direct I/O.
+/// What open(2) says; `Invalid` if it is neither, or if the block size does not suit the device
+/// or direct I/O; `NotSupported` if its file system has no direct I/O, or for a zoned device;
+/// `NoSpace` for a device shorter than the size that is asked for.
 pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
-    let path = options.path.display();
-    let fail = |what: &str, e| Error::from_io(format!("file {path}: cannot {what}"), e);
-    let invalid = |text: String| Error::new(ErrorKind::Invalid, format!("file {path}: {text}"));
-
     if !(1..=4096).contains(&options.queue_depth) {
-        return Err(invalid("the queue depth must be from 1 to 4096".into()));
+        let text = "the queue depth must be from 1 to 4096";
+        let text = format!("file {}: {text}", options.path.display());
+        return Err(Error::new(ErrorKind::Invalid, text));
     }
-    let file = open_file(&options).map_err(|e| fail(open_hint(&options, &e), e))?;
-    let metadata = file.metadata().map_err(|e| fail("look at it", e))?;
-    if !metadata.is_file() {
-        return Err(invalid("it is no regular file; give the name of a regular file".into()));
-    }
-    probe::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
-    let mut file_length = metadata.len();
-    if let Some(size) = options.size
-        && size > file_length
-        && !options.read_only
-    {
-        file.set_len(size).map_err(|e| fail("extend it", e))?;
-        file_length = size;
-    }
-    let direct = match options.direct {
-        true => Some(direct_alignment(&options.path, &file)?),
-        false => None,
-    };
-    let finest = direct.map_or(1, |d| d.offset);
-    let block_size = if options.block_size == 0 { finest } else { options.block_size };
-    if !block_size.is_multiple_of(finest) {
-        let text = format!("direct I/O takes multiples of {finest} bytes, not of {block_size}");
-        return Err(invalid(text));
-    }
-    let can_punch = !options.read_only && probe::can_punch(&file, file_length);
-    let limits = limits(file_length, block_size, direct, can_punch, options.read_only);
+    let (workers, notice) = workers(&options)?;
+    let backing = Backing::open(&options, workers.is_some())?;
     let at_once = match options.direct || !options.at_once {
         true => None,
-        false => probe::at_once(&file),
+        false => probe::at_once(&backing.file),
     };
-    let (workers, notice) = workers(&options)?;
     let shared = Shared {
-        file,
+        file: backing.file,
+        direct_block: backing.direct_block,
+        discard_by_ioctl: backing.discard_by_ioctl,
+        zeroes_are_data: backing.zeroes_are_data,
         at_once,
-        direct_block: direct.map(|d| d.offset),
         workers,
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
     };
-    Ok(Box::new(FileDriver { path: options.path, limits, notice, shared: Arc::new(shared) }))
+    let (path, limits) = (options.path, backing.limits);
+    Ok(Box::new(FileDriver { path, limits, notice, shared: Arc::new(shared) }))
 }
 
 /// The threads of a queue where there is no io_uring: as many calls wait at once.
@@ -176,67 +154,6 @@ fn is_forbidden(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
-/// O_NONBLOCK, so that a pipe of that name does not keep us waiting.
-fn open_file(options: &FileOptions) -> io::Result<File> {
-    OpenOptions::new()
-        .read(true)
-        .write(!options.read_only)
-        .create(options.size.is_some() && !options.read_only)
-        .custom_flags(if options.direct { libc::O_DIRECT } else { 0 } | libc::O_NONBLOCK)
-        .mode(0o644)
-        .open(&options.path)
-}
-
-fn open_hint(options: &FileOptions, error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EINVAL) if options.direct => {
-            "open it for direct I/O, which its file system may lack (open it without `direct`)"
-        }
-        Some(libc::ENOENT) if options.size.is_none() => "open it (give a size to have it made)",
-        Some(libc::EROFS | libc::EACCES) if !options.read_only => {
-            "open it for writing (open it read-only, or change its permissions)"
-        }
-        _ => "open it",
-    }
-}
-
-/// What the file asks of direct I/O; a page where the kernel does not tell.
-fn direct_alignment(path: &Path, file: &File) -> Result<probe::DirectAlignment, Error> {
-    let path = path.display();
-    let told = probe::direct_alignment(file)
-        .map_err(|e| Error::from_io(format!("file {path}: cannot ask for its alignment"), e))?;
-    let page = probe::DirectAlignment { memory: 4096, offset: 4096 };
-    match told.unwrap_or(page) {
-        probe::DirectAlignment { offset: 0, .. } => {
-            let text = format!("file {path}: it cannot do direct I/O; open it without `direct`");
-            Err(Error::new(ErrorKind::NotSupported, text))
-        }
-        alignment => Ok(alignment),
-    }
-}
-
-fn limits(
-    file_length: u64,
-    block_size: u32,
-    direct: Option<probe::DirectAlignment>,
-    can_punch: bool,
-    read_only: bool,
-) -> Limits {
-    let transfer_max = TRANSFER_MAX - TRANSFER_MAX % block_size;
-    let allocate_max = ALLOCATE_MAX - ALLOCATE_MAX % u64::from(block_size);
-    Limits {
-        max_transfer: transfer_max.max(block_size),
-        max_segments: SEGMENTS_MAX as u32,
-        memory: direct.map_or(MemoryRule::Any, |d| MemoryRule::Aligned(d.memory.max(d.offset))),
-        max_write_zeroes: allocate_max,
-        max_discard: if can_punch { allocate_max } else { 0 },
-        volatile_cache: true,
-        fua: true,
-        read_only,
-        ..Limits::new(file_length.next_multiple_of(u64::from(block_size)), block_size)
-    }
-}
-
 struct FileDriver {
     path: PathBuf,
     limits: Limits,
@@ -249,6 +166,10 @@ struct Shared {
     file: File,
     /// With direct I/O, the block that offsets and lengths are multiples of.
     direct_block: Option<u32>,
+    /// A discard is an ioctl, which threads can make; otherwise it is a hole.
+    discard_by_ioctl: bool,
+    /// What zeroes a range would write data: a block device that cannot.
+    zeroes_are_data: bool,
     /// How reads and writes are made without the ring, if they can be.
     at_once: Option<AtOnce>,
     /// Without io_uring: the threads of each queue, and the processors that they may use.
@@ -327,26 +248,6 @@ fn ring_hint(error: &io::Error) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
-
-    /// O_NONBLOCK keeps the open of a pipe from blocking, but io_uring fails with EAGAIN what
-    /// would block on such a descriptor where the file system has no other way.
-    #[test]
-    fn the_descriptor_does_not_stay_nonblocking() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("disk");
-        std::fs::write(&path, [0; 512]).unwrap();
-        let flags = |file: &File| {
-            let info = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
-            let text = std::fs::read_to_string(info).unwrap();
-            let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
-            i32::from_str_radix(flags.trim(), 8).unwrap()
-        };
-        let file = open_file(&FileOptions::new(&path)).unwrap();
-        assert_ne!(flags(&file) & libc::O_NONBLOCK, 0);
-        probe::end_nonblocking(&file).unwrap();
-        assert_eq!(flags(&file) & libc::O_NONBLOCK, 0);
-    }
 
     #[test]
     fn a_forbidden_ring_is_named_with_a_way_out() {

@@ -6,6 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::device::Device;
 use super::syscall::AtOnce;
 
 /// Ends O_NONBLOCK on a file, under which io_uring fails with EAGAIN what it would otherwise
@@ -123,3 +124,31 @@ pub(super) fn take_event(event: &OwnedFd) {
     // SAFETY: eight bytes of our own. It fails only if the eventfd is unreadable already.
     unsafe { libc::read(event.as_raw_fd(), (&raw mut count).cast(), 8) };
 }
+
+/// The size of a block device, its blocks, and whether the host has it read-only; the rest is
+/// left at nothing.
+pub(super) fn device_size(file: &File) -> io::Result<Device> {
+    let (mut length, mut logical, mut physical, mut read_only) = (0u64, 0i32, 0u32, 0i32);
+    let fd = file.as_raw_fd();
+    // SAFETY: each call writes one value of the type that it is documented to write.
+    let answers = unsafe {
+        [
+            libc::ioctl(fd, BLKGETSIZE64, &raw mut length),
+            libc::ioctl(fd, libc::BLKSSZGET, &raw mut logical),
+            libc::ioctl(fd, libc::BLKPBSZGET, &raw mut physical),
+            libc::ioctl(fd, BLKROGET, &raw mut read_only),
+        ]
+    };
+    if answers.iter().any(|&rc| rc != 0) {
+        return Err(io::Error::last_os_error());
+    }
+    let logical_block = u32::try_from(logical).unwrap_or(0).max(1);
+    let read_only = read_only != 0;
+    Ok(Device { length, logical_block, physical_block: physical, read_only, ..Device::default() })
+}
+
+/// linux/fs.h: `_IOR(0x12, 114, size_t)`.
+const BLKGETSIZE64: libc::Ioctl = 0x8000_1272 | ((size_of::<usize>() as libc::Ioctl) << 16);
+
+/// linux/fs.h: `_IO(0x12, 94)`.
+const BLKROGET: libc::Ioctl = 0x125e;

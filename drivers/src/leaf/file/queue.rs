@@ -60,6 +60,8 @@ enum Step {
     /// space (then this fails too) or the sync of earlier writes did (with this errno).
     DoubtedWrite(i32),
     PunchHole,
+    /// A block device's own discard.
+    Discard,
     ZeroRange,
     /// Zeroes written as data, where the file system has no better way.
     WriteZeroes,
@@ -106,9 +108,16 @@ impl FileQueue {
             OpKind::Write if durable => Step::DurableWrite,
             OpKind::Write => Step::Write,
             OpKind::Flush => Step::Sync,
+            OpKind::Discard if self.shared.discard_by_ioctl => Step::Discard,
             OpKind::Discard => Step::PunchHole,
             OpKind::WriteZeroes if request.flags.contains(OpFlags::MAY_UNMAP) => Step::PunchHole,
-            OpKind::WriteZeroes => Step::ZeroRange,
+            OpKind::WriteZeroes => {
+                if self.shared.zeroes_are_data && request.flags.contains(OpFlags::NO_FALLBACK) {
+                    let text = "the device does not zero ranges itself";
+                    return Err(Fault::text(ErrorKind::NotSupported, request.offset, text));
+                }
+                Step::ZeroRange
+            }
             OpKind::Compare => {
                 let text = "a file has no compare of its own";
                 return Err(Fault::text(ErrorKind::NotSupported, request.offset, text));
@@ -162,6 +171,7 @@ impl FileQueue {
             Step::DurableWrite => Call::Write { offset, durable: true },
             Step::PunchHole => Call::Allocate { mode: PUNCH, offset, len },
             Step::ZeroRange => Call::Allocate { mode: ZERO, offset, len },
+            Step::Discard => Call::Discard { offset, len },
             Step::WriteZeroes => {
                 self.calls.lists().load_zeroes(slot, len);
                 Call::Write { offset, durable: false }
@@ -199,7 +209,7 @@ impl FileQueue {
                 self.have_written(slot, bytes)
             }
             Step::Sync => Ok(Next::Done),
-            Step::PunchHole | Step::ZeroRange => Ok(e.after_zeroes()),
+            Step::PunchHole | Step::Discard | Step::ZeroRange => Ok(e.after_zeroes()),
         }
     }
 

@@ -37,6 +37,8 @@ pub(super) enum Call {
     Sync,
     /// fallocate with `mode`.
     Allocate { mode: i32, offset: u64, len: u64 },
+    /// BLKDISCARD on a block device: by threads only.
+    Discard { offset: u64, len: u64 },
 }
 
 /// A call with its memory, to be made by any thread.
@@ -71,9 +73,17 @@ impl Job {
                 // SAFETY: as above.
                 outcome(unsafe { libc::fallocate(fd, mode, offset as i64, len as i64) } as isize)
             }
+            Call::Discard { offset, len } => {
+                let range = [offset, len];
+                // SAFETY: the call reads two words, which are ours.
+                outcome(unsafe { libc::ioctl(fd, BLKDISCARD, range.as_ptr()) } as isize)
+            }
         }
     }
 }
+
+/// linux/fs.h: `_IO(0x12, 119)`.
+const BLKDISCARD: libc::Ioctl = 0x1277;
 
 /// How a file's reads and writes are made at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -45,9 +45,9 @@ impl Ring {
     }
 
     /// Queues a call for the slot; the next [`enter`](Self::enter) hands it to the kernel.
-    /// `None` if the submission ring is full, otherwise the call's number.
+    /// `None` if the submission ring is full or has no such call, otherwise the call's number.
     pub(super) fn push(&mut self, slot: u16, call: Call) -> Option<u64> {
-        let entry = self.entry(slot, call).user_data(u64::from(slot));
+        let entry = self.entry(slot, call)?.user_data(u64::from(slot));
         self.push_entry(&entry)
     }
 
@@ -108,10 +108,10 @@ impl Ring {
         unsafe { BorrowedFd::borrow_raw(self.uring.as_raw_fd()) }
     }
 
-    fn entry(&self, slot: u16, call: Call) -> squeue::Entry {
+    fn entry(&self, slot: u16, call: Call) -> Option<squeue::Entry> {
         const FILE: types::Fixed = types::Fixed(0);
         let list = self.lists.live(slot);
-        match (call, list) {
+        Some(match (call, list) {
             (Call::Read { offset }, [one]) => {
                 opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
                     .offset(offset)
@@ -136,7 +136,8 @@ impl Ring {
             (Call::Allocate { mode, offset, len }, _) => {
                 opcode::Fallocate::new(FILE, len).offset(offset).mode(mode).build()
             }
-        }
+            (Call::Discard { .. }, _) => return None,
+        })
     }
 
     /// Cancellations leave room for one call of every slot.
@@ -169,6 +170,8 @@ impl Drop for Ring {
             }
             while self.reap().is_some() {}
         }
+        // The kernel takes a ring apart later on; whoever opens a device again wants it free now.
+        let _ = self.uring.submitter().unregister_files();
         // SAFETY: dropped here and nowhere else, and not used afterwards.
         unsafe {
             ManuallyDrop::drop(&mut self.uring);

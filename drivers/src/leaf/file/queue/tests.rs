@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicI32;
 use oxblock_engine::Source;
 use oxblock_mem::{Arena, ArenaOptions, IoVector, Memory, PagePolicy};
 
+use super::super::syscall::AtOnce;
 use super::*;
 
 /// A queue on a file of 64 KiB, and memory for its requests, which outlives it.
@@ -18,13 +19,19 @@ struct Rig {
 
 impl Rig {
     fn new(direct_block: Option<u32>) -> Rig {
+        Rig::with(direct_block, None)
+    }
+
+    fn with(direct_block: Option<u32>, at_once: Option<AtOnce>) -> Rig {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(64 << 10).expect("its length");
         let failed_sync = AtomicI32::new(0);
         let shared = Shared {
             file,
             direct_block,
-            at_once: None,
+            discard_by_ioctl: false,
+            zeroes_are_data: false,
+            at_once,
             workers: None,
             queue_depth: 4,
             failed_sync,
@@ -299,4 +306,55 @@ fn quiesce_ends_everything() {
     assert_eq!(rig.pass.drain().count(), 4);
     assert_eq!(rig.queue.in_flight(), 0);
     drop(rig);
+}
+
+#[test]
+fn what_is_in_memory_is_moved_within_the_submit() {
+    for how in [AtOnce::InMemory, AtOnce::NoWait] {
+        let mut rig = Rig::with(None, Some(how));
+        let mut list = rig.list(4096);
+        list.fill(0, 4096, 0x5a);
+        // A file system may have no writes that do not wait: then the ring makes it.
+        let _ = rig.submit(OpKind::Write, NONE, 4096, &list);
+        assert!(rig.outcome() == Some(Ok(())) || rig.settle() == [Ok(())]);
+        list.fill(0, 4096, 0);
+        rig.queue.at_once.skip = 0;
+        let _ = rig.submit(OpKind::Read, NONE, 4096, &list);
+        assert_eq!((rig.outcome(), rig.queue.in_flight()), (Some(Ok(())), 0));
+        let mut bytes = vec![0; 4096];
+        list.read_at(0, &mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == 0x5a));
+    }
+}
+
+/// A turn of the reactor must stay short, however deep the queue and long the requests.
+#[test]
+fn what_is_moved_at_once_between_two_polls_is_bounded() {
+    let mut rig = Rig::with(None, Some(AtOnce::InMemory));
+    let list = rig.list(32 << 10);
+    let many = AT_ONCE_BYTES_MAX / (32 << 10);
+    for _ in 0..many {
+        let _ = rig.submit(OpKind::Read, NONE, 0, &list);
+        assert_eq!(rig.outcome(), Some(Ok(())));
+    }
+    let _ = rig.submit(OpKind::Read, NONE, 0, &list);
+    assert_eq!((rig.outcome(), rig.queue.in_flight()), (None, 1), "the ring has it");
+    assert_eq!(rig.settle(), [Ok(())]);
+    let _ = rig.submit(OpKind::Read, NONE, 0, &list);
+    assert_eq!(rig.outcome(), Some(Ok(())), "after a poll");
+}
+
+/// An attempt that would wait costs a system call: a cold file must not pay two for each read.
+#[test]
+fn vain_attempts_grow_rare() {
+    let mut rig = Rig::with(None, Some(AtOnce::InMemory));
+    let list = rig.list(4096);
+    // Past the end of the file nothing can be read at once.
+    let mut attempts = 0;
+    for _ in 0..1000 {
+        attempts += u32::from(rig.queue.at_once.skip == 0);
+        let _ = rig.submit(OpKind::Read, NONE, 64 << 10, &list);
+        assert_eq!(rig.settle(), [Ok(())], "zeroes, by the ring");
+    }
+    assert!((2..30).contains(&attempts), "{attempts} attempts");
 }
