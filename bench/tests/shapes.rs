@@ -8,9 +8,13 @@ use oxblock_bench::json;
 use oxblock_bench::options::JobOptions;
 use oxblock_bench::report::{CloneReport, Report};
 use oxblock_bench::run::{Session, run};
+use oxblock_drivers::file::{self, FileOptions};
 use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::null::{self, NullOptions};
-use oxblock_engine::{Driver, Engine, Error, Node, Options};
+use oxblock_engine::{
+    Busy, Core, Driver, Engine, Error, ErrorKind, Fault, Limits, LocalFuture, Node, Options, Pass,
+    Queue, Request, Sleep, Token,
+};
 use oxblock_mem::counting_alloc::CountingAllocator;
 
 #[global_allocator]
@@ -185,4 +189,109 @@ fn percentiles_are_those_asked_for() {
     let list = document["jobs"][0]["read"]["clat_ns"]["percentile"].as_object().expect("a list");
     let keys: Vec<&String> = list.keys().collect();
     assert_eq!(keys, ["50.000000", "75.000000", "99.900000"]);
+}
+
+/// What a job leaves in a file of 64 KiB.
+fn written(words: &str) -> Vec<u8> {
+    let path = tempfile::NamedTempFile::new().expect("a file");
+    let driver = file::open(FileOptions {
+        size: Some(65_536),
+        block_size: 512,
+        ..FileOptions::new(path.path())
+    });
+    let words = format!("rw=write bs=4k {words}");
+    assert!(try_run(driver.expect("a file driver"), &words).expect("a run").is_good());
+    std::fs::read(path.path()).expect("its bytes")
+}
+
+#[test]
+fn contents_are_those_asked_for() {
+    assert!(written("zero_buffers").iter().all(|&byte| byte == 0));
+    let pattern = written("buffer_pattern=0xdeadbeef");
+    assert!(pattern.chunks(4).all(|four| four == [0xde, 0xad, 0xbe, 0xef]));
+    for words in ["buffer_compress_percentage=75", "buffer_compress_percentage=75 refill_buffers"] {
+        let bytes = written(words);
+        assert!(bytes.chunks(512).all(|c| c[128..] == [0; 384] && c[..128] != [0; 128]), "{words}");
+    }
+    // One buffer, written over and over; unless it is filled anew.
+    let same = |bytes: Vec<u8>| bytes[..4096] == bytes[4096..8192];
+    assert!(same(written("")) && !same(written("refill_buffers")));
+    assert!(written("").iter().any(|&byte| byte != 0));
+}
+
+#[test]
+fn seeds_repeat_only_where_asked() {
+    let seed = |words| try_run(memory_driver(), words).expect("a run").options.seed;
+    assert_eq!(seed("rw=randread"), seed("rw=randread randrepeat=1"));
+    assert_ne!(seed("rw=randread randrepeat=0"), seed("rw=randread randrepeat=0"));
+    assert_eq!(seed("rw=randread randrepeat=0 randseed=5"), 5);
+}
+
+/// A device of 1 MiB whose second half is a media error.
+struct Broken;
+
+impl Driver for Broken {
+    fn name(&self) -> &'static str {
+        "broken"
+    }
+
+    fn limits(&self) -> Limits {
+        Limits::new(1 << 20, 512)
+    }
+
+    fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        Box::pin(async { Ok(Box::new(Broken) as Box<dyn Queue>) })
+    }
+
+    fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
+}
+
+impl Queue for Broken {
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        let result = match request.offset {
+            0..0x8_0000 => Ok(()),
+            offset => Err(Fault::new(ErrorKind::Media, offset)),
+        };
+        pass.done(request.token, result);
+        Ok(())
+    }
+
+    fn kick(&mut self, _: &mut Pass) {}
+
+    fn poll(&mut self, _: &mut Pass) -> usize {
+        0
+    }
+
+    fn cancel(&mut self, _: Token) {}
+
+    fn in_flight(&self) -> usize {
+        0
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        Sleep::Woken
+    }
+
+    fn quiesce(&mut self, _: &mut Pass) -> bool {
+        true
+    }
+}
+
+#[test]
+fn a_job_goes_on_after_errors_where_asked() {
+    for (words, goes_on) in [
+        ("rw=read iodepth=4 continue_on_error=read", true),
+        ("rw=write iodepth=4 continue_on_error=io", true),
+        ("rw=read iodepth=4 continue_on_error=write", false),
+    ] {
+        let report = try_run(Box::new(Broken), words).expect("a run");
+        let group = report.group();
+        // What failed is not counted as done, and the run is not called good.
+        assert!(!report.is_good() && group.ios() <= 128, "{words}");
+        assert_eq!((group.errors == 128, group.ios() + group.errors == 256), (goes_on, goes_on));
+        let document = json::document(&[report], SystemTime::UNIX_EPOCH);
+        assert_eq!(document["jobs"][0]["total_err"], group.errors);
+    }
 }

@@ -120,7 +120,7 @@ impl Shaped {
 
     /// When it must be looked after even if nothing completes.
     pub fn wake_at_ns(&self) -> u64 {
-        self.begins_ns.unwrap_or(0).max(self.wait_until_ns)
+        self.wait_until_ns
     }
 
     #[inline]
@@ -256,6 +256,7 @@ impl Worker {
         if !self.started {
             let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);
             if now < begins && !self.stop.load(Relaxed) {
+                shaped.wait_until_ns = begins;
                 self.shaped = Some(shaped);
                 return 0;
             }
