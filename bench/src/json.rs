@@ -126,6 +126,7 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
     json!({
         "target": report.target,
         "serving_cores": serving,
+        "series": report.series.json(),
         "core": clone.core,
         "jobs_merged": clone.merged,
         "ns_per_io": clone.runtime_ns as f64 / clone.ios().max(1) as f64,
@@ -238,7 +239,7 @@ fn spread(all: &Latency, unit: u64, steps: &[u64], last: Option<u64>) -> Value {
 }
 
 /// UTC in the form of `ctime`, which fio uses: `Sun Nov 22 11:21:21 2026`.
-fn calendar_time(since_epoch: Duration) -> String {
+pub(crate) fn calendar_time(since_epoch: Duration) -> String {
     const MONTHS: [&str; 12] =
         ["Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec"];
     const DAYS: [&str; 7] = ["Thu", "Fri", "Sat", "Sun", "Mon", "Tue", "Wed"];

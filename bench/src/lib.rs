@@ -2,7 +2,7 @@
 //!
 //! A job is described in fio's words ([`options`]), runs against any node of an engine ([`run`]),
 //! and ends in a [`report::Report`], which prints for a person ([`text`]) or as fio 3's JSON
-//! ([`json`]). The command `oxblock bench` is this crate behind a command line.
+//! ([`json`]) or as one page of HTML ([`html`]). The command `oxblock bench` is this crate behind a command line.
 //!
 //! ```
 //! use std::sync::{Arc, atomic::AtomicBool};
@@ -39,15 +39,19 @@
 //! that path allocates, locks, divides or calls the system.
 #![forbid(unsafe_code)]
 
+pub mod compare;
 mod generate;
+pub mod html;
 pub mod job;
 pub mod jobfile;
 pub mod json;
+pub mod machine;
 pub mod options;
 pub mod pattern;
 pub mod peers;
 pub mod report;
 pub mod run;
+pub mod series;
 mod serving;
 pub mod stats;
 pub mod text;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use oxblock_engine::Fault;
 
 use crate::options::JobOptions;
+use crate::series::Series;
 use crate::stats::{CpuUse, Depths, Direction, DirectionStats, Latency};
 use crate::verify::Mismatch;
 
@@ -22,6 +23,8 @@ pub struct Report {
     /// What the cores spent that serve the target; empty if there are none, or the job was over
     /// within a moment.
     pub serving: Vec<ServingReport>,
+    /// Rates of all clones over the run.
+    pub series: Series,
     /// Ended before its time by the user.
     pub interrupted: bool,
 }

@@ -12,6 +12,7 @@ use crate::job::{Outcome, Phase, Progress, ShapedWork, Work, Worker, buffers, ru
 use crate::options::{JobOptions, Plan, Verify};
 use crate::pattern::{Steps, mix64};
 use crate::report::{CloneReport, Report};
+use crate::series::{Point, Series};
 use crate::serving::Serving;
 use crate::stats::{DirectionStats, Samples};
 use crate::units::Size;
@@ -158,7 +159,7 @@ fn run_clones(
         }));
     }
     let mut serving = Vec::new();
-    let samples = watch_clones(job, &progress, &mut |now, snapshot| {
+    let (samples, series) = watch_clones(job, &progress, &mut |now, snapshot| {
         if serving.is_empty() && now.total() > 0 {
             serving = begin_serving(session, now.total());
         }
@@ -178,7 +179,7 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, group_id: 0, target, clones, serving, interrupted })
+    Ok(Report { options, group_id: 0, target, clones, serving, series, interrupted })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine
@@ -299,9 +300,10 @@ fn watch_clones(
     job: &Job,
     progress: &[Arc<Progress>],
     watch: &mut dyn FnMut(&Mark, &Snapshot),
-) -> Vec<[Samples; 2]> {
+) -> (Vec<[Samples; 2]>, Series) {
     let begun = Instant::now();
     let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
+    let mut series = Series::default();
     let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
     while job.running.load(SeqCst) > 0 {
         std::thread::park_timeout(SHOW);
@@ -319,10 +321,26 @@ fn watch_clones(
         }
         if now.at - shown.at >= SHOW {
             watch(&now, &snapshot(job, progress, begun, &now, &shown));
+            if shown.at - begun >= job.options.ramp_time {
+                series.add(point(job, begun, &now, &shown));
+            }
             shown = now;
         }
     }
-    samples
+    (samples, series)
+}
+
+/// What was done between two marks, all clones together.
+fn point(job: &Job, begun: Instant, now: &Mark, before: &Mark) -> Point {
+    let zero = begun + job.options.ramp_time;
+    let count = |mark: &Mark, way: usize| mark.ios.iter().map(|ios| ios[way]).sum::<u64>();
+    let ios = [0, 1].map(|way| count(now, way).saturating_sub(count(before, way)) as f64);
+    Point {
+        start: before.at.saturating_duration_since(zero),
+        end: now.at.saturating_duration_since(zero),
+        ios,
+        bytes: ios.map(|ios| ios * f64::from(job.options.block_size)),
+    }
 }
 
 fn snapshot(

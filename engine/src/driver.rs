@@ -59,6 +59,12 @@ pub trait Queue {
     /// How many requests may still touch memory.
     fn in_flight(&self) -> usize;
 
+    /// Whether what is in flight may end so soon that it pays to poll for it a while before
+    /// going to sleep. A slow device's completions gather meanwhile, and cost less together.
+    fn is_worth_polling(&self) -> bool {
+        true
+    }
+
     /// Asked when the reactor has nothing to do: may it sleep, and what wakes it?
     fn sleep(&mut self) -> Sleep<'_>;
 

@@ -255,6 +255,13 @@ impl Io {
         self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
     }
 
+    /// Whether to poll a while before sleep: always, unless all that is in flight is slow.
+    pub fn is_worth_polling(&self) -> bool {
+        let mut busy =
+            self.leaves.iter().flatten().filter(|leaf| leaf.queue.in_flight() > 0).peekable();
+        busy.peek().is_none() || busy.any(|leaf| leaf.queue.is_worth_polling())
+    }
+
     /// What the slot table holds and saw.
     pub fn stats(&self) -> CoreStats {
         CoreStats {

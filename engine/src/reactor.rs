@@ -35,7 +35,8 @@ const DEFAULT_ARENA: usize = 32 << 20;
 pub enum PollMode {
     /// Keeps polling: the shortest latency, a whole core.
     Pure,
-    /// Polls on for this long, then sleeps until it is woken.
+    /// Polls on for this long, then sleeps until it is woken; at once where all that is in
+    /// flight is too slow to be polled for ([`Queue::is_worth_polling`](crate::Queue)).
     Adaptive {
         /// How long to poll on, in µs.
         spin_us: u32,
@@ -241,7 +242,9 @@ impl Reactor {
         let now_ns = self.core.pass_now();
         let since_ns = self.idle_since_ns.get().unwrap_or(now_ns);
         self.idle_since_ns.set(Some(since_ns));
-        if now_ns - since_ns >= u64::from(spin_us) * 1000 && !self.core.0.time.is_simulated() {
+        let is_over = now_ns - since_ns >= u64::from(spin_us) * 1000
+            || !self.core.0.io.borrow().is_worth_polling();
+        if is_over && !self.core.0.time.is_simulated() {
             self.try_sleep();
         } else {
             self.relax();

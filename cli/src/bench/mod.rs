@@ -1,5 +1,6 @@
 //! `oxblock bench`: the harness on the command line.
 
+mod compare;
 mod jobs;
 mod progress;
 mod rounds;
@@ -15,7 +16,7 @@ use std::time::SystemTime;
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
-use oxblock_bench::{json, text};
+use oxblock_bench::{html, json, text};
 use oxblock_engine::Error;
 
 use crate::target::TargetSpec;
@@ -63,6 +64,8 @@ pub fn command() -> Command {
     Command::new("bench")
         .about("Measure a block device, a file or the engine itself, in fio's words")
         .after_help(AFTER_HELP)
+        .args_conflicts_with_subcommands(true)
+        .subcommand(compare::command())
         .arg(
             Arg::new("jobfile")
                 .value_name("JOBFILE")
@@ -101,6 +104,14 @@ pub fn command() -> Command {
                 .help("Write the report there instead of standard output"),
         )
         .arg(
+            Arg::new("report")
+                .long("report")
+                .value_name("FILE.html")
+                .value_parser(clap::value_parser!(PathBuf))
+                .conflicts_with("table")
+                .help("Write a page with plots there too; it needs nothing but a browser"),
+        )
+        .arg(
             Arg::new("table")
                 .long("table")
                 .action(ArgAction::SetTrue)
@@ -113,6 +124,9 @@ pub fn command() -> Command {
 ///
 /// Errors: options that contradict each other, a target that cannot be opened.
 pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
+    if let Some(("compare", matches)) = matches.subcommand() {
+        return compare::run(matches);
+    }
     let stop = stop_on_signal()?;
     if matches.get_flag("table") {
         return table::run(&jobs::given(matches)?, &stop);
@@ -153,6 +167,7 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
 struct Output {
     json: bool,
     file: Option<(PathBuf, std::fs::File)>,
+    page: Option<(PathBuf, std::fs::File)>,
     reports: Vec<Report>,
     noted: Vec<String>,
 }
@@ -160,15 +175,14 @@ struct Output {
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
         let json = matches.get_one::<String>("output-format").is_some_and(|word| word == "json");
-        let file = match matches.get_one::<PathBuf>("output") {
-            None => None,
-            Some(path) => {
-                let what = || format!("creating the report file {}", path.display());
-                let file = std::fs::File::create(path).map_err(|e| Error::from_io(what(), e))?;
-                Some((path.clone(), file))
-            }
+        let create = |option: &str| -> Result<Option<(PathBuf, std::fs::File)>, Error> {
+            let Some(path) = matches.get_one::<PathBuf>(option) else { return Ok(None) };
+            let what = || format!("creating the report file {}", path.display());
+            let file = std::fs::File::create(path).map_err(|e| Error::from_io(what(), e))?;
+            Ok(Some((path.clone(), file)))
         };
-        Ok(Output { json, file, reports: Vec::new(), noted: Vec::new() })
+        let (file, page) = (create("output")?, create("report")?);
+        Ok(Output { json, file, page, reports: Vec::new(), noted: Vec::new() })
     }
 
     /// Says on standard error what was not said yet.
@@ -193,17 +207,25 @@ impl Output {
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {
-        if self.json {
-            self.reports.push(report);
-            return Ok(());
+        if !self.json {
+            self.write(&format!("{}\n", text::report(&report)))?;
         }
-        self.write(&format!("{}\n", text::report(&report)))
+        if self.json || self.page.is_some() {
+            self.reports.push(report);
+        }
+        Ok(())
     }
 
     fn finish(mut self) -> Result<(), Error> {
         if self.json {
             let document = json::document(&self.reports, SystemTime::now());
             self.write(&format!("{document:#}\n"))?;
+        }
+        if let Some((path, file)) = &mut self.page {
+            let page = html::page(&self.reports, SystemTime::now());
+            file.write_all(page.as_bytes()).map_err(|error| {
+                Error::from_io(format!("writing the report to {}", path.display()), error)
+            })?;
         }
         Ok(())
     }

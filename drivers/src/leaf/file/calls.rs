@@ -4,6 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use oxblock_engine::Sleep;
+use oxblock_mem::Region;
 
 use super::Shared;
 use super::syscall::{Call, Lists};
@@ -17,12 +18,13 @@ pub(super) enum Calls {
 }
 
 impl Calls {
-    pub(super) fn new(shared: &Arc<Shared>) -> io::Result<Self> {
+    /// `memory` is where most requests' memory comes from, if it is worth registering.
+    pub(super) fn new(shared: &Arc<Shared>, memory: Option<Region>) -> io::Result<Self> {
         Ok(match &shared.workers {
             Some((threads, cpus)) => {
                 Calls::Workers(Workers::new(shared, usize::from(*threads), *cpus)?)
             }
-            None => Calls::Ring(Box::new(Ring::new(&shared.file, shared.queue_depth)?)),
+            None => Calls::Ring(Box::new(Ring::new(&shared.file, shared.queue_depth, memory)?)),
         })
     }
 

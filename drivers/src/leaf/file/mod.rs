@@ -200,8 +200,10 @@ impl Driver for FileDriver {
         self.notice.as_deref()
     }
 
-    fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
-        let queue = FileQueue::new(self.shared.clone())
+    fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        // Copies to and from the page cache have no use for registered memory.
+        let memory = self.shared.direct_block.map(|_| core.arena().region());
+        let queue = FileQueue::new(self.shared.clone(), memory)
             .map(|queue| Box::new(queue) as Box<dyn Queue>)
             .map_err(|e| match self.shared.workers {
                 None => ring_error(&self.path, e),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
+use oxblock_mem::Region;
 
 use super::Shared;
 use super::calls::Calls;
@@ -14,6 +15,9 @@ const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
 
 /// The most requests that go to the ring after one that could not be made at once.
 const PAUSE_MAX: u8 = 63;
+
+/// So many requests in flight are few.
+const FEW: usize = 8;
 
 /// How often a call that the kernel interrupts or puts off is made again.
 const TRIES_MAX: u16 = 1000;
@@ -69,7 +73,7 @@ enum Step {
 }
 
 impl FileQueue {
-    pub(super) fn new(shared: Arc<Shared>) -> std::io::Result<Self> {
+    pub(super) fn new(shared: Arc<Shared>, memory: Option<Region>) -> std::io::Result<Self> {
         let depth = shared.queue_depth;
         let none = Entry {
             token: None,
@@ -83,7 +87,7 @@ impl FileQueue {
             tries: 0,
         };
         Ok(Self {
-            calls: Calls::new(&shared)?,
+            calls: Calls::new(&shared, memory)?,
             shared,
             entries: vec![none; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
@@ -410,6 +414,8 @@ impl Queue for FileQueue {
         if self.calls.in_kernel() == 0 {
             return 0;
         }
+        // Entering first lets the kernel post what it has put off.
+        self.enter(pass);
         let finished = self.reap(pass);
         self.enter(pass);
         finished
@@ -426,6 +432,12 @@ impl Queue for FileQueue {
 
     fn in_flight(&self) -> usize {
         self.entries.len() - self.free.len()
+    }
+
+    /// With few in flight, their latency is what somebody waits for; with many, it is the
+    /// processor's time that counts, which a disk is too slow to be polled for.
+    fn is_worth_polling(&self) -> bool {
+        self.in_flight() < FEW
     }
 
     fn sleep(&mut self) -> Sleep<'_> {

@@ -8,6 +8,7 @@ use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use io_uring::{IoUring, opcode, squeue, types};
+use oxblock_mem::Region;
 
 use super::syscall::{Call, Lists, write_flags};
 
@@ -19,6 +20,8 @@ const CANCEL: u64 = u64::MAX;
 pub(super) struct Ring {
     uring: ManuallyDrop<IoUring>,
     lists: ManuallyDrop<Lists>,
+    /// Memory that the kernel holds pinned and mapped, in parts of [`FIXED_MAX`].
+    fixed: Option<Region>,
     /// Calls, cancellations included, whose completion is still to come.
     in_kernel: usize,
     /// Calls pushed since the ring was made.
@@ -28,12 +31,17 @@ pub(super) struct Ring {
 impl Ring {
     /// A ring with `depth` slots on `file`, which the kernel keeps open as long as the ring
     /// lives.
-    pub(super) fn new(file: &File, depth: u16) -> io::Result<Self> {
+    ///
+    /// `memory`, from which most requests' memory comes, is registered where the limit of locked
+    /// memory allows: the kernel then need not look up its pages for each call.
+    pub(super) fn new(file: &File, depth: u16, memory: Option<Region>) -> io::Result<Self> {
         let uring = build(u32::from(depth))?;
         uring.submitter().register_files(&[file.as_raw_fd()])?;
+        let fixed = memory.filter(|region| register(&uring, region).is_ok());
         Ok(Self {
             uring: ManuallyDrop::new(uring),
             lists: ManuallyDrop::new(Lists::new(depth)),
+            fixed,
             in_kernel: 0,
             pushed: 0,
         })
@@ -112,6 +120,11 @@ impl Ring {
         const FILE: types::Fixed = types::Fixed(0);
         let list = self.lists.live(slot);
         Some(match (call, list) {
+            (Call::Read { offset }, [one]) if let Some(index) = self.fixed_index(one) => {
+                opcode::ReadFixed::new(FILE, one.iov_base.cast(), one.iov_len as u32, index)
+                    .offset(offset)
+                    .build()
+            }
             (Call::Read { offset }, [one]) => {
                 opcode::Read::new(FILE, one.iov_base.cast(), one.iov_len as u32)
                     .offset(offset)
@@ -119,6 +132,12 @@ impl Ring {
             }
             (Call::Read { offset }, many) => {
                 opcode::Readv::new(FILE, many.as_ptr(), many.len() as u32).offset(offset).build()
+            }
+            (Call::Write { offset, durable }, [one]) if let Some(index) = self.fixed_index(one) => {
+                opcode::WriteFixed::new(FILE, one.iov_base.cast(), one.iov_len as u32, index)
+                    .offset(offset)
+                    .rw_flags(write_flags(durable))
+                    .build()
             }
             (Call::Write { offset, durable }, [one]) => {
                 opcode::Write::new(FILE, one.iov_base.cast(), one.iov_len as u32)
@@ -138,6 +157,15 @@ impl Ring {
             }
             (Call::Discard { .. }, _) => return None,
         })
+    }
+
+    /// The registered part in which a piece of memory lies.
+    fn fixed_index(&self, piece: &libc::iovec) -> Option<u16> {
+        let region = self.fixed.as_ref()?;
+        let first = piece.iov_base.addr().checked_sub(region.addr().addr())?;
+        let last = first.checked_add(piece.iov_len.checked_sub(1)?)?;
+        let part = first / FIXED_MAX;
+        (last < region.len() && last / FIXED_MAX == part).then_some(part as u16)
     }
 
     /// Cancellations leave room for one call of every slot.
@@ -178,6 +206,21 @@ impl Drop for Ring {
             ManuallyDrop::drop(&mut self.lists);
         }
     }
+}
+
+/// The kernel takes no longer piece of memory as one registered buffer.
+const FIXED_MAX: usize = 1 << 30;
+
+fn register(uring: &IoUring, region: &Region) -> io::Result<()> {
+    let parts: Vec<libc::iovec> = (0..region.len())
+        .step_by(FIXED_MAX)
+        .map(|at| libc::iovec {
+            iov_base: region.addr().wrapping_add(at).cast(),
+            iov_len: FIXED_MAX.min(region.len() - at),
+        })
+        .collect();
+    // SAFETY: the memory stays mapped as long as the ring keeps the region.
+    unsafe { uring.submitter().register_buffers(&parts) }
 }
 
 /// Task work is left until we enter: no interrupts from the kernel. Deferred task work

@@ -39,7 +39,7 @@ impl Rig {
         let memory = Memory::new();
         let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(1 << 20) };
         let arena = memory.add_arena(&options).expect("an arena");
-        let queue = FileQueue::new(Arc::new(shared)).expect("a ring");
+        let queue = FileQueue::new(Arc::new(shared), Some(arena.region())).expect("a ring");
         Rig { queue, pass: Pass::new(64), arena, _memory: memory }
     }
 
@@ -184,7 +184,7 @@ fn a_failed_flush_keeps_failing_on_every_queue_of_the_file() {
     let list = rig.list(512);
     let _ = rig.submit(OpKind::Write, OpFlags::FUA, 0, &list);
     assert_eq!(kind_of(rig.outcome()), ErrorKind::Io);
-    let other = FileQueue::new(rig.queue.shared.clone()).expect("a ring");
+    let other = FileQueue::new(rig.queue.shared.clone(), None).expect("a ring");
     let flush = Request {
         token: Token(1),
         kind: OpKind::Flush,
@@ -357,4 +357,27 @@ fn vain_attempts_grow_rare() {
         assert_eq!(rig.settle(), [Ok(())], "zeroes, by the ring");
     }
     assert!((2..30).contains(&attempts), "{attempts} attempts");
+}
+
+/// A piece outside the registered memory, or across its end, must not name it.
+#[test]
+fn registered_memory_and_any_other_are_both_read_into() {
+    let mut rig = Rig::new(Some(512));
+    let other_memory = Memory::new();
+    let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(1 << 20) };
+    let other = other_memory.add_arena(&options).expect("an arena");
+    let mut inside = rig.list(4096);
+    let mut outside: IoVector = other.alloc(4096, 4096).expect("memory").into();
+    inside.fill(0, 4096, 0x77);
+    let _ = rig.submit(OpKind::Write, NONE, 8192, &inside);
+    assert_eq!(rig.settle(), [Ok(())]);
+    for list in [&mut inside, &mut outside] {
+        list.fill(0, 4096, 0);
+        let _ = rig.submit(OpKind::Read, NONE, 8192, list);
+        assert_eq!(rig.settle(), [Ok(())]);
+        let mut bytes = vec![0; 4096];
+        list.read_at(0, &mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == 0x77));
+    }
+    drop(rig);
 }
