@@ -23,10 +23,16 @@ use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
 use oxblock_mem::{ArenaOptions, IoVector};
 
+use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
 use crate::report::{Allocations, CloneReport, FailedIo, VerifyReport};
 use crate::stats::{CpuUse, Direction};
 use crate::verify::{Checker, Recipe};
+use shaped::Shaped;
+
+mod shaped;
+
+pub(crate) use shaped::Shaped as ShapedWork;
 
 /// The clock that latencies are taken with.
 pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
@@ -98,6 +104,8 @@ pub(crate) struct Worker {
     counts: Counts,
     checker: Option<Checker>,
     fault: Option<FailedIo>,
+    /// Set for jobs whose blocks, places or pace are not plain.
+    shaped: Option<Box<Shaped>>,
 }
 
 /// What starts anew when the ramp ends.
@@ -232,12 +240,21 @@ impl Worker {
             counts: Counts::new(0),
             checker,
             fault: None,
+            shaped: None,
         }
+    }
+
+    /// The same, of a job with a shape.
+    pub fn shaped(self, shaped: Shaped) -> Worker {
+        Worker { shaped: Some(Box::new(shaped)), ..self }
     }
 
     /// One pass: takes what has completed, and submits as much again. How many had completed.
     #[inline]
     pub fn pass(&mut self, core: &Core) -> usize {
+        if let Some(shaped) = self.shaped.take() {
+            return self.pass_shaped(core, shaped);
+        }
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let count = self.channel.poll(|completion| {
@@ -269,12 +286,15 @@ impl Worker {
 
     /// Is everything submitted and back?
     pub fn is_over(&self) -> bool {
-        self.closing && self.in_flight == 0
+        self.closing
+            && self.in_flight == 0
+            && self.shaped.as_ref().is_none_or(|shaped| shaped.is_done())
     }
 
     /// When [`Worker::pass`] must be called even if nothing completes.
     pub fn wake_at_ns(&self, now: u64) -> u64 {
-        self.ends_ns.min(now + STOP_CHECK_NS)
+        let shaped = self.shaped.as_ref().map_or(u64::MAX, |shaped| shaped.wake_at_ns());
+        self.ends_ns.min(now + STOP_CHECK_NS).min(shaped.max(now))
     }
 
     fn start(&mut self, now: u64) {
@@ -434,8 +454,10 @@ impl Worker {
             count: latest.count - steady.count,
             ios: latest.ios - steady.ios,
         });
-        for direction in [&mut report.read, &mut report.write] {
-            direction.bytes = direction.ios * u64::from(self.phase.block_size);
+        for direction in [&mut report.read, &mut report.write, &mut report.trim] {
+            if self.shaped.is_none() {
+                direction.bytes = direction.ios * u64::from(self.phase.block_size);
+            }
             direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
         }
         report.fault = self.fault;
@@ -455,7 +477,11 @@ impl Worker {
 
 #[cold]
 fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
-    let direction = if kind == OpKind::Read { Direction::Read } else { Direction::Write };
+    let direction = match kind {
+        OpKind::Read => Direction::Read,
+        OpKind::Discard => Direction::Trim,
+        _ => Direction::Write,
+    };
     first.get_or_insert(FailedIo { direction, fault });
 }
 
@@ -471,8 +497,13 @@ fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
     matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
 }
 
-/// One buffer of `len` bytes for each of `depth` I/Os, full of random bytes.
-pub(crate) fn buffers(core: &Core, depth: u32, len: u32) -> Result<Vec<IoVector>, Error> {
+/// One buffer of `len` bytes for each of `depth` I/Os.
+pub(crate) fn buffers(
+    core: &Core,
+    depth: u32,
+    len: u32,
+    contents: &Contents,
+) -> Result<Vec<IoVector>, Error> {
     let (depth, len) = (depth as usize, len as usize);
     let size = depth * len.next_multiple_of(4096);
     let arena = core.memory().add_arena(&ArenaOptions::new(size))?;
@@ -480,9 +511,8 @@ pub(crate) fn buffers(core: &Core, depth: u32, len: u32) -> Result<Vec<IoVector>
     let mut buffers = Vec::with_capacity(depth);
     for _ in 0..depth {
         let mut buf = arena.alloc(len, 4096)?;
-        for at in (0..len).step_by(8) {
-            let word = random.next_u64().to_le_bytes();
-            buf.write_at(at, &word[..(len - at).min(8)]);
+        if let Some(block) = buf.as_mut_slice() {
+            contents.fill(&mut random, block);
         }
         buffers.push(buf.into());
     }

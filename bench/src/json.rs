@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
+use crate::options::JobOptions;
 use crate::report::{CloneReport, Report};
 use crate::stats::{Depths, Direction, DirectionStats, Latency, Summary};
 
@@ -58,12 +59,16 @@ fn job(report: &Report, clone: &CloneReport) -> Value {
     put("eta", 0.into());
     put("elapsed", clone.runtime_ns.div_ceil(1_000_000_000).into());
     put("job options", job_options(report));
-    for way in Direction::BOTH {
+    for way in Direction::ALL {
         let group_rate = report.group().direction(way).bandwidth();
-        put(way.word(), direction(clone.direction(way), group_rate));
+        put(way.word(), direction(clone.direction(way), group_rate, &report.options));
     }
-    put("trim", direction(&DirectionStats::default(), 0.0));
-    put("sync", json!({ "total_ios": 0, "lat_ns": latency(None) }));
+    let lat = with_percentiles(&clone.sync, &report.options.percentiles);
+    put("sync", json!({ "total_ios": clone.sync.count(), "lat_ns": lat }));
+    if clone.errors > 0 {
+        put("total_err", clone.errors.into());
+        put("first_error", clone.errno().into());
+    }
     put("job_runtime", (clone.runtime_ns / 1_000_000).into());
     let share = |ns: u64| 100.0 * ns as f64 / clone.runtime_ns.max(1) as f64;
     put("usr_cpu", share(clone.cpu.user_ns).into());
@@ -76,6 +81,7 @@ fn job(report: &Report, clone: &CloneReport) -> Value {
     put("iodepth_complete", batches(&clone.completed));
     let mut all = clone.read.latency.clone();
     all.merge(&clone.write.latency);
+    all.merge(&clone.trim.latency);
     put("latency_ns", spread(&all, 1, &NS_STEPS, None));
     put("latency_us", spread(&all, 1_000, &US_STEPS, None));
     put("latency_ms", spread(&all, 1_000_000, &MS_STEPS, Some(2000)));
@@ -128,13 +134,14 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
         "heap_allocations_per_io": clone.allocations_per_io(),
         "heap_allocations": clone.allocations.map(|a| a.count),
         "clock": crate::job::CLOCK,
+        "latency_from": if report.options.shape.has_rate() { "due time" } else { "submission" },
         "interrupted": report.interrupted,
         "error_message": clone.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault)),
         "verify": verify,
     })
 }
 
-fn direction(stats: &DirectionStats, group_bandwidth: f64) -> Value {
+fn direction(stats: &DirectionStats, group_bandwidth: f64, options: &JobOptions) -> Value {
     let bandwidth = stats.bandwidth();
     let rates = Summary::of(&stats.samples.bandwidth);
     let iops = Summary::of(&stats.samples.iops);
@@ -150,7 +157,7 @@ fn direction(stats: &DirectionStats, group_bandwidth: f64) -> Value {
         "short_ios": 0,
         "drop_ios": 0,
         "slat_ns": latency(None),
-        "clat_ns": with_percentiles(&stats.latency),
+        "clat_ns": with_percentiles(&stats.latency, &options.percentiles),
         "lat_ns": latency(Some(&stats.latency)),
         "bw_min": (rates.min / 1024.0) as u64,
         "bw_max": (rates.max / 1024.0) as u64,
@@ -181,11 +188,12 @@ fn latency(latency: Option<&Latency>) -> Value {
     }
 }
 
-fn with_percentiles(stats: &Latency) -> Value {
+fn with_percentiles(stats: &Latency, list: &[f64]) -> Value {
     let mut value = latency(Some(stats));
     if stats.count() > 0 {
-        let list = PERCENTILES.map(|p| (format!("{p:.6}"), Value::from(stats.percentile(p))));
-        value["percentile"] = Value::Object(list.into_iter().collect());
+        let list = if list.is_empty() { &PERCENTILES[..] } else { list };
+        let list = list.iter().map(|&p| (format!("{p:.6}"), Value::from(stats.percentile(p))));
+        value["percentile"] = Value::Object(list.collect());
     }
     value
 }

@@ -40,6 +40,7 @@
 #![forbid(unsafe_code)]
 
 pub mod compare;
+mod generate;
 pub mod html;
 pub mod job;
 pub mod jobfile;

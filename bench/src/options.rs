@@ -10,9 +10,11 @@ use crate::pattern::Order;
 use crate::units::Size;
 
 mod names;
+mod shape;
 mod table;
 
 pub use names::{FIO_OPTIONS, nearest};
+pub use shape::{BlockSizes, Contents, Distribution, Shape};
 pub use table::{OPTIONS, OptionSpec};
 
 /// What one job does, before it meets a target. [`Default`] is fio's default where fio has one.
@@ -58,8 +60,24 @@ pub struct JobOptions {
     pub direct: bool,
     /// Report the clones of a job as one.
     pub group_reporting: bool,
+    /// Sizes, places and pace beyond the plain.
+    pub shape: Shape,
+    /// What is written where nothing is verified.
+    pub contents: Contents,
+    /// The same seed for each run, where none is given.
+    pub rand_repeat: bool,
+    /// How many times over the job is done.
+    pub loops: u32,
+    /// The length of a file that is made, bytes.
+    pub file_size: Option<u64>,
+    /// Bytes from the start of one clone's range to that of the next.
+    pub offset_increment: u64,
+    /// The percentiles that are reported; empty: fio's.
+    pub percentiles: Vec<f64>,
     /// What the job runs against, in the words of the command line; `None`: left to the command.
     pub target: Option<String>,
+    /// fio's null engine was asked for: nothing named by `target` may be touched.
+    pub null_engine: bool,
     /// Begins when all jobs before it have ended.
     pub stonewall: bool,
     /// Begins a new group of reports.
@@ -95,7 +113,15 @@ impl Default for JobOptions {
             verify_fatal: false,
             direct: false,
             group_reporting: false,
+            shape: Shape::default(),
+            contents: Contents::Random,
+            rand_repeat: true,
+            loops: 1,
+            file_size: None,
+            offset_increment: 0,
+            percentiles: Vec::new(),
             target: None,
+            null_engine: false,
             stonewall: false,
             new_group: false,
             exit_all: false,
@@ -120,6 +146,10 @@ pub enum Rw {
     ReadWrite,
     /// Random reads and writes, mixed.
     RandRw,
+    /// Sequential trims.
+    Trim,
+    /// Random trims.
+    RandTrim,
 }
 
 impl Rw {
@@ -132,15 +162,22 @@ impl Rw {
             Rw::RandWrite => "randwrite",
             Rw::ReadWrite => "rw",
             Rw::RandRw => "randrw",
+            Rw::Trim => "trim",
+            Rw::RandTrim => "randtrim",
         }
     }
 
     /// Are offsets random?
     pub fn is_random(self) -> bool {
-        matches!(self, Rw::RandRead | Rw::RandWrite | Rw::RandRw)
+        matches!(self, Rw::RandRead | Rw::RandWrite | Rw::RandRw | Rw::RandTrim)
     }
 
-    /// Does it write?
+    /// Does it trim?
+    pub fn trims(self) -> bool {
+        matches!(self, Rw::Trim | Rw::RandTrim)
+    }
+
+    /// Does it change what the target holds?
     pub fn writes(self) -> bool {
         !matches!(self, Rw::Read | Rw::RandRead)
     }
@@ -202,17 +239,36 @@ impl JobOptions {
         Ok(())
     }
 
+    /// Sets the block sizes of reads, writes and trims.
+    fn set_sizes(&mut self, sizes: [BlockSizes; 3]) {
+        self.block_size = sizes.iter().map(BlockSizes::max).max().unwrap_or(self.block_size);
+        let same = sizes.iter().all(|s| *s == BlockSizes::Range(self.block_size, self.block_size));
+        self.shape.sizes = (!same).then_some(sizes);
+    }
+
     /// Was the option given by name?
     pub fn is_given(&self, name: &str) -> bool {
         self.given.iter().any(|(given, _)| *given == name)
     }
 
+    /// What the job runs against, in words; `None`: left to the command.
+    pub fn target_words(&self) -> Option<&str> {
+        if self.null_engine { Some("null") } else { self.target.as_deref() }
+    }
+
+    /// Does it ask more of the hot loop than blocks of one size as fast as they go?
+    pub fn is_shaped(&self) -> bool {
+        !self.shape.is_plain() || self.rw.trims()
+    }
+
     /// Where the job's range ends on its target, if the job says so in bytes.
     pub fn end_bytes(&self) -> Option<u64> {
-        match (self.offset, self.size) {
+        let own = match (self.offset, self.size) {
             (Size::Bytes(offset), Some(Size::Bytes(size))) => offset.checked_add(size),
             _ => None,
-        }
+        };
+        let others = self.offset_increment.saturating_mul(u64::from(self.num_jobs) - 1);
+        own.map(|end| end.saturating_add(others)).max(self.file_size)
     }
 
     /// The order of offsets that the options ask for.
@@ -228,7 +284,7 @@ impl JobOptions {
     pub fn reads_in_hundred(&self) -> u8 {
         match self.rw {
             Rw::Read | Rw::RandRead => 100,
-            Rw::Write | Rw::RandWrite => 0,
+            Rw::Write | Rw::RandWrite | Rw::Trim | Rw::RandTrim => 0,
             Rw::ReadWrite | Rw::RandRw => self.read_percent,
         }
     }
@@ -248,31 +304,28 @@ impl JobOptions {
     /// Errors: options that contradict each other, or that the target cannot satisfy.
     pub fn plan(&self, length: u64, block_size: u32) -> Result<Plan, OptionError> {
         self.check_verify()?;
-        if !self.block_size.is_multiple_of(block_size.max(1)) {
-            return Err(wrong(
-                "bs",
-                format!(
-                    "{} is not a multiple of the target's block size of {block_size}",
-                    self.block_size
-                ),
-            ));
-        }
-        let step = u64::from(self.block_size);
+        self.shape.check(self.io_depth)?;
+        self.check_sizes(block_size.max(1))?;
+        let step = u64::from(self.least_block_size());
         let start = self.offset.of(length) / step * step;
         if start >= length {
             return Err(wrong("offset", format!("{start} lies past the target's {length} bytes")));
         }
-        let room = length - start;
+        let room = self.file_size.unwrap_or(length).min(length).saturating_sub(start);
         let range = self.size.map_or(room, |size| size.of(length));
-        if range > room {
+        let last = self.offset_increment.saturating_mul(u64::from(self.num_jobs.max(1)) - 1);
+        if range.saturating_add(last) > length - start {
+            let option = if last > 0 { "offset_increment" } else { "size" };
             return Err(wrong(
-                "size",
-                format!("{range} bytes from offset {start} go past the target's {length} bytes"),
+                option,
+                format!(
+                    "{range} bytes from offset {start} (of the last clone: plus {last}) go past the target's {length} bytes"
+                ),
             ));
         }
         let jobs = u64::from(if self.verify == Verify::Off { 1 } else { self.num_jobs });
         let blocks = range / step / jobs;
-        if blocks == 0 {
+        if blocks == 0 || range / jobs < u64::from(self.block_size) {
             return Err(wrong(
                 "size",
                 format!("the range of {range} bytes holds no block of {step} bytes for each job"),
@@ -282,12 +335,62 @@ impl JobOptions {
         if time_based && self.runtime.is_none() {
             return Err(wrong("time_based", "needs a runtime, such as runtime=10".to_owned()));
         }
-        let limit = match self.io_size {
-            _ if time_based => u64::MAX,
-            None => blocks,
-            Some(bytes) => (bytes / step).max(1),
+        let loops = u64::from(self.loops);
+        let (bytes, mut limit) = match self.io_size {
+            _ if time_based => (u64::MAX, u64::MAX),
+            None => (range.saturating_mul(loops), blocks.saturating_mul(loops)),
+            Some(bytes) => {
+                (bytes.saturating_mul(loops), (bytes / step).max(1).saturating_mul(loops))
+            }
         };
-        Ok(Plan { start, blocks, stride: if jobs == 1 { 0 } else { blocks * step }, limit })
+        if self.shape.sizes.is_some() && limit != u64::MAX {
+            limit = (bytes as f64 / self.mean_block_size()).ceil() as u64;
+        }
+        limit = limit.min(self.shape.number_ios.unwrap_or(u64::MAX));
+        let stride = if jobs == 1 { self.offset_increment } else { blocks * step };
+        Ok(Plan { start, blocks, range, stride, limit, bytes })
+    }
+
+    /// The smallest block that the job may move, bytes.
+    fn least_block_size(&self) -> u32 {
+        let sizes = self.shape.sizes.iter().flatten().map(BlockSizes::min);
+        sizes.min().unwrap_or(self.block_size).max(1)
+    }
+
+    /// What the job moves in one I/O, in the mean, bytes.
+    pub fn mean_block_size(&self) -> f64 {
+        let Some([read, write, trim]) = &self.shape.sizes else {
+            return f64::from(self.block_size);
+        };
+        let reads = f64::from(self.reads_in_hundred()) / 100.0;
+        match self.rw.trims() {
+            true => trim.mean(),
+            false => reads * read.mean() + (1.0 - reads) * write.mean(),
+        }
+    }
+
+    fn check_sizes(&self, block_size: u32) -> Result<(), OptionError> {
+        let aligned = self
+            .shape
+            .align
+            .is_none_or(|align| align.iter().all(|align| align.is_multiple_of(block_size)));
+        if !aligned {
+            return Err(wrong(
+                "blockalign",
+                format!("is not a multiple of the target's block size of {block_size}"),
+            ));
+        }
+        let fits = match &self.shape.sizes {
+            None => self.block_size.is_multiple_of(block_size),
+            Some(sizes) => sizes.iter().all(|sizes| sizes.fit(block_size)),
+        };
+        if !fits {
+            let what = self.least_block_size();
+            let text =
+                format!("{what} is not a multiple of the target's block size of {block_size}");
+            return Err(wrong("bs", text));
+        }
+        Ok(())
     }
 
     /// Does the job start over until its runtime ends?
@@ -296,6 +399,8 @@ impl JobOptions {
             self.runtime.is_some()
                 && self.size.is_none()
                 && self.io_size.is_none()
+                && self.file_size.is_none()
+                && self.shape.number_ios.is_none()
                 && self.verify == Verify::Off,
         )
     }
@@ -306,6 +411,19 @@ impl JobOptions {
                 true => Err(wrong("verify_only", "needs verify=crc32c".to_owned())),
                 false => Ok(()),
             };
+        }
+        if !self.shape.is_plain() || self.rw.trims() || self.loops > 1 || self.offset_increment > 0
+        {
+            return Err(wrong(
+                "verify",
+                "a verified job takes none of the options of block sizes, distribution, pace, \
+                 flushes, errors, loops and trims"
+                    .to_owned(),
+            ));
+        }
+        if self.contents != Contents::Random {
+            let text = "a verified job writes contents of its own: leave out those options";
+            return Err(wrong("verify", text.to_owned()));
         }
         if self.no_random_map && self.rw.is_random() {
             return Err(wrong(
@@ -344,10 +462,14 @@ pub struct Plan {
     pub start: u64,
     /// Blocks in each clone's range.
     pub blocks: u64,
-    /// Bytes from one clone's range to the next: 0, or the range when each has its own (verify).
+    /// Length of each clone's range, bytes.
+    pub range: u64,
+    /// Bytes from the start of one clone's range to that of the next.
     pub stride: u64,
     /// I/Os that each clone does; `u64::MAX` when only time ends it.
     pub limit: u64,
+    /// Bytes that each clone moves; `u64::MAX` when only time or a count ends it.
+    pub bytes: u64,
 }
 
 fn wrong(option: &str, message: String) -> OptionError {
@@ -410,6 +532,18 @@ mod tests {
     }
 
     #[test]
+    fn fios_null_engine_touches_no_file() {
+        for words in [
+            [("ioengine", "null"), ("filename", "/dev/sda")],
+            [("filename", "/dev/sda"), ("ioengine", "null")],
+        ] {
+            assert_eq!(job(&words).expect("good words").target_words(), Some("null"));
+        }
+        let other = job(&[("ioengine", "libaio"), ("filename", "/dev/sda")]).expect("good words");
+        assert_eq!(other.target_words(), Some("/dev/sda"));
+    }
+
+    #[test]
     fn no_option_appears_twice() {
         let mut names: Vec<&str> =
             OPTIONS.iter().flat_map(|o| o.aliases.iter().chain([&o.name])).copied().collect();
@@ -422,7 +556,17 @@ mod tests {
     #[test]
     fn a_plan_fits_the_target() {
         let plan = |words: &[(&str, &str)]| job(words).and_then(|job| job.plan(1 << 20, 512));
-        assert_eq!(plan(&[]), Ok(Plan { start: 0, blocks: 256, stride: 0, limit: 256 }));
+        assert_eq!(
+            plan(&[]),
+            Ok(Plan {
+                start: 0,
+                blocks: 256,
+                range: 1 << 20,
+                stride: 0,
+                limit: 256,
+                bytes: 1 << 20
+            })
+        );
         assert_eq!(
             plan(&[("offset", "50%"), ("runtime", "1")]).map(|p| (p.start, p.blocks, p.limit)),
             Ok((1 << 19, 128, u64::MAX))
@@ -434,7 +578,14 @@ mod tests {
         assert_eq!(plan(&[("size", "64k"), ("io_size", "128k")]).map(|p| p.limit), Ok(32));
         assert_eq!(
             plan(&[("verify", "crc32c"), ("rw", "write"), ("numjobs", "2")]),
-            Ok(Plan { start: 0, blocks: 128, stride: 1 << 19, limit: 128 })
+            Ok(Plan {
+                start: 0,
+                blocks: 128,
+                range: 1 << 20,
+                stride: 1 << 19,
+                limit: 128,
+                bytes: 1 << 20
+            })
         );
         for bad in [
             &[("bs", "1000")][..],

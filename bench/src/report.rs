@@ -6,7 +6,7 @@ use oxblock_engine::Fault;
 
 use crate::options::JobOptions;
 use crate::series::Series;
-use crate::stats::{CpuUse, Depths, Direction, DirectionStats};
+use crate::stats::{CpuUse, Depths, Direction, DirectionStats, Latency};
 use crate::verify::Mismatch;
 
 /// The result of one job with all its clones.
@@ -40,6 +40,12 @@ pub struct CloneReport {
     pub read: DirectionStats,
     /// Writes.
     pub write: DirectionStats,
+    /// Trims.
+    pub trim: DirectionStats,
+    /// Flushes.
+    pub sync: Latency,
+    /// I/Os that failed.
+    pub errors: u64,
     /// From the first submission that counts to the last completion, ns.
     pub runtime_ns: u64,
     /// What its thread spent in that time.
@@ -138,17 +144,18 @@ impl CloneReport {
         match direction {
             Direction::Read => &self.read,
             Direction::Write => &self.write,
+            Direction::Trim => &self.trim,
         }
     }
 
-    /// I/Os of both directions.
+    /// I/Os of all directions.
     pub fn ios(&self) -> u64 {
-        self.read.ios + self.write.ios
+        self.read.ios + self.write.ios + self.trim.ios
     }
 
-    /// I/Os a second of both directions.
+    /// I/Os a second of all directions.
     pub fn iops(&self) -> f64 {
-        self.read.iops() + self.write.iops()
+        self.read.iops() + self.write.iops() + self.trim.iops()
     }
 
     /// CPU time of the job's thread for each I/O, ns; generator and accounting included.
@@ -176,6 +183,9 @@ impl CloneReport {
         self.merged += other.merged;
         self.read.merge(&other.read);
         self.write.merge(&other.write);
+        self.trim.merge(&other.trim);
+        self.sync.merge(&other.sync);
+        self.errors += other.errors;
         self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
         self.cpu.merge(&other.cpu);
         self.depths.merge(&other.depths);

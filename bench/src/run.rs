@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
 use oxblock_mem::IoVector;
 
-use crate::job::{Outcome, Phase, Progress, Work, Worker, buffers, run_phase};
+use crate::job::{Outcome, Phase, Progress, ShapedWork, Work, Worker, buffers, run_phase};
 use crate::options::{JobOptions, Plan, Verify};
 use crate::pattern::{Steps, mix64};
 use crate::report::{CloneReport, Report};
@@ -60,7 +60,7 @@ pub struct Snapshot {
 /// fails and blocks that are bad do not make this an error: they end the job and are in the report.
 pub fn run(
     session: &Session<'_>,
-    options: JobOptions,
+    mut options: JobOptions,
     watch: &mut dyn FnMut(&Snapshot),
 ) -> Result<Report, Error> {
     let limits = session.node.limits();
@@ -69,10 +69,17 @@ pub fn run(
         let text = format!("{} is read-only; use rw=read or randread", session.target);
         return Err(Error::new(ErrorKind::ReadOnly, text));
     }
+    if options.rw.trims() && limits.max_discard == 0 {
+        let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
+        return Err(Error::new(ErrorKind::NotSupported, text));
+    }
     if session.cores.is_empty() {
         return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
     }
     let stamp = session.engine.run(session.cores[0], |core| async move { core.random() })?;
+    if !options.rand_repeat && !options.is_given("randseed") {
+        options.seed = stamp;
+    }
     let job = Arc::new(Job {
         plan,
         stamp,
@@ -200,7 +207,7 @@ async fn run_clone(
 ) -> Result<(CloneReport, bool), Error> {
     let options = &job.options;
     let channel = core.open(&job.node).await?;
-    let buffers = buffers(core, options.io_depth, options.block_size)?;
+    let buffers = buffers(core, options.io_depth, options.block_size, &options.contents)?;
     // All clones begin together.
     job.ready.fetch_add(1, SeqCst);
     while job.ready.load(SeqCst) < options.num_jobs as usize && !job.aborted.load(SeqCst) {
@@ -210,8 +217,11 @@ async fn run_clone(
     let start = |phase: Phase, checker, buffers: Vec<IoVector>, channel| {
         Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone(), checker)
     };
-    let first =
-        run_phase(core, start(phases.first(), phases.checker(false), buffers, channel)).await;
+    let mut worker = start(phases.first(), phases.checker(false), buffers, channel);
+    if options.is_shaped() {
+        worker = worker.shaped(ShapedWork::new(options, &job.plan, phases.seed()));
+    }
+    let first = run_phase(core, worker).await;
     let Outcome { mut report, buffers, taken, interrupted } = first;
     report.core = core.id();
     if !job.options.reads_back() || interrupted || report.fault.is_some() {
@@ -254,7 +264,7 @@ impl Phases<'_> {
 
     fn phase(&self, work: Work) -> Phase {
         let Job { options, plan, .. } = self.job;
-        let seed = mix64(options.seed.wrapping_add(self.number as u64));
+        let seed = self.seed();
         let reads = options.reads_in_hundred();
         Phase {
             steps: Steps::new(options.order(), plan.blocks, reads, seed),
@@ -265,6 +275,10 @@ impl Phases<'_> {
             ramp_ns: 0,
             work,
         }
+    }
+
+    fn seed(&self) -> u64 {
+        mix64(self.job.options.seed.wrapping_add(self.number as u64))
     }
 
     fn check(&self) -> Work {
@@ -300,7 +314,7 @@ fn watch_clones(
             for (samples, rate) in samples.iter_mut().zip(now.rates_since(&sampled)) {
                 for (samples, rate) in samples.iter_mut().zip(rate) {
                     samples.iops.push(rate);
-                    samples.bandwidth.push(rate * f64::from(job.options.block_size));
+                    samples.bandwidth.push(rate * job.options.mean_block_size());
                 }
             }
             sampled = now.clone();
@@ -347,7 +361,7 @@ fn snapshot(
         elapsed,
         done: by_time.max(by_count).min(1.0),
         iops,
-        bandwidth: (iops[0] + iops[1]) * f64::from(job.options.block_size),
+        bandwidth: (iops[0] + iops[1]) * job.options.mean_block_size(),
         checking: progress.iter().any(|clone| clone.checking.load(Relaxed)),
     }
 }
@@ -389,6 +403,9 @@ impl CloneReport {
         self.runtime_ns += next.runtime_ns;
         self.read.append(next.read);
         self.write.append(next.write);
+        self.trim.append(next.trim);
+        self.sync.merge(&next.sync);
+        self.errors += next.errors;
         self.cpu.merge(&next.cpu);
         self.depths.merge(&next.depths);
         self.submitted.merge(&next.submitted);

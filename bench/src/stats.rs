@@ -3,24 +3,29 @@
 use hdrhistogram::Histogram;
 use oxblock_mem::thread_usage::ThreadUsage;
 
-/// The two directions of a job.
+/// The directions of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     /// Reads.
     Read,
     /// Writes.
     Write,
+    /// Trims (discards).
+    Trim,
 }
 
 impl Direction {
-    /// Both, in the order of reports.
+    /// Those that move data, in the order of reports.
     pub const BOTH: [Direction; 2] = [Direction::Read, Direction::Write];
+    /// All, in the order of reports.
+    pub const ALL: [Direction; 3] = [Direction::Read, Direction::Write, Direction::Trim];
 
-    /// `read` or `write`.
+    /// `read`, `write` or `trim`.
     pub fn word(self) -> &'static str {
         match self {
             Direction::Read => "read",
             Direction::Write => "write",
+            Direction::Trim => "trim",
         }
     }
 }

@@ -32,12 +32,17 @@ pub fn describe(options: &JobOptions) -> String {
     let what = if options.rw.is_mixed() {
         let reads = options.read_percent;
         format!("{reads} % reads and {} % writes", 100 - reads)
+    } else if options.rw.trims() {
+        "trims".to_owned()
     } else if options.rw.writes() {
         "writes".to_owned()
     } else {
         "reads".to_owned()
     };
-    let size = format_bytes(u64::from(options.block_size));
+    let mut size = format_bytes(u64::from(options.block_size));
+    if options.shape.sizes.is_some() {
+        size = format!("up to {size}");
+    }
     let only = if options.verify_only { "verifying " } else { "" };
     format!("{only}{size} {order} {what}, {} in flight", options.io_depth)
 }
@@ -52,11 +57,25 @@ fn heading(report: &Report) -> String {
 }
 
 fn body(text: &mut String, clone: &CloneReport) {
-    for direction in Direction::BOTH {
+    for direction in Direction::ALL {
         let stats = clone.direction(direction);
         if stats.ios > 0 {
             direction_lines(text, direction, stats);
         }
+    }
+    if clone.sync.count() > 0 {
+        let (count, latency) = (clone.sync.count(), &clone.sync);
+        let _ = writeln!(
+            text,
+            "    flush    {} in all   p50 {}   p99 {}   max {}",
+            format_count(count as f64),
+            format_ns(latency.percentile(50.0) as f64),
+            format_ns(latency.percentile(99.0) as f64),
+            format_ns(latency.max() as f64),
+        );
+    }
+    if clone.errors > 0 {
+        let _ = writeln!(text, "    ERRORS   {} I/Os failed, the first:", clone.errors);
     }
     if let Some(failed) = &clone.fault {
         let direction = failed.direction.word();

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{JobOptions, Rw, Verify};
+use super::{BlockSizes, Contents, JobOptions, Rw, Verify, shape};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
 
 /// One word that a job understands.
@@ -71,12 +71,41 @@ pub static OPTIONS: &[OptionSpec] = &[
     option!(
         "rw"["readwrite"],
         "MODE",
-        "read, write, randread, randwrite, rw or randrw",
+        "read, write, trim, rw, randread, randwrite, randtrim or randrw",
         |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
     ),
-    option!("bs"["blocksize"], "SIZE", "Bytes per I/O [4k]", |job, word| {
-        parse_block_size(word).map(|bytes| job.block_size = bytes)
+    option!(
+        "bs"["blocksize"],
+        "SIZE",
+        "Bytes per I/O; or of reads,writes,trims [4k]",
+        |job, word| {
+            let before = job.shape.sizes.clone().unwrap_or([0, 1, 2].map(|_| one(job.block_size)));
+            let sizes = shape::triple(word, before, |part| shape::block_size(part).map(one));
+            sizes.map(|sizes| job.set_sizes(sizes))
+        }
+    ),
+    option!(
+        "bsrange"["blocksize_range"],
+        "RANGE",
+        "Bytes per I/O, from-to; or of reads,writes,trims",
+        |job, word| {
+            let before = [0, 1, 2].map(|_| one(job.block_size));
+            shape::triple(word, before, shape::range).map(|sizes| job.set_sizes(sizes))
+        }
+    ),
+    option!("bssplit"[], "LIST", "Sizes and their shares, such as 4k/60:64k/40; or of reads,writes,trims", |job, word| {
+        let before = [0, 1, 2].map(|_| one(job.block_size));
+        shape::triple(word, before, shape::split).map(|sizes| job.set_sizes(sizes))
     }),
+    option!(
+        "blockalign"["ba"],
+        "SIZE",
+        "What random offsets are multiples of [the least bs]",
+        |job, word| {
+            shape::triple(word, [4096; 3], shape::block_size)
+                .map(|align| job.shape.align = Some(align))
+        }
+    ),
     option!("iodepth"[], "N", "I/Os in flight per job [1]", |job, word| {
         parse_range(word, 1, 65_536).map(|depth| job.io_depth = depth)
     }),
@@ -122,16 +151,103 @@ pub static OPTIONS: &[OptionSpec] = &[
     }),
     switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
     switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
+    option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV or zoned:LIST [random]", |job, word| {
+        shape::distribution(word).map(|distribution| job.shape.distribution = distribution)
+    }),
+    option!("percentage_random"[], "PERCENT", "Random offsets in a hundred of a random job [100]", |job, word| {
+        let read = |part: &str| parse_range(part, 0, 100).map(|percent| percent as u8);
+        shape::triple(word, [100; 3], read).map(|percent| job.shape.random_percent = percent)
+    }),
+    switch!("randrepeat", "The same seed each run, where none is given [1]", |job, on| job
+        .rand_repeat =
+        on),
+    switch!("allrandrepeat", "The same [1]", |job, on| job.rand_repeat = on),
+    option!("offset_increment"[], "SIZE", "Bytes between the ranges of clones [0]", |job, word| {
+        parse_bytes(word).map(|bytes| job.offset_increment = bytes)
+    }),
+    option!("filesize"[], "SIZE", "The length of a file that is made; size's default", |job, word| {
+        parse_bytes(word).map(|bytes| job.file_size = Some(bytes).filter(|&b| b > 0))
+    }),
+    option!("number_ios"[], "N", "I/Os of each clone, at most", |job, word| {
+        parse_number(word).map(|ios| job.shape.number_ios = Some(ios).filter(|&ios| ios > 0))
+    }),
+    option!("loops"[], "N", "Do the job so many times over [1]", |job, word| {
+        parse_range(word, 1, u32::MAX).map(|loops| job.loops = loops)
+    }),
+    option!(
+        "startdelay"["start_delay"],
+        "TIME",
+        "Wait this long before the start [0]",
+        |job, word| { parse_time(word).map(|time| job.shape.start_delay = time) }
+    ),
+    option!(
+        "iodepth_batch"["iodepth_batch_submit"],
+        "N",
+        "I/Os submitted together, at most",
+        |job, word| { parse_range(word, 1, 65_536).map(|batch| job.shape.batch = Some(batch)) }
+    ),
+    option!(
+        "iodepth_batch_complete_min"["iodepth_batch_complete"],
+        "N",
+        "Refill a full queue after so many completions [1]",
+        |job, word| {
+            parse_range(word, 0, 65_536).map(|least| job.shape.batch_complete_min = least.max(1))
+        }
+    ),
+    option!("iodepth_low"[], "N", "Drain a full queue to this depth before it is filled again", |job, word| {
+        parse_range(word, 0, 65_536).map(|low| job.shape.depth_low = Some(low).filter(|&low| low > 0))
+    }),
+    option!("rate"[], "SIZE", "Bytes a second of each clone; or of reads,writes,trims", |job, word| {
+        shape::rates(word, parse_bytes).map(|rate| job.shape.rate = rate)
+    }),
+    option!("rate_iops"[], "N", "I/Os a second of each clone; or of reads,writes,trims", |job, word| {
+        shape::rates(word, parse_bytes).map(|rate| job.shape.rate_iops = rate)
+    }),
+    option!("rate_process"[], "WORD", "Under a rate: linear or poisson [linear]", |job, word| {
+        match word {
+            "linear" => job.shape.poisson = false,
+            "poisson" => job.shape.poisson = true,
+            _ => return Err(format!("`{word}` is neither linear nor poisson")),
+        }
+        Ok(())
+    }),
+    option!("thinktime"[], "TIME", "Rest so long after each thinktime_blocks I/Os (us) [0]", |job, word| {
+        parse_time_us(word).map(|time| job.shape.think = time)
+    }),
+    option!("thinktime_blocks"[], "N", "I/Os between rests [1]", |job, word| {
+        parse_range(word, 1, u32::MAX).map(|blocks| job.shape.think_blocks = blocks)
+    }),
+    option!("fsync"[], "N", "Flush after each so many writes [0]", |job, word| {
+        parse_range(word, 0, u32::MAX).map(|writes| job.shape.fsync = writes)
+    }),
+    option!("fdatasync"[], "N", "The same", |job, word| {
+        parse_range(word, 0, u32::MAX).map(|writes| job.shape.fsync = writes)
+    }),
+    switch!("end_fsync", "Flush at the end [0]", |job, on| job.shape.end_fsync = on),
+    switch!("zero_buffers", "Write zeroes [0]", |job, on| {
+        job.contents = if on { Contents::Zero } else { Contents::Random };
+    }),
+    switch!("refill_buffers", "New contents for each write [0]", |job, on| job.shape.refill = on),
+    option!("buffer_pattern"[], "PATTERN", "Write this, such as 0xdeadbeef or \"text\"", |job, word| {
+        shape::pattern(word).map(|bytes| job.contents = Contents::Pattern(bytes))
+    }),
+    option!("buffer_compress_percentage"[], "PERCENT", "Zeroes in a hundred bytes written", |job, word| {
+        parse_range(word, 0, 100).map(|percent| job.contents = Contents::Compressible(percent as u8))
+    }),
+    option!("continue_on_error"[], "WORD", "Go on after I/Os that fail: none, read, write, io, all [none]", |job, word| {
+        shape::continued(word).map(|on| job.shape.continue_on_error = on)
+    }),
+    option!("percentile_list"[], "LIST", "Percentiles of the JSON, such as 50:99:99.9", |job, word| {
+        shape::percentiles(word).map(|list| job.percentiles = list)
+    }),
     switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
         job.group_reporting = on;
     }),
     option!("filename"["target"], "TARGET", "What to measure; see below [soft]", |job, word| {
         parse_target(word).map(|target| job.target = Some(target))
     }),
-    option!("ioengine"[], "ENGINE", "fio's word; null means --target=null, others change nothing", |job, word| {
-        parse_engine(word).map(|null| if null && job.target.is_none() {
-            job.target = Some("null".to_owned());
-        })
+    option!("ioengine"[], "ENGINE", "null: the null target, whatever filename says; else ignored", |job, word| {
+        parse_engine(word).map(|null| job.null_engine = null)
     }),
     switch!("buffered", "The opposite of direct [1]", |job, on| job.direct = !on),
     switch!(
@@ -170,20 +286,30 @@ pub static OPTIONS: &[OptionSpec] = &[
 ];
 
 fn parse_rw(word: &str) -> Result<Rw, String> {
-    const ALL: [Rw; 6] =
-        [Rw::Read, Rw::Write, Rw::RandRead, Rw::RandWrite, Rw::ReadWrite, Rw::RandRw];
+    const ALL: [Rw; 8] = [
+        Rw::Read,
+        Rw::Write,
+        Rw::RandRead,
+        Rw::RandWrite,
+        Rw::ReadWrite,
+        Rw::RandRw,
+        Rw::Trim,
+        Rw::RandTrim,
+    ];
     let found = ALL.into_iter().find(|rw| rw.word() == word);
     found.or((word == "readwrite").then_some(Rw::ReadWrite)).ok_or_else(|| {
-        format!("`{word}` is none of read, write, randread, randwrite, rw (readwrite), randrw")
+        format!("`{word}` is none of read, write, trim, rw (readwrite), randread, randwrite, randtrim, randrw")
     })
 }
 
-fn parse_block_size(word: &str) -> Result<u32, String> {
-    let bytes = parse_bytes(word)?;
-    match u32::try_from(bytes) {
-        Ok(size) if size > 0 && size <= 1 << 30 => Ok(size),
-        _ => Err(format!("`{word}` is not between 1 byte and 1 GiB")),
-    }
+fn one(size: u32) -> BlockSizes {
+    BlockSizes::Range(size, size)
+}
+
+/// A time that is in microseconds where it has no unit.
+fn parse_time_us(word: &str) -> Result<Duration, String> {
+    let bare = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
+    if bare { parse_time(&format!("{word}us")) } else { parse_time(word) }
 }
 
 fn parse_range(word: &str, low: u32, high: u32) -> Result<u32, String> {

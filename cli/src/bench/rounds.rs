@@ -59,7 +59,7 @@ impl Rounds {
     ///
     /// Errors: a target that is none.
     pub fn plan(jobs: Vec<JobOptions>, default: &TargetSpec) -> Result<Rounds, Error> {
-        let specs = jobs.iter().map(|job| match &job.target {
+        let specs = jobs.iter().map(|job| match job.target_words() {
             Some(word) => TargetSpec::parse(word),
             None => Ok(default.clone()),
         });

@@ -1,0 +1,387 @@
+//! The hot loop of a job with a [`Shape`](crate::options::Shape): blocks of several sizes, rates,
+//! rests, flushes. Apart from the plain loop, which pays one branch a pass for it.
+
+use oxblock_engine::{Core, Op, OpKind};
+use oxblock_mem::IoVector;
+use oxblock_mem::counting_alloc::allocations;
+use std::sync::atomic::Ordering::Relaxed;
+
+use super::{Contents, Worker, note_fault};
+use crate::generate::{Generator, Piece, unit};
+use crate::options::{JobOptions, Plan};
+use crate::pattern::{Prng, mix64};
+use crate::report::Allocations;
+
+/// What such a job keeps beside the rest of its worker.
+#[derive(Debug)]
+pub(crate) struct Shaped {
+    generator: Generator,
+    /// Drawn, and waiting for its time.
+    next: Option<Piece>,
+    /// By tag: what the I/O leaves unused of its buffer.
+    tails: Box<[IoVector]>,
+    /// Operations that failed in this pass and do not end the job.
+    failed: Vec<Op>,
+    continues: [bool; 2],
+    bytes_left: u64,
+    ios_left: u64,
+    /// How long to wait before the start, and when that is over.
+    delay_ns: u64,
+    begins_ns: Option<u64>,
+    pace: Option<Pace>,
+    think: Think,
+    batch: u32,
+    complete_min: u32,
+    depth_low: Option<u32>,
+    depth: u32,
+    completed: u32,
+    /// The queue was full, and is not filled again before enough has completed.
+    full: bool,
+    fsync: u32,
+    unsynced: u32,
+    end_fsync: bool,
+    refill: Option<(Prng, Contents)>,
+    /// Nothing can be submitted before, whatever completes.
+    wait_until_ns: u64,
+}
+
+/// When the next I/O of each direction is due.
+#[derive(Debug)]
+struct Pace {
+    due_ns: [f64; 3],
+    /// ns for each byte and for each I/O.
+    per_byte: [f64; 3],
+    per_io: [f64; 3],
+    poisson: Option<Prng>,
+}
+
+#[derive(Debug)]
+struct Think {
+    ns: u64,
+    blocks: u32,
+    done: u32,
+    until_ns: Option<u64>,
+}
+
+/// What a worker is to do now.
+enum Next {
+    Do(Piece, Option<u64>),
+    Flush,
+    Wait,
+    End,
+}
+
+impl Shaped {
+    pub fn new(options: &JobOptions, plan: &Plan, seed: u64) -> Shaped {
+        let shape = &options.shape;
+        let depth = options.io_depth;
+        let per = |rate: u64| if rate > 0 { 1e9 / rate as f64 } else { 0.0 };
+        let pace = Pace {
+            due_ns: [0.0; 3],
+            per_byte: shape.rate.map(per),
+            per_io: shape.rate_iops.map(per),
+            poisson: shape.poisson.then(|| Prng::new(mix64(seed ^ 1))),
+        };
+        Shaped {
+            generator: Generator::new(options, plan, seed),
+            next: None,
+            tails: (0..depth).map(|_| IoVector::new()).collect(),
+            failed: Vec::with_capacity(depth as usize),
+            continues: shape.continue_on_error,
+            bytes_left: plan.bytes,
+            ios_left: shape.number_ios.unwrap_or(u64::MAX),
+            delay_ns: shape.start_delay.as_nanos() as u64,
+            begins_ns: None,
+            pace: shape.has_rate().then_some(pace),
+            think: Think {
+                ns: shape.think.as_nanos() as u64,
+                blocks: shape.think_blocks,
+                done: 0,
+                until_ns: None,
+            },
+            batch: shape.batch.unwrap_or(u32::MAX),
+            complete_min: shape.batch_complete_min,
+            depth_low: shape.depth_low,
+            depth,
+            completed: 0,
+            full: false,
+            fsync: if options.rw.writes() { shape.fsync } else { 0 },
+            unsynced: 0,
+            end_fsync: shape.end_fsync && options.rw.writes(),
+            refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
+            wait_until_ns: u64::MAX,
+        }
+    }
+
+    /// Is nothing left to do once the worker closes?
+    pub fn is_done(&self) -> bool {
+        !self.end_fsync
+    }
+
+    /// When it must be looked after even if nothing completes.
+    pub fn wake_at_ns(&self) -> u64 {
+        self.wait_until_ns
+    }
+
+    #[inline]
+    fn next(&mut self, now: u64, in_flight: u32) -> Next {
+        if self.fsync > 0 && self.unsynced >= self.fsync {
+            self.unsynced = 0;
+            return Next::Flush;
+        }
+        if self.bytes_left == 0 || self.ios_left == 0 {
+            return Next::End;
+        }
+        if self.think.ns > 0 && !self.think.is_over(now, in_flight) {
+            self.wait_until_ns = self.think.until_ns.unwrap_or(u64::MAX);
+            return Next::Wait;
+        }
+        let piece = self.next.take().unwrap_or_else(|| self.generator.next());
+        let due = match &mut self.pace {
+            None => None,
+            Some(pace) => match pace.take(&piece, now) {
+                Ok(due) => due,
+                Err(due) => {
+                    self.next = Some(piece);
+                    self.wait_until_ns = due;
+                    return Next::Wait;
+                }
+            },
+        };
+        self.bytes_left = match self.bytes_left {
+            u64::MAX => u64::MAX,
+            left => left.saturating_sub(u64::from(piece.len)),
+        };
+        self.ios_left -= 1;
+        self.think.done += 1;
+        self.unsynced += u32::from(piece.way == 1);
+        Next::Do(piece, due)
+    }
+
+    /// Makes a resting operation the piece that is due.
+    fn prepare(&mut self, op: &mut Op, piece: &Piece, start: u64) {
+        op.offset = start + piece.offset;
+        op.len = u64::from(piece.len);
+        op.kind = [OpKind::Read, OpKind::Write, OpKind::Discard][piece.way];
+        if op.kind != OpKind::Discard && (piece.len as usize) < op.data.len() {
+            self.tails[op.tag as usize] = op.data.split_off(piece.len as usize);
+        }
+        if let (OpKind::Write, Some((random, contents))) = (op.kind, &mut self.refill)
+            && let Some(Some(block)) = op.data.slices_mut().next()
+        {
+            contents.fill(random, block);
+        }
+    }
+
+    /// Puts the parts of an operation's buffer together again.
+    fn restore(&mut self, op: &mut Op) {
+        let tail = &mut self.tails[op.tag as usize];
+        if tail.is_empty() {
+            return;
+        }
+        let (head, tail) = (std::mem::take(&mut op.data), std::mem::take(tail));
+        // Both are one piece of the same block: they always join.
+        if let (Some(mut head), Some(tail)) = (head.into_single(), tail.into_single()) {
+            let _ = head.try_join(tail);
+            op.data = head.into();
+        }
+    }
+
+    /// May the queue be filled, or has too little completed since it was full?
+    fn may_fill(&mut self, in_flight: u32) -> bool {
+        if !self.full {
+            return true;
+        }
+        let drained = self.depth_low.is_none_or(|low| in_flight <= low);
+        let enough = self.completed >= self.complete_min || in_flight == 0;
+        self.full = !(drained && enough);
+        !self.full
+    }
+}
+
+impl Pace {
+    /// When the piece was due, if it is (`None` where its direction has no rate); else when it will.
+    fn take(&mut self, piece: &Piece, now: u64) -> Result<Option<u64>, u64> {
+        let way = piece.way;
+        let gap = (self.per_byte[way] * f64::from(piece.len)).max(self.per_io[way]);
+        if gap <= 0.0 {
+            return Ok(None);
+        }
+        if self.due_ns[way] == 0.0 {
+            self.due_ns[way] = now as f64;
+        }
+        let due = self.due_ns[way];
+        if (now as f64) < due {
+            return Err(due.ceil() as u64);
+        }
+        let spread = self.poisson.as_mut().map_or(1.0, |random| -unit(random).ln());
+        self.due_ns[way] = due + gap * spread;
+        Ok(Some(due as u64))
+    }
+}
+
+impl Think {
+    /// After each few I/Os: are all of them back, and has the rest been long enough?
+    fn is_over(&mut self, now: u64, in_flight: u32) -> bool {
+        if self.done < self.blocks {
+            return true;
+        }
+        if in_flight > 0 {
+            return false;
+        }
+        if now < *self.until_ns.get_or_insert(now + self.ns) {
+            return false;
+        }
+        (self.done, self.until_ns) = (0, None);
+        true
+    }
+}
+
+impl Worker {
+    /// As [`Worker::pass`], for a job with a shape.
+    pub(super) fn pass_shaped(&mut self, core: &Core, mut shaped: Box<Shaped>) -> usize {
+        let rested = self.rest.len();
+        let (rest, fault) = (&mut self.rest, &mut self.fault);
+        let mut ends = false;
+        let count = self.channel.poll(|completion| match completion.result {
+            Ok(()) => rest.push(completion.op),
+            Err(error) => {
+                note_fault(fault, completion.op.kind, error);
+                ends |= !shaped.continues[usize::from(completion.op.kind != OpKind::Read)];
+                shaped.failed.push(completion.op);
+            }
+        });
+        self.closing |= ends;
+        let now = core.now();
+        if !self.started {
+            let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);
+            if now < begins && !self.stop.load(Relaxed) {
+                shaped.wait_until_ns = begins;
+                self.shaped = Some(shaped);
+                return 0;
+            }
+            self.start(now);
+        }
+        self.watch(now);
+        if count > 0 {
+            self.account_shaped(now, rested, count as u32, &mut shaped);
+        }
+        self.submit_shaped(core, now, &mut shaped);
+        self.shaped = Some(shaped);
+        count
+    }
+
+    fn account_shaped(&mut self, now: u64, first: usize, count: u32, shaped: &mut Shaped) {
+        self.in_flight -= count;
+        shaped.completed += count;
+        let counts = &mut self.counts;
+        counts.last_ns = now;
+        counts.report.completed.record(count as usize - 1, 1);
+        for op in &mut self.rest[first..] {
+            shaped.restore(op);
+            let latency = now.saturating_sub(self.submitted_ns[op.tag as usize]);
+            let stats = match op.kind {
+                OpKind::Read => &mut counts.report.read,
+                OpKind::Discard => &mut counts.report.trim,
+                OpKind::Flush => {
+                    counts.report.sync.record(latency);
+                    continue;
+                }
+                _ => &mut counts.report.write,
+            };
+            stats.ios += 1;
+            stats.bytes += op.len;
+            stats.latency.record(latency);
+        }
+        while let Some(mut op) = shaped.failed.pop() {
+            shaped.restore(&mut op);
+            counts.report.errors += 1;
+            self.rest.push(op);
+        }
+        let report = &counts.report;
+        let shown = [report.read.ios, report.write.ios + report.trim.ios];
+        for way in [0, 1] {
+            self.progress.ios[way].store(self.shown_before[way] + shown[way], Relaxed);
+        }
+        let mark = Allocations { count: allocations(), ios: counts.report.ios() };
+        if counts.steady.is_none() && mark.ios >= self.submitted_ns.len() as u64 {
+            counts.steady = Some(mark);
+        }
+        counts.latest = mark;
+    }
+
+    fn submit_shaped(&mut self, core: &Core, now: u64, shaped: &mut Shaped) {
+        shaped.wait_until_ns = u64::MAX;
+        while let Some(op) = self.held.pop() {
+            if !self.submit(core, op) {
+                return;
+            }
+        }
+        if self.closing {
+            self.end_shaped(core, shaped);
+            return;
+        }
+        if !shaped.may_fill(self.in_flight) {
+            return;
+        }
+        let mut fresh = 0;
+        while let Some(mut op) = self.rest.pop() {
+            let due = match shaped.next(now, self.in_flight) {
+                Next::Do(piece, due) => {
+                    shaped.prepare(&mut op, &piece, self.phase.start);
+                    due
+                }
+                Next::Flush => {
+                    (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
+                    None
+                }
+                next => {
+                    self.rest.push(op);
+                    self.closing |= matches!(next, Next::End);
+                    break;
+                }
+            };
+            let tag = op.tag as usize;
+            let submitted = self.submit(core, op);
+            if let Some(due) = due {
+                self.submitted_ns[tag] = due;
+            }
+            if !submitted {
+                break;
+            }
+            fresh += 1;
+            if fresh == shaped.batch {
+                self.submitted_batch(std::mem::take(&mut fresh));
+            }
+        }
+        self.submitted_batch(fresh);
+        if self.in_flight == shaped.depth {
+            (shaped.full, shaped.completed) = (true, 0);
+        }
+        if self.closing && self.in_flight == 0 {
+            self.end_shaped(core, shaped);
+        }
+    }
+
+    fn submitted_batch(&mut self, fresh: u32) {
+        if fresh > 0 {
+            self.channel.kick();
+            self.counts.report.submitted.record(fresh as usize - 1, 1);
+            self.counts.report.depths.record(self.in_flight as usize, u64::from(fresh));
+        }
+    }
+
+    /// The flush at the end, once everything else is back.
+    fn end_shaped(&mut self, core: &Core, shaped: &mut Shaped) {
+        if self.in_flight > 0 || !shaped.end_fsync {
+            return;
+        }
+        shaped.end_fsync = false;
+        if let (None, Some(mut op)) = (&self.fault, self.rest.pop()) {
+            (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
+            if self.submit(core, op) {
+                self.channel.kick();
+            }
+        }
+    }
+}
