@@ -59,14 +59,6 @@ impl Arena {
         self.shared.region.clone()
     }
 
-    /// The first address, and the one behind the last.
-    #[inline]
-    pub(crate) fn bounds(&self) -> (usize, usize) {
-        let region = self.shared.region.shared();
-        let base = region.base().as_ptr().addr();
-        (base, base + region.len())
-    }
-
     /// Free bytes, in all.
     pub fn available(&self) -> usize {
         self.shared.lock().available()

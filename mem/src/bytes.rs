@@ -146,7 +146,7 @@ impl SharedBytes {
     }
 
     #[inline]
-    pub(crate) fn range(&self, at: usize, len: usize) -> *mut u8 {
+    fn range(&self, at: usize, len: usize) -> *mut u8 {
         assert!(at <= self.len && len <= self.len - at, "{at} + {len} is beyond {}", self.len);
         // SAFETY: inside the mapping.
         unsafe { self.base.as_ptr().add(at) }

@@ -43,16 +43,3 @@ pub(crate) unsafe fn fill(dst: *mut u8, byte: u8, len: usize, shared: bool) {
         unsafe { std::ptr::write_bytes(dst, byte, len) };
     }
 }
-
-/// Asks the processor for a cache line: a hint, at any address.
-#[inline]
-pub(crate) fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use core::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch neither faults nor changes memory, whatever the address.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
-}

@@ -6,7 +6,7 @@ use oxblock_engine::{
     Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpFlags, OpKind, Pass, Queue,
     Request, Sleep, Token,
 };
-use oxblock_mem::{Copies, SharedBytes};
+use oxblock_mem::SharedBytes;
 
 /// What disk to make.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,13 +58,9 @@ impl Driver for MemoryDriver {
         }
     }
 
-    fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
-        let queue = MemoryQueue {
-            bytes: self.bytes.clone(),
-            copies: Copies::new(self.bytes.clone(), core.arena().clone(), NOTED_MAX),
-            noted: Vec::with_capacity(NOTED_MAX),
-        };
-        Box::pin(async move { Ok(Box::new(queue) as Box<dyn Queue>) })
+    fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        let queue: Box<dyn Queue> = Box::new(MemoryQueue { bytes: self.bytes.clone() });
+        Box::pin(async move { Ok(queue) })
     }
 
     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
@@ -72,40 +68,11 @@ impl Driver for MemoryDriver {
     }
 }
 
-/// The longest transfer whose copy is put off: beyond that, there is little to gain.
-const NOTED_LEN_MAX: u64 = 64 << 10;
-
-/// The most copies that are put off at once.
-const NOTED_MAX: usize = 64;
-
-/// Short transfers are noted when they are submitted and made at the kick, so that their
-/// memory is on its way meanwhile; everything else is done at once.
 struct MemoryQueue {
     bytes: Arc<SharedBytes>,
-    copies: Copies,
-    /// The requests of the copies noted, in their order.
-    noted: Vec<Token>,
 }
 
 impl MemoryQueue {
-    /// Whether the request was noted for the next kick.
-    #[inline]
-    fn note(&mut self, request: &Request<'_>) -> bool {
-        if request.len > NOTED_LEN_MAX {
-            return false;
-        }
-        let at = request.offset as usize;
-        let noted = match request.kind {
-            OpKind::Read => self.copies.to(at, request.data),
-            OpKind::Write => self.copies.from(at, request.data),
-            _ => false,
-        };
-        if noted {
-            self.noted.push(request.token);
-        }
-        noted
-    }
-
     fn run(&self, request: &Request<'_>) -> Result<(), Fault> {
         // In range: the engine lets nothing else through, and the disk is below 2^63 bytes.
         let (at, len) = (request.offset as usize, request.len as usize);
@@ -125,48 +92,32 @@ impl MemoryQueue {
         }
         Ok(())
     }
-
-    #[inline]
-    fn finish(&mut self, pass: &mut Pass) -> usize {
-        let count = self.noted.len();
-        self.copies.run();
-        for token in self.noted.drain(..) {
-            pass.done(token, Ok(()));
-        }
-        count
-    }
 }
 
 impl Queue for MemoryQueue {
-    #[inline]
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        if !self.note(request) {
-            let result = self.run(request);
-            pass.done(request.token, result);
-        }
+        let result = self.run(request);
+        pass.done(request.token, result);
         Ok(())
     }
 
-    fn kick(&mut self, pass: &mut Pass) {
-        self.finish(pass);
-    }
+    fn kick(&mut self, _: &mut Pass) {}
 
-    fn poll(&mut self, pass: &mut Pass) -> usize {
-        self.finish(pass)
+    fn poll(&mut self, _: &mut Pass) -> usize {
+        0
     }
 
     fn cancel(&mut self, _: Token) {}
 
     fn in_flight(&self) -> usize {
-        self.noted.len()
+        0
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.noted.is_empty() { Sleep::Woken } else { Sleep::Never }
+        Sleep::Woken
     }
 
-    fn quiesce(&mut self, pass: &mut Pass) -> bool {
-        self.finish(pass);
+    fn quiesce(&mut self, _: &mut Pass) -> bool {
         true
     }
 }
