@@ -37,6 +37,9 @@ pub(crate) use shaped::Shaped as ShapedWork;
 /// The clock that latencies are taken with.
 pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
 
+/// Submissions of one pass that share a reading of the clock: it is taken before the first of
+/// them, so the others' latency is told a little too long, by the time of their submission.
+const SUBMISSIONS_PER_READING: u32 = 4;
 /// Empty passes of which one looks at the clock.
 const PASSES_PER_READING: u32 = 64;
 /// How soon a clone that waits for its device sees that the user wants to stop.
@@ -99,6 +102,9 @@ pub(crate) struct Worker {
     interrupted: bool,
     started: bool,
     empty_passes: u32,
+    /// The clock's last reading for submissions, and for how many more of this pass it holds.
+    stamp_ns: u64,
+    stamp_left: u32,
     ends_ns: u64,
     ramp_ends_ns: u64,
     counts: Counts,
@@ -235,6 +241,8 @@ impl Worker {
             interrupted: false,
             started: false,
             empty_passes: 0,
+            stamp_ns: 0,
+            stamp_left: 0,
             ends_ns: u64::MAX,
             ramp_ends_ns: 0,
             counts: Counts::new(0),
@@ -252,6 +260,7 @@ impl Worker {
     /// One pass: takes what has completed, and submits as much again. How many had completed.
     #[inline]
     pub fn pass(&mut self, core: &Core) -> usize {
+        self.stamp_left = 0;
         if let Some(shaped) = self.shaped.take() {
             return self.pass_shaped(core, shaped);
         }
@@ -415,7 +424,12 @@ impl Worker {
     /// Submits one operation, or holds it while the core's slots are all taken.
     #[inline]
     fn submit(&mut self, core: &Core, op: Op) -> bool {
-        self.submitted_ns[op.tag as usize] = core.now();
+        if self.stamp_left == 0 {
+            self.stamp_left = SUBMISSIONS_PER_READING;
+            self.stamp_ns = core.now();
+        }
+        self.stamp_left -= 1;
+        self.submitted_ns[op.tag as usize] = self.stamp_ns;
         match self.channel.submit(op) {
             Ok(_) => {
                 self.in_flight += 1;
