@@ -125,8 +125,11 @@ impl Engine {
 
     fn join(&mut self) -> Result<(), Error> {
         self.shared.exit();
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
+        for (id, thread) in self.threads.drain(..).enumerate() {
+            // A task's panic was caught and told; this one came while the core ended.
+            if let Err(panic) = thread.join() {
+                self.shared.fail_by_panic(id, &*panic);
+            }
         }
         self.shared.failure()
     }
