@@ -5,12 +5,15 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use oxblock_drivers::file::{self, FileEngine, FileOptions};
-use oxblock_engine::{Channel, Core, ErrorKind, Node, Op, OpFlags};
+use oxblock_engine::{Channel, Core, Driver, Error, ErrorKind, Node, Op, OpFlags};
 
 use crate::files::{list, read, with_node, write};
 
+/// How long a device that was closed may stay busy.
+const SETTLE: Duration = Duration::from_secs(1);
 const ENGINES: [FileEngine; 2] = [FileEngine::Uring, FileEngine::Workers];
 
 /// The output of a program that succeeded.
@@ -74,12 +77,27 @@ fn sparse(path: &Path, size: u64) {
     File::create(path).and_then(|file| file.set_len(size)).expect("a sparse file");
 }
 
+/// Opens a device that the test before may just have closed: the kernel lets go of a ring's
+/// files a moment after the ring, and until then the device is busy. Once a next opening found
+/// it so.
+fn settled(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
+    let begun = Instant::now();
+    loop {
+        match file::open(options.clone()) {
+            Err(e) if e.kind() == ErrorKind::Busy && begun.elapsed() < SETTLE => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened,
+        }
+    }
+}
+
 fn open(options: FileOptions) -> Arc<Node> {
-    Node::new("device0", file::open(options).expect("a device"))
+    Node::new("device0", settled(options).expect("a device"))
 }
 
 fn refusal(options: FileOptions) -> (ErrorKind, String) {
-    let error = file::open(options).err().expect("a refusal");
+    let error = settled(options).err().expect("a refusal");
     (error.kind(), error.to_string())
 }
 
