@@ -1,8 +1,10 @@
 //! The `oxblock` command.
 #![forbid(unsafe_code)]
 
+mod attached;
 mod bench;
 mod doctor;
+mod function;
 mod node;
 mod nvme;
 mod soft;
