@@ -13,6 +13,7 @@ use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
 use oxblock_pci::Function;
 
 use super::Failure;
+use crate::function::{FunctionSpec, Functions, pci_error};
 
 /// The one core: what is asked here does not need two.
 const CORE: usize = 0;
@@ -37,10 +38,7 @@ impl Session {
         let (function, soft) = match device.split_once(':') {
             None if device == "soft" => soft(&engine, None)?,
             Some(("soft", path)) if !path.is_empty() => soft(&engine, Some(Path::new(path)))?,
-            _ => {
-                let text = format!("`{device}` names no device; give soft or soft:PATH");
-                return Err(Failure::Usage(text));
-            }
+            _ => (Functions::default().open(&spec(device)?)?, None),
         };
         let ours = Arc::clone(&function);
         let controller = engine.run(CORE, move |core| async move {
@@ -83,13 +81,20 @@ impl Session {
         let function = Arc::clone(&self.function);
         self.ask(|core, controller| async move {
             controller.shutdown(&core).await?;
-            function.reset().map_err(|error| {
-                let kind = oxblock_engine::ErrorKind::from_errno(error.errno());
-                Error::new(kind, format!("resetting {}: {error}", function.address()))
-            })?;
+            function.reset().map_err(pci_error)?;
             Host::attach(&core, function, NvmeOptions::default()).await
         })
     }
+}
+
+/// The function that a word names.
+fn spec(device: &str) -> Result<FunctionSpec, Failure> {
+    let word = device.strip_prefix("nvme://").unwrap_or(device);
+    FunctionSpec::parse(word).map_err(|error| {
+        let text =
+            format!("`{device}` names no device ({error}); give a PCI address, soft or soft:PATH");
+        Failure::Usage(text)
+    })
 }
 
 type Soft = (Arc<dyn Function>, Option<Arc<Controller>>);

@@ -27,6 +27,7 @@ use verbs::{VERBS, Verb};
 
 const AFTER_HELP: &str = "\
 Devices:
+  0000:01:00.0   a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci
   soft           a software controller in this process over memory, gone afterwards
   soft:PATH      the same over a file
 
