@@ -6,6 +6,7 @@ mod bench;
 mod doctor;
 mod function;
 mod node;
+mod pci;
 mod soft;
 mod target;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("bench", matches)) => bench::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
+        Some(("pci", matches)) => pci::run(matches),
         _ => Ok(ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {
@@ -45,4 +47,5 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(bench::command())
         .subcommand(doctor::command())
+        .subcommand(pci::command())
 }
