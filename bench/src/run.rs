@@ -65,22 +65,34 @@ pub struct Snapshot {
 /// fails and blocks that are bad do not make this an error: they end the job and are in the report.
 pub fn run(
     session: &Session<'_>,
+    options: JobOptions,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<Report, Error> {
+    run_on_files(session, std::slice::from_ref(session.node), options, watch)
+}
+
+/// As [`run`], on several files: all clones use them all, unless each has its own
+/// ([`Files::are_own`](crate::options::Files::are_own)), in the order of the clones.
+///
+/// Errors: as [`run`].
+pub fn run_on_files(
+    session: &Session<'_>,
+    nodes: &[Arc<Node>],
     mut options: JobOptions,
     watch: &mut dyn FnMut(&Snapshot),
 ) -> Result<Report, Error> {
-    let limits = session.node.limits();
-    let plan = options.plan(limits.length, limits.block_size).map_err(invalid)?;
-    if options.rw.writes() && !options.verify_only && limits.read_only {
-        let text = format!("{} is read-only; use rw=read or randread", session.target);
-        return Err(Error::new(ErrorKind::ReadOnly, text));
+    check_nodes(session, nodes, &options)?;
+    let sizes = nodes.iter().map(|node| (node.limits().length, node.limits().block_size));
+    let sizes: Vec<(u64, u32)> = sizes.collect();
+    let mut plans = Vec::with_capacity(sizes.len());
+    for clone in 0..options.num_jobs as usize {
+        let files = options.files_of(clone, sizes.len());
+        if plans.len() < files.end {
+            plans.extend(options.plan_files(&sizes[files]).map_err(invalid)?);
+        }
     }
-    if options.rw.trims() && limits.max_discard == 0 {
-        let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
-        return Err(Error::new(ErrorKind::NotSupported, text));
-    }
-    if session.cores.is_empty() {
-        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
-    }
+    let plan =
+        *plans.first().ok_or_else(|| Error::new(ErrorKind::Invalid, "a job needs a file"))?;
     let stamp = session.engine.run(session.cores[0], |core| async move { core.random() })?;
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
@@ -88,7 +100,7 @@ pub fn run(
     let mut job = Job {
         plan,
         stamp,
-        node: session.node.clone(),
+        files: nodes.iter().cloned().zip(plans).collect(),
         stop: session.stop.clone(),
         aborted: AtomicBool::new(false),
         ready: AtomicUsize::new(0),
@@ -103,6 +115,27 @@ pub fn run(
     let result = run_clones(session, &Arc::new(job), watch);
     let lost = writer.map_or(Ok(0), Writer::finish);
     result.and_then(|report| Ok(Report { log_entries_lost: lost?, ..report }))
+}
+
+/// Can the nodes do what the job asks of them?
+fn check_nodes(
+    session: &Session<'_>,
+    nodes: &[Arc<Node>],
+    options: &JobOptions,
+) -> Result<(), Error> {
+    if session.cores.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
+    }
+    let writes = options.rw.writes() && !options.verify_only;
+    if writes && nodes.iter().any(|node| node.limits().read_only) {
+        let text = format!("{} is read-only; use rw=read or randread", session.target);
+        return Err(Error::new(ErrorKind::ReadOnly, text));
+    }
+    if options.rw.trims() && nodes.iter().any(|node| node.limits().max_discard == 0) {
+        let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
+        return Err(Error::new(ErrorKind::NotSupported, text));
+    }
+    Ok(())
 }
 
 /// Writes the whole target once, so that reads find data that was written rather than holes.
@@ -136,9 +169,10 @@ pub fn lay_out(
 /// What the clones of one job share.
 struct Job {
     options: Arc<JobOptions>,
+    /// The plan of the first file.
     plan: Plan,
     stamp: u64,
-    node: Arc<Node>,
+    files: Vec<(Arc<Node>, Plan)>,
     stop: Arc<AtomicBool>,
     /// A clone could not begin: the others need not.
     aborted: AtomicBool,
@@ -228,7 +262,15 @@ async fn run_clone(
     progress: &Arc<Progress>,
 ) -> Result<(CloneReport, bool), Error> {
     let options = &job.options;
-    let channel = core.open(&job.node).await?;
+    let files = &job.files[options.files_of(number, job.files.len())];
+    let mut channels = Vec::with_capacity(files.len());
+    for (node, _) in files {
+        channels.push(core.open(node).await?);
+    }
+    let mut channels = channels.into_iter();
+    let Some(channel) = channels.next() else {
+        return Err(Error::new(ErrorKind::Invalid, "a job needs a file"));
+    };
     let buffers = buffers(core, options.io_depth, options.block_size, &options.contents)?;
     // All clones begin together.
     job.ready.fetch_add(1, SeqCst);
@@ -244,8 +286,10 @@ async fn run_clone(
         let pipe = job.pipes.get(number).cloned();
         let recorder = pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe));
         let watching = Watching::new(options, recorder);
-        let shaped = ShapedWork::new(options, &job.plan, phases.seed());
-        worker = worker.shaped(shaped.watched(watching));
+        let start = |plan: &Plan| plan.start + plan.stride * number as u64;
+        let plans: Vec<_> = files.iter().map(|(_, plan)| (*plan, start(plan))).collect();
+        let shaped = ShapedWork::new(options, &plans, phases.seed());
+        worker = worker.shaped(shaped.watched(watching), channels.collect());
     }
     let first = run_phase(core, worker).await;
     let Outcome { mut report, buffers, taken, interrupted } = first;
@@ -253,7 +297,7 @@ async fn run_clone(
     if !job.options.reads_back() || interrupted || report.fault.is_some() {
         return Ok((report, interrupted));
     }
-    let channel = core.open(&job.node).await?;
+    let channel = core.open(&files[0].0).await?;
     let checker = phases.checker(true);
     let second = run_phase(core, start(phases.second(taken), checker, buffers, channel)).await;
     report.append(second.report);

@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::{BlockSizes, Contents, JobOptions, Rw, Verify, shape, watch_table};
+use super::{BlockSizes, Contents, JobOptions, Rw, Verify, files, shape, watch_table};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
 
 /// One word that a job understands.
@@ -82,7 +82,7 @@ pub(super) use {option, switch};
 
 /// Every option of a job, in the order in which help shows them.
 pub static OPTIONS: LazyLock<Vec<&'static OptionSpec>> =
-    LazyLock::new(|| JOB.iter().chain(watch_table::WATCH).collect());
+    LazyLock::new(|| JOB.iter().chain(files::FILES).chain(watch_table::WATCH).collect());
 
 /// What a job does.
 static JOB: &[OptionSpec] = &[
@@ -169,7 +169,7 @@ static JOB: &[OptionSpec] = &[
     }),
     switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
     switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
-    option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV or zoned:LIST [random]", |job, word| {
+    option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV, zoned:LIST or zoned_abs:LIST [random]", |job, word| {
         shape::distribution(word).map(|distribution| job.shape.distribution = distribution)
     }),
     option!("percentage_random"[], "PERCENT", "Random offsets in a hundred of a random job [100]", |job, word| {
@@ -261,9 +261,6 @@ static JOB: &[OptionSpec] = &[
     switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
         job.group_reporting = on;
     }),
-    option!("filename"["target"], "TARGET", "What to measure; see below [soft]", |job, word| {
-        parse_target(word).map(|target| job.target = Some(target))
-    }),
     option!("ioengine"[], "ENGINE", "null: the null target, whatever filename says; else ignored", |job, word| {
         parse_engine(word).map(|null| job.null_engine = null)
     }),
@@ -354,25 +351,6 @@ fn parse_verify(word: &str) -> Result<Verify, String> {
         "0" | "none" => Ok(Verify::Off),
         "crc32c" | "crc32c-intel" => Ok(Verify::Crc32c),
         _ => Err(format!("`{word}` is not a check that we do; use crc32c, or 0 for none")),
-    }
-}
-
-/// A target's word. fio lists several files with `:` between them; a job of ours has one.
-fn parse_target(word: &str) -> Result<String, String> {
-    let plain = word.starts_with("soft:") || word.starts_with("nvme:") || word.starts_with('{');
-    if word.is_empty() {
-        return Err("is empty; give a path, soft, null, memory or a node as JSON".to_owned());
-    }
-    if plain {
-        return Ok(word.to_owned());
-    }
-    let bytes = word.as_bytes();
-    let split = (1..bytes.len()).find(|&at| bytes[at] == b':' && bytes[at - 1] != b'\\');
-    match split {
-        Some(_) => {
-            Err(format!("`{word}` lists several files; a job has one (`\\:` is a plain `:`)"))
-        }
-        None => Ok(word.replace("\\:", ":")),
     }
 }
 
