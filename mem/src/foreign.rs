@@ -133,8 +133,8 @@ impl File {
             return Err(io::Error::last_os_error());
         }
         let sizes = [PageSize::Huge2M, PageSize::Huge1G];
-        let huge = sizes.into_iter().find(|size| size.bytes() as i64 == info.f_bsize as i64);
-        let page_size = match info.f_type as i64 == libc::HUGETLBFS_MAGIC as i64 {
+        let huge = sizes.into_iter().find(|size| size.bytes() as i64 == info.f_bsize);
+        let page_size = match info.f_type == libc::HUGETLBFS_MAGIC {
             true => huge.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOTSUP))?,
             false => PageSize::Small4K,
         };
