@@ -31,8 +31,11 @@ use crate::verify::{Checker, Recipe};
 use shaped::Shaped;
 
 mod shaped;
+mod target;
+mod watch;
 
 pub(crate) use shaped::Shaped as ShapedWork;
+pub(crate) use watch::Watching;
 
 /// The clock that latencies are taken with.
 pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
@@ -475,6 +478,11 @@ impl Worker {
             direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
         }
         report.fault = self.fault;
+        if let Some(watching) = self.shaped.as_mut().and_then(|shaped| shaped.watching()) {
+            watching.finish(last_ns);
+            report.ending = watching.ending();
+            report.found_depth = watching.found_depth();
+        }
         report.verify = self.checker.take().map(|checker| VerifyReport {
             checked: report.read.ios,
             bad: checker.bad(),

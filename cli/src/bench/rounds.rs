@@ -67,12 +67,14 @@ impl Rounds {
         let processors = Processors::of(specs.iter().any(|s| matches!(s, TargetSpec::Soft(_))));
         let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
         let mut specs = specs.into_iter();
-        let mut group_id = 0;
+        let (mut group_id, mut clones) = (0, 0);
         for (number, round) in schedule(jobs).into_iter().enumerate() {
             group_id += usize::from(number > 0);
             let mut placing = Placing { next: 0, taken: Vec::new() };
             let mut placed: Vec<Placed> = Vec::new();
-            for (options, spec) in round.into_iter().zip(specs.by_ref()) {
+            for (mut options, spec) in round.into_iter().zip(specs.by_ref()) {
+                options.first_number = clones + 1;
+                clones += options.num_jobs;
                 group_id += usize::from(options.new_group && !placed.is_empty());
                 let target = plan.target_for(spec, &options);
                 let cores = placing.place(&options, target, &mut plan.targets, &processors);
