@@ -125,7 +125,7 @@ pub fn fuzz_client(data: &[u8]) -> bool {
         (command::VERSION, 1),
         (command::DEVICE_GET_INFO, 1),
         (command::DEVICE_GET_REGION_INFO, 7),
-        (command::DEVICE_GET_IRQ_INFO, 1),
+        (command::DEVICE_GET_IRQ_INFO, 3),
         (command::REGION_READ, 2),
         (command::REGION_WRITE, 1),
         (command::DMA_MAP, 1),
@@ -296,7 +296,7 @@ fn reply_body(input: &mut Input<'_>, command: u16) -> Vec<u8> {
             let cap: [u32; 4] = [0x1_0001, input.byte().into(), 1, 0];
             [info.as_bytes(), cap.as_bytes(), area.as_bytes()].concat()
         }
-        command::DEVICE_GET_IRQ_INFO => [16u32, 1, 2, 17].as_bytes().to_vec(),
+        command::DEVICE_GET_IRQ_INFO => [16u32, 1, 2, 0].as_bytes().to_vec(),
         command::REGION_READ => {
             let access = [4u64, 7 | 2 << 32];
             [access.as_bytes(), &[0, 0]].concat()
@@ -374,6 +374,7 @@ pub(crate) fn function() -> (Arc<SoftFunction>, Arc<SoftIommu>) {
     let interrupts = SoftInterrupts::new(4);
     let function =
         SoftFunction::new("soft:0", Arc::new(device), ids, Arc::clone(&iommu), interrupts);
+    let function = function.expect("eventfds");
     (function, iommu)
 }
 

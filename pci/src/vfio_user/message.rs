@@ -29,6 +29,10 @@ pub const CONFIG_REGION: u32 = 7;
 pub const IRQS: u32 = 5;
 /// The kind that is MSI-X.
 pub const MSIX_IRQ: u32 = 2;
+/// The kind that tells of an error.
+pub const ERROR_IRQ: u32 = 3;
+/// The kind that asks to let go of the device.
+pub const REQUEST_IRQ: u32 = 4;
 
 /// Numbers of commands.
 #[allow(missing_docs, reason = "the names are the specification's")]

@@ -178,7 +178,9 @@ fn a_server_that_is_gone_reads_as_all_ones() {
     let window = Reg32::new(&bar, 0x1000).unwrap();
     window.write(1);
     socket.shutdown(std::net::Shutdown::Both).unwrap();
+    assert_eq!(far.events().removal.take(), 0);
     assert_eq!(Reg32::new(&bar, 0).unwrap().read(), u32::MAX);
+    assert_eq!(far.events().removal.take(), 1);
     window.write(2);
     assert_eq!((window.read(), bar.read64(8)), (u32::MAX, u64::MAX));
     let error = far.config().read16(0).unwrap_err();

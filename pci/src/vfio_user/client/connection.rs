@@ -19,7 +19,7 @@ use super::VfioUserOptions;
 use crate::vfio_user::capabilities::{Capabilities, FDS_MAX, MAJOR, MINOR};
 use crate::vfio_user::message::{DATA_MAX, Request, Version, header_flags};
 use crate::vfio_user::socket::{self, Broken, Receiver};
-use crate::{PciError, PciErrorKind};
+use crate::{Events, PciError, PciErrorKind};
 
 /// How often a server with a full backlog is tried again.
 const CONNECT_RETRY: Duration = Duration::from_millis(10);
@@ -33,6 +33,7 @@ pub(super) struct Connection {
     health: AtomicU8,
     /// Why it is not live any more.
     reason: OnceLock<String>,
+    events: Events,
 }
 
 const LIVE: u8 = 0;
@@ -86,6 +87,7 @@ impl Connection {
             talk: Mutex::default(),
             health: AtomicU8::new(LIVE),
             reason: OnceLock::new(),
+            events: Events::new()?,
         };
         connection.negotiate()?;
         Ok(connection)
@@ -94,6 +96,11 @@ impl Connection {
     /// Where the server is, for messages.
     pub(super) fn address(&self) -> &str {
         &self.address
+    }
+
+    /// What is told of the function; that it is gone, above all.
+    pub(super) fn events(&self) -> &Events {
+        &self.events
     }
 
     pub(super) fn is_live(&self) -> bool {
@@ -197,6 +204,7 @@ impl Connection {
         };
         let _ = self.reason.set(reason);
         self.health.store(health, Ordering::Release);
+        self.events.removal.signal();
         // A server that comes back to its senses sees that we have left.
         let _ = shutdown(&self.socket, Shutdown::Both);
         self.gone()

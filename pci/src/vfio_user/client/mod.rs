@@ -4,6 +4,7 @@ mod bar;
 mod connection;
 mod iommu;
 
+use std::os::fd::AsFd;
 #[cfg(any(test, feature = "fuzz"))]
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -14,10 +15,10 @@ use oxblock_mem::DmaMapper;
 use zerocopy::FromBytes;
 
 use super::message::{
-    CONFIG_REGION, DEVICE_PCI, DeviceInfo, IRQ_ACTION_TRIGGER, IRQ_DATA_EVENTFD, IrqInfo, IrqSet,
-    MSIX_IRQ, REGIONS, RegionAccess, RegionInfo, Request,
+    CONFIG_REGION, DEVICE_PCI, DeviceInfo, ERROR_IRQ, IRQ_ACTION_TRIGGER, IRQ_DATA_EVENTFD,
+    IrqInfo, IrqSet, MSIX_IRQ, REGIONS, REQUEST_IRQ, RegionAccess, RegionInfo, Request,
 };
-use crate::{Bar, ConfigSpace, EventFd, Function, Interrupts, PciError, PciErrorKind};
+use crate::{Bar, ConfigSpace, EventFd, Events, Function, Interrupts, PciError, PciErrorKind};
 use bar::ClientBar;
 use connection::Connection;
 use iommu::ClientIommu;
@@ -88,6 +89,12 @@ impl VfioUserFunction {
         let (config, _) = connection.region_info(CONFIG_REGION)?;
         let len = config.size.get().min(4096) as u16;
         let count = connection.irq_count(MSIX_IRQ)?;
+        let events = connection.events();
+        for (index, event) in [(ERROR_IRQ, &events.error), (REQUEST_IRQ, &events.removal)] {
+            if connection.irq_count(index)? > 0 {
+                connection.set_irq(index, 0, Some(event))?;
+            }
+        }
         Ok(Arc::new(VfioUserFunction {
             bars,
             config: ClientConfig { connection: Arc::clone(&connection), len },
@@ -127,6 +134,10 @@ impl Function for VfioUserFunction {
 
     fn interrupts(&self) -> &dyn Interrupts {
         &self.interrupts
+    }
+
+    fn events(&self) -> &Events {
+        self.connection.events()
     }
 
     fn reset(&self) -> Result<(), PciError> {
@@ -175,6 +186,20 @@ impl Connection {
             Ok((info, _)) => Ok(info.count.get().min(2048)),
             Err(_) => Err(self.rude("information on interrupts that is too short")),
         }
+    }
+
+    /// Names the eventfd of a vector, or takes it back.
+    fn set_irq(&self, index: u32, vector: u32, event: Option<&EventFd>) -> Result<(), PciError> {
+        let set = IrqSet {
+            argsz: (size_of::<IrqSet>() as u32).into(),
+            flags: (IRQ_DATA_EVENTFD | IRQ_ACTION_TRIGGER).into(),
+            index: index.into(),
+            start: vector.into(),
+            count: 1.into(),
+        };
+        // An eventfd that is not there takes back the one that was.
+        let fds: Vec<_> = event.iter().map(|event| event.as_fd()).collect();
+        self.call(&Request::SetIrqs { set, data: &[] }, &fds).map(drop)
     }
 
     /// Reads `N` bytes of a region.
@@ -270,23 +295,14 @@ struct ClientInterrupts {
 }
 
 impl ClientInterrupts {
-    fn set(&self, vector: u32, flags: u32, event: Option<&EventFd>) -> Result<(), PciError> {
-        use std::os::fd::AsFd;
+    fn set(&self, vector: u32, event: Option<&EventFd>) -> Result<(), PciError> {
         if vector >= self.count {
             return Err(PciError::new(
                 PciErrorKind::OutOfRange,
                 format!("interrupt vector {vector} of {}", self.count),
             ));
         }
-        let set = IrqSet {
-            argsz: (size_of::<IrqSet>() as u32).into(),
-            flags: (flags | IRQ_ACTION_TRIGGER).into(),
-            index: MSIX_IRQ.into(),
-            start: vector.into(),
-            count: 1.into(),
-        };
-        let fds: Vec<_> = event.iter().map(|event| event.as_fd()).collect();
-        self.connection.call(&Request::SetIrqs { set, data: &[] }, &fds).map(drop)
+        self.connection.set_irq(MSIX_IRQ, vector, event)
     }
 }
 
@@ -296,11 +312,10 @@ impl Interrupts for ClientInterrupts {
     }
 
     fn enable(&self, vector: u32, event: Arc<EventFd>) -> Result<(), PciError> {
-        self.set(vector, IRQ_DATA_EVENTFD, Some(&event))
+        self.set(vector, Some(&event))
     }
 
     fn disable(&self, vector: u32) -> Result<(), PciError> {
-        // An eventfd that is not there takes back the one that was.
-        self.set(vector, IRQ_DATA_EVENTFD, None)
+        self.set(vector, None)
     }
 }
