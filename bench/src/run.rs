@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
 use oxblock_mem::IoVector;
 
-use crate::job::{Outcome, Phase, Progress, ShapedWork, Work, Worker, buffers, run_phase};
+use crate::job::{
+    Outcome, Phase, Progress, ShapedWork, Watching, Work, Worker, buffers, run_phase,
+};
+use crate::log::Pipe;
+use crate::log::record::Recorder;
+use crate::log::write::Writer;
 use crate::options::{JobOptions, Plan, Verify};
 use crate::pattern::{Steps, mix64};
 use crate::report::{CloneReport, Report};
@@ -80,7 +85,7 @@ pub fn run(
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
     }
-    let job = Arc::new(Job {
+    let mut job = Job {
         plan,
         stamp,
         node: session.node.clone(),
@@ -89,9 +94,15 @@ pub fn run(
         ready: AtomicUsize::new(0),
         running: AtomicUsize::new(options.num_jobs as usize),
         owner: std::thread::current(),
+        pipes: Vec::new(),
         options: Arc::new(options),
-    });
-    run_clones(session, &job, watch)
+    };
+    // Whatever comes of the clones, the logs are written and their thread is ended.
+    let writer = Writer::start(&job.options)?;
+    job.pipes = writer.iter().flat_map(Writer::pipes).cloned().collect();
+    let result = run_clones(session, &Arc::new(job), watch);
+    let lost = writer.map_or(Ok(0), Writer::finish);
+    result.and_then(|report| Ok(Report { log_entries_lost: lost?, ..report }))
 }
 
 /// Writes the whole target once, so that reads find data that was written rather than holes.
@@ -135,6 +146,8 @@ struct Job {
     running: AtomicUsize,
     /// Who waits for the clones to end.
     owner: Thread,
+    /// What each clone records its logs to; empty where it has none.
+    pipes: Vec<Arc<Pipe>>,
 }
 
 fn run_clones(
@@ -179,7 +192,16 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, group_id: 0, target, clones, serving, series, interrupted })
+    Ok(Report {
+        options,
+        group_id: 0,
+        target,
+        clones,
+        serving,
+        series,
+        interrupted,
+        log_entries_lost: 0,
+    })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine
@@ -219,7 +241,11 @@ async fn run_clone(
     };
     let mut worker = start(phases.first(), phases.checker(false), buffers, channel);
     if options.is_shaped() {
-        worker = worker.shaped(ShapedWork::new(options, &job.plan, phases.seed()));
+        let pipe = job.pipes.get(number).cloned();
+        let recorder = pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe));
+        let watching = Watching::new(options, recorder);
+        let shaped = ShapedWork::new(options, &job.plan, phases.seed());
+        worker = worker.shaped(shaped.watched(watching));
     }
     let first = run_phase(core, worker).await;
     let Outcome { mut report, buffers, taken, interrupted } = first;
@@ -424,6 +450,6 @@ impl DirectionStats {
         self.runtime_ns += next.runtime_ns;
         self.ios += next.ios;
         self.bytes += next.bytes;
-        self.latency.merge(&next.latency);
+        self.merge_latency(&next);
     }
 }

@@ -54,10 +54,9 @@ pub fn command() -> Command {
             .value_name(spec.value)
             .help(spec.help)
             .action(ArgAction::Append);
-        if spec.switch {
-            arg.num_args(0..=1).require_equals(true).default_missing_value("1")
-        } else {
-            arg.num_args(1)
+        match spec.bare {
+            Some(bare) => arg.num_args(0..=1).require_equals(true).default_missing_value(bare),
+            None => arg.num_args(1),
         }
     });
     // Known, so that they are refused by name and not as misspellings.
