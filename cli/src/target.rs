@@ -96,6 +96,22 @@ impl TargetSpec {
         }
     }
 
+    /// Whether both are namespaces of one controller, which has one driver and one engine.
+    pub fn shares_with(&self, other: &TargetSpec) -> bool {
+        match (self, other) {
+            (TargetSpec::Nvme { function: a, .. }, TargetSpec::Nvme { function: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
+    /// The namespace, of a controller's.
+    fn nsid(&self) -> Option<u32> {
+        match self {
+            TargetSpec::Nvme { nsid, .. } => Some(*nsid),
+            _ => None,
+        }
+    }
+
     /// Reads `//ADDRESS` or `//ADDRESS/NAMESPACE`.
     fn parse_nvme(place: &str) -> Result<TargetSpec, Error> {
         let place = place.strip_prefix("//").unwrap_or(place);
@@ -152,26 +168,37 @@ impl Wants {
 /// A target that is open, with the engine that it lives in.
 pub struct Target {
     engine: Engine,
-    /// One for each file; at least one.
-    nodes: Vec<Arc<Node>>,
+    /// Mostly one; several namespaces of one controller.
+    opened: Vec<Opened>,
     _soft: Option<Soft>,
-    words: String,
     serving_cores: Vec<usize>,
-    /// Which nodes to write before anything is read.
+    /// Which files of the first to write before anything is read.
     lay_out: Vec<usize>,
     notices: Vec<String>,
     /// What to remove at the end.
     unlink: Vec<PathBuf>,
 }
 
+/// What jobs run on.
+struct Opened {
+    /// One for each file; at least one.
+    nodes: Vec<Arc<Node>>,
+    words: String,
+}
+
 impl Target {
     /// Starts an engine and opens the target on it: a reactor on each of the processors wanted, and
-    /// one more, on a processor of its own if there are two, for the software controller.
+    /// one more, on a processor of its own if there are two, for the software controller. Several
+    /// are opened together if [`TargetSpec::shares_with`] says so of each.
     ///
     /// Errors: what the driver says; an engine that cannot start.
-    pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Target, Error> {
-        if let TargetSpec::Nvme { function, nsid } = spec {
-            return Target::attach(function, *nsid, wants);
+    pub fn open(specs: &[TargetSpec], wants: &Wants) -> Result<Target, Error> {
+        let Some(spec) = specs.first() else {
+            return Err(Error::new(ErrorKind::Invalid, "there is no target"));
+        };
+        if let TargetSpec::Nvme { function, .. } = spec {
+            let nsids: Vec<u32> = specs.iter().filter_map(TargetSpec::nsid).collect();
+            return Target::attach(function, &nsids, wants);
         }
         let (below, is_soft) = match spec {
             TargetSpec::Soft(below) => (&**below, true),
@@ -212,19 +239,22 @@ impl Target {
             soft = Some(started);
         }
         let serving_cores = soft.iter().map(|_| jobs).collect();
-        Ok(Target { engine, nodes, _soft: soft, words, serving_cores, lay_out, notices, unlink })
+        let opened = vec![Opened { nodes, words }];
+        Ok(Target { engine, opened, _soft: soft, serving_cores, lay_out, notices, unlink })
     }
 
     /// Attaches the driver to a controller; the first reactor wanted becomes its home.
-    fn attach(function: &FunctionSpec, nsid: u32, wants: &Wants) -> Result<Target, Error> {
+    fn attach(function: &FunctionSpec, nsids: &[u32], wants: &Wants) -> Result<Target, Error> {
         let (engine, notices) = start_engine(&wants.cpus, wants)?;
-        let Attached { node, words } = Attached::open(&engine, function, nsid, wants.depth)?;
-        let words = format!("{words}, {}", format_bytes(node.limits().length));
+        let attached = Attached::open(&engine, function, nsids, wants.depth)?;
+        let opened = attached.into_iter().map(|Attached { node, words }| {
+            let words = format!("{words}, {}", format_bytes(node.limits().length));
+            Opened { nodes: vec![node], words }
+        });
         Ok(Target {
             engine,
-            nodes: vec![node],
+            opened: opened.collect(),
             _soft: None,
-            words,
             serving_cores: Vec::new(),
             lay_out: Vec::new(),
             notices,
@@ -232,26 +262,33 @@ impl Target {
         })
     }
 
-    /// What runs a job on it, on some of its reactors, until `stop` is set.
-    pub fn session<'a>(&'a self, cores: &'a [usize], stop: &'a Arc<AtomicBool>) -> Session<'a> {
+    /// What runs a job on the target that was named at this place, on some of its reactors, until
+    /// `stop` is set.
+    pub fn session<'a>(
+        &'a self,
+        place: usize,
+        cores: &'a [usize],
+        stop: &'a Arc<AtomicBool>,
+    ) -> Session<'a> {
+        let Opened { nodes, words } = &self.opened[place];
         Session {
             engine: &self.engine,
-            node: &self.nodes[0],
-            target: &self.words,
+            node: &nodes[0],
+            target: words,
             cores,
             serving: &self.serving_cores,
             stop,
         }
     }
 
-    /// The nodes of its files.
-    pub fn nodes(&self) -> &[Arc<Node>] {
-        &self.nodes
+    /// The nodes of the files that were named at this place.
+    pub fn nodes(&self, place: usize) -> &[Arc<Node>] {
+        &self.opened[place].nodes
     }
 
     /// The nodes to write before anything is read: those that are new.
     pub fn to_lay_out(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.lay_out.iter().map(|&at| &self.nodes[at])
+        self.lay_out.iter().map(|&file| &self.opened[0].nodes[file])
     }
 
     /// What the user should know about how this was set up.
@@ -263,9 +300,9 @@ impl Target {
     ///
     /// Errors: what the drivers say; a file that cannot be removed.
     pub fn close(self) -> Result<(), Error> {
-        let Target { engine, nodes, unlink, .. } = self;
+        let Target { engine, opened, unlink, .. } = self;
         let closed = engine.shutdown();
-        drop(nodes);
+        drop(opened);
         unlink.iter().fold(closed, |result, path| {
             let removed = std::fs::remove_file(path).map_err(|error| {
                 Error::from_io(format!("removing {} after the run", path.display()), error)
