@@ -21,7 +21,7 @@ use std::task::{Poll, Waker};
 use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
 use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
-use oxblock_mem::{ArenaOptions, IoVector};
+use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
@@ -30,10 +30,13 @@ use crate::stats::{CpuUse, Direction};
 use shaped::Shaped;
 
 mod shaped;
+mod target;
 mod verified;
+mod watch;
 
 pub(crate) use shaped::Shaped as ShapedWork;
 pub(crate) use verified::Verified;
+pub(crate) use watch::Watching;
 
 /// The clock that latencies are taken with.
 pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
@@ -434,6 +437,11 @@ impl Worker {
             direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
         }
         report.fault = self.fault;
+        if let Some(watching) = self.shaped.as_mut().and_then(|shaped| shaped.watching()) {
+            watching.finish(last_ns);
+            report.ending = watching.ending();
+            report.found_depth = watching.found_depth();
+        }
         report.verify = self.shaped.as_mut().and_then(|shaped| shaped.take_findings());
         Outcome {
             report,
@@ -453,7 +461,8 @@ fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
     first.get_or_insert(FailedIo { direction, fault });
 }
 
-/// One buffer of `len` bytes for each of `depth` I/Os.
+/// One buffer of `len` bytes for each of `depth` I/Os: of the engine's memory, which devices know
+/// already, if it has room for all; else of an arena of their own.
 pub(crate) fn buffers(
     core: &Core,
     depth: u32,
@@ -462,15 +471,18 @@ pub(crate) fn buffers(
 ) -> Result<Vec<IoVector>, Error> {
     let (depth, len) = (depth as usize, len as usize);
     let size = depth * len.next_multiple_of(4096);
-    let arena = core.memory().add_arena(&ArenaOptions::new(size))?;
+    let alloc = |arena: &Arena| (0..depth).map(|_| arena.alloc(len, 4096)).collect();
+    let engines: Result<Vec<Buf>, _> = alloc(core.arena());
+    let bufs = match engines {
+        Ok(bufs) => bufs,
+        Err(_) => alloc(&core.memory().add_arena(&ArenaOptions::new(size))?)?,
+    };
     let mut random = Prng::new(0);
-    let mut buffers = Vec::with_capacity(depth);
-    for _ in 0..depth {
-        let mut buf = arena.alloc(len, 4096)?;
+    let fill = |mut buf: Buf| {
         if let Some(block) = buf.as_mut_slice() {
             contents.fill(&mut random, block);
         }
-        buffers.push(buf.into());
-    }
-    Ok(buffers)
+        buf.into()
+    };
+    Ok(bufs.into_iter().map(fill).collect())
 }

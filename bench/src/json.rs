@@ -144,9 +144,15 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
         "clock": crate::job::CLOCK,
         "latency_from": if report.options.shape.has_rate() { "due time" } else { "submission" },
         "interrupted": report.interrupted,
-        "error_message": clone.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault)),
+        "error_message": error_message(clone),
+        "log_entries_lost": report.log_entries_lost,
         "verify": verify,
     })
+}
+
+fn error_message(clone: &CloneReport) -> Option<String> {
+    let fault = clone.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault));
+    fault.or(clone.ending.map(|ending| ending.to_string()))
 }
 
 fn direction(stats: &DirectionStats, group_bandwidth: f64, options: &JobOptions) -> Value {

@@ -39,12 +39,14 @@
 //! that path allocates, locks, divides or calls the system.
 #![forbid(unsafe_code)]
 
+pub mod bins;
 pub mod compare;
 mod generate;
 pub mod html;
 pub mod job;
 pub mod jobfile;
 pub mod json;
+mod log;
 pub mod machine;
 pub mod options;
 pub mod pattern;

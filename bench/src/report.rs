@@ -1,5 +1,6 @@
 //! What a run found, job by job.
 
+use std::fmt;
 use std::sync::Arc;
 
 use oxblock_engine::Fault;
@@ -25,6 +26,8 @@ pub struct Report {
     pub serving: Vec<ServingReport>,
     /// Rates of all clones over the run.
     pub series: Series,
+    /// Entries of logs for which there was no memory.
+    pub log_entries_lost: u64,
     /// Ended before its time by the user.
     pub interrupted: bool,
 }
@@ -61,6 +64,10 @@ pub struct CloneReport {
     pub completed: Depths,
     /// The first I/O that failed, which ended the job.
     pub fault: Option<FailedIo>,
+    /// Which of its figures ended it, if one did.
+    pub ending: Option<Ending>,
+    /// The depth that a latency target came to; of several clones, the least.
+    pub found_depth: Option<u32>,
     /// What checking found, if anything was checked.
     pub verify: Option<VerifyReport>,
 }
@@ -94,6 +101,70 @@ pub struct FailedIo {
     pub direction: Direction,
     /// What the engine said.
     pub fault: Fault,
+}
+
+/// What ended a clone that looked at its own figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An I/O took longer than `max_latency`.
+    MaxLatency {
+        /// Of which direction.
+        direction: Direction,
+        /// What it took.
+        ns: u64,
+        /// What it may take.
+        limit_ns: u64,
+    },
+    /// A rate fell below `rate_min` or `rate_iops_min`.
+    RateTooLow {
+        /// Which of the two.
+        option: &'static str,
+        /// Of which direction.
+        direction: Direction,
+        /// What must be done in a second.
+        limit: u64,
+        /// What was.
+        rate: u64,
+    },
+    /// Not even one I/O at a time kept to the latency target.
+    TargetMissed {
+        /// The target.
+        target_ns: u64,
+    },
+}
+
+impl Ending {
+    /// The errno that fio ends with.
+    pub fn errno(self) -> i32 {
+        const EIO: i32 = 5;
+        const ETIMEDOUT: i32 = 110;
+        match self {
+            Ending::RateTooLow { .. } => EIO,
+            Ending::MaxLatency { .. } | Ending::TargetMissed { .. } => ETIMEDOUT,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::MaxLatency { direction, ns, limit_ns } => write!(
+                f,
+                "a {} took {ns} ns: more than max_latency of {limit_ns} ns",
+                direction.word()
+            ),
+            Ending::RateTooLow { option, direction, limit, rate } => {
+                write!(
+                    f,
+                    "{}s were {rate} a second: less than {option} of {limit}",
+                    direction.word()
+                )
+            }
+            Ending::TargetMissed { target_ns } => {
+                write!(f, "one I/O at a time already misses latency_target of {target_ns} ns")
+            }
+        }
+    }
 }
 
 /// What checking found.
@@ -239,6 +310,7 @@ impl CloneReport {
         const EILSEQ: i32 = 84;
         match (&self.fault, &self.verify) {
             (Some(failed), _) => failed.fault.kind.errno(),
+            _ if let Some(ending) = self.ending => ending.errno(),
             (None, Some(verify)) if verify.bad > 0 => EILSEQ,
             _ => 0,
         }
@@ -258,6 +330,8 @@ impl CloneReport {
         self.submitted.merge(&other.submitted);
         self.completed.merge(&other.completed);
         self.fault = self.fault.or(other.fault);
+        self.ending = self.ending.or(other.ending);
+        self.found_depth = self.found_depth.min(other.found_depth).or(other.found_depth);
         if let (Some(mine), Some(theirs)) = (&mut self.allocations, other.allocations) {
             mine.count += theirs.count;
             mine.ios += theirs.ios;

@@ -8,7 +8,12 @@ use std::time::{Duration, Instant};
 use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
 use oxblock_mem::IoVector;
 
-use crate::job::{Outcome, Phase, Progress, ShapedWork, Verified, Worker, buffers, run_phase};
+use crate::job::{
+    Outcome, Phase, Progress, ShapedWork, Verified, Watching, Worker, buffers, run_phase,
+};
+use crate::log::Pipe;
+use crate::log::record::Recorder;
+use crate::log::write::Writer;
 use crate::options::{JobOptions, Plan, Shape};
 use crate::pattern::Steps;
 use crate::report::{CloneReport, Report};
@@ -81,7 +86,7 @@ pub fn run(
         options.seed = stamp;
     }
     let atomic = limits.block_size;
-    let job = Arc::new(Job {
+    let mut job = Job {
         plan,
         verification: Verification::new(&options, &plan, stamp, atomic)?.map(Arc::new),
         writing: AtomicUsize::new(options.num_jobs as usize),
@@ -91,9 +96,15 @@ pub fn run(
         ready: AtomicUsize::new(0),
         running: AtomicUsize::new(options.num_jobs as usize),
         owner: std::thread::current(),
+        pipes: Vec::new(),
         options: Arc::new(options),
-    });
-    run_clones(session, &job, watch)
+    };
+    // Whatever comes of the clones, the logs are written and their thread is ended.
+    let writer = Writer::start(&job.options)?;
+    job.pipes = writer.iter().flat_map(Writer::pipes).cloned().collect();
+    let result = run_clones(session, &Arc::new(job), watch);
+    let lost = writer.map_or(Ok(0), Writer::finish);
+    result.and_then(|report| Ok(Report { log_entries_lost: lost?, ..report }))
 }
 
 /// Writes the whole target once, so that reads find data that was written rather than holes.
@@ -140,6 +151,8 @@ struct Job {
     running: AtomicUsize,
     /// Who waits for the clones to end.
     owner: Thread,
+    /// What each clone records its logs to; empty where it has none.
+    pipes: Vec<Arc<Pipe>>,
 }
 
 fn run_clones(
@@ -184,7 +197,16 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, group_id: 0, target, clones, serving, series, interrupted })
+    Ok(Report {
+        options,
+        group_id: 0,
+        target,
+        clones,
+        serving,
+        series,
+        interrupted,
+        log_entries_lost: 0,
+    })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine
@@ -237,7 +259,8 @@ async fn run_clone(
         }
     };
     progress.checking.store(options.verify.is_on() && !options.writes_checkable(), Relaxed);
-    let first = run_phase(core, start(phases.first(), phases.shaped(), buffers, channel)).await;
+    let shaped = phases.shaped().map(|shaped| shaped.watched(phases.watching()));
+    let first = run_phase(core, start(phases.first(), shaped, buffers, channel)).await;
     drop(writing);
     let Outcome { mut report, buffers, interrupted } = first;
     report.core = core.id();
@@ -314,6 +337,13 @@ impl Phases<'_> {
         let plan = Plan { limit: u64::MAX, bytes: u64::MAX, ..self.job.plan };
         let verified = self.verified(true)?;
         Some(ShapedWork::new(&plain, &plan, 0).verified(Some(verified)))
+    }
+
+    /// What is looked at in the first phase as its I/Os complete.
+    fn watching(&self) -> Option<Watching> {
+        let pipe = self.job.pipes.get(self.number).cloned();
+        let options = &self.job.options;
+        Watching::new(options, pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe)))
     }
 
     fn verified(&self, reads_back: bool) -> Option<Verified> {
@@ -453,6 +483,6 @@ impl DirectionStats {
         self.runtime_ns += next.runtime_ns;
         self.ios += next.ios;
         self.bytes += next.bytes;
-        self.latency.merge(&next.latency);
+        self.merge_latency(&next);
     }
 }

@@ -112,6 +112,15 @@ impl Default for Latency {
     }
 }
 
+/// Latencies that are there where submission is timed apart from completion.
+#[derive(Clone, Debug, Default)]
+pub struct Apart {
+    /// From just before the submission to just after it.
+    pub submission: Latency,
+    /// From just before the submission to the completion.
+    pub total: Latency,
+}
+
 /// One direction of one job.
 #[derive(Clone, Debug, Default)]
 pub struct DirectionStats {
@@ -123,6 +132,9 @@ pub struct DirectionStats {
     pub runtime_ns: u64,
     /// From submission to completion; see [`crate::job`] for how it is taken.
     pub latency: Latency,
+    /// Where submission was timed apart: how long it took, and the whole; `latency` then is from
+    /// the end of the submission.
+    pub apart: Option<Box<Apart>>,
     /// I/Os and bytes a second, sampled through the run.
     pub samples: Samples,
 }
@@ -133,8 +145,28 @@ impl DirectionStats {
         self.ios += other.ios;
         self.bytes += other.bytes;
         self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
-        self.latency.merge(&other.latency);
+        self.merge_latency(other);
         self.samples.merge(&other.samples);
+    }
+
+    /// Adds another's latencies, where one may have timed submissions apart and the other not.
+    pub(crate) fn merge_latency(&mut self, other: &DirectionStats) {
+        if self.apart.is_some() || other.apart.is_some() {
+            let total = &self.latency;
+            let mine = self.apart.get_or_insert_with(|| {
+                Box::new(Apart { total: total.clone(), ..Apart::default() })
+            });
+            mine.total.merge(other.total());
+            if let Some(theirs) = &other.apart {
+                mine.submission.merge(&theirs.submission);
+            }
+        }
+        self.latency.merge(&other.latency);
+    }
+
+    /// The whole latency, submission and completion.
+    pub fn total(&self) -> &Latency {
+        self.apart.as_ref().map_or(&self.latency, |apart| &apart.total)
     }
 
     /// I/Os a second.

@@ -80,6 +80,8 @@ fn body(text: &mut String, clone: &CloneReport) {
     if let Some(failed) = &clone.fault {
         let direction = failed.direction.word();
         let _ = writeln!(text, "    ERROR    {direction}: {}", failed.fault);
+    } else if let Some(ending) = &clone.ending {
+        let _ = writeln!(text, "    ENDED    {ending}");
     } else if clone.ios() == 0 {
         text.push_str("    nothing was done\n");
     }

@@ -1,1 +1,5 @@
-//! Tests over everything.
+//! Tests over everything: what several test binaries share.
+#![deny(unsafe_code)]
+
+pub mod conformance;
+pub mod random;

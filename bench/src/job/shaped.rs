@@ -7,7 +7,8 @@ use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::verified::Verified;
-use super::{Contents, Worker, note_fault};
+use super::watch::{Look, Watching};
+use super::{Contents, Counts, Worker, note_fault};
 use crate::generate::{Budget, Generator, Piece, unit};
 use crate::options::{JobOptions, Plan};
 use crate::pattern::{Prng, mix64};
@@ -49,6 +50,7 @@ pub(crate) struct Shaped {
     refill: Option<(Prng, Contents)>,
     /// Nothing can be submitted before, whatever completes.
     wait_until_ns: u64,
+    watching: Option<Box<Watching>>,
 }
 
 /// When the next I/O of each direction is due.
@@ -119,7 +121,18 @@ impl Shaped {
             end_fsync: shape.end_fsync && options.rw.writes(),
             refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
             wait_until_ns: u64::MAX,
+            watching: None,
         }
+    }
+
+    /// The same, under a watch.
+    pub fn watched(self, watching: Option<Watching>) -> Shaped {
+        Shaped { watching: watching.map(Box::new), ..self }
+    }
+
+    /// The watch over it.
+    pub fn watching(&mut self) -> Option<&mut Watching> {
+        self.watching.as_deref_mut()
     }
 
     /// The same, of a job that is verified.
@@ -309,8 +322,22 @@ impl Worker {
         }
         self.watch(now);
         self.closing |= shaped.verified.as_ref().is_some_and(Verified::is_given_up);
+        if let Some(watching) = &mut shaped.watching {
+            let is_ramp = self.phase.ramp_ns > 0;
+            watching.begin(self.counts.from_ns, !is_ramp, &mut self.counts.report);
+        }
         if count > 0 {
             self.account_shaped(now, rested, count as u32, &mut shaped);
+        }
+        if let Some(watching) = &mut shaped.watching {
+            match watching.look(now) {
+                Look::GoOn => {}
+                Look::CountAnew => {
+                    self.counts = Counts::new(now);
+                    self.shown_before = self.progress.ios();
+                }
+                Look::End => self.closing = true,
+            }
         }
         self.submit_shaped(core, now, &mut shaped);
         self.shaped = Some(shaped);
@@ -325,7 +352,8 @@ impl Worker {
         counts.report.completed.record(count as usize - 1, 1);
         for op in &mut self.rest[first..] {
             self.closing |= !shaped.complete(op, true);
-            let latency = now.saturating_sub(self.submitted_ns[op.tag as usize]);
+            let submitted_ns = self.submitted_ns[op.tag as usize];
+            let latency = now.saturating_sub(submitted_ns);
             let stats = match op.kind {
                 OpKind::Read => &mut counts.report.read,
                 OpKind::Discard => &mut counts.report.trim,
@@ -337,7 +365,10 @@ impl Worker {
             };
             stats.ios += 1;
             stats.bytes += op.len;
-            stats.latency.record(latency);
+            match &mut shaped.watching {
+                None => stats.latency.record(latency),
+                Some(watching) => watching.completed(op, submitted_ns, now, stats),
+            }
         }
         while let Some(mut op) = shaped.failed.pop() {
             shaped.complete(&mut op, false);
@@ -359,8 +390,12 @@ impl Worker {
     fn submit_shaped(&mut self, core: &Core, now: u64, shaped: &mut Shaped) {
         shaped.wait_until_ns = u64::MAX;
         while let Some(op) = self.held.pop() {
+            let tag = op.tag as usize;
             if !self.submit(core, op) {
                 return;
+            }
+            if let Some(watching) = shaped.watching.as_mut().filter(|w| w.wants_issue()) {
+                watching.issued(tag, self.submitted_ns[tag], core.now());
             }
         }
         if self.closing {
@@ -371,7 +406,11 @@ impl Worker {
             return;
         }
         let mut fresh = 0;
-        while let Some(mut op) = self.rest.pop() {
+        let deepest = shaped.watching.as_ref().map_or(u32::MAX, |watching| watching.depth());
+        let times_submission = shaped.watching.as_ref().is_some_and(|w| w.wants_issue());
+        while self.in_flight < deepest
+            && let Some(mut op) = self.rest.pop()
+        {
             let due = match shaped.next(now, self.in_flight) {
                 Next::Do(piece, due) => {
                     shaped.prepare(&mut op, &piece, self.phase.start);
@@ -388,7 +427,13 @@ impl Worker {
                 }
             };
             let tag = op.tag as usize;
+            if times_submission {
+                self.stamp_left = 0;
+            }
             let submitted = self.submit(core, op);
+            if let (true, Some(watching)) = (times_submission, &mut shaped.watching) {
+                watching.issued(tag, self.submitted_ns[tag], core.now());
+            }
             if let Some(due) = due {
                 self.submitted_ns[tag] = due;
             }

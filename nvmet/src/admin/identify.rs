@@ -361,7 +361,7 @@ mod tests {
         for cns in [0x02, 0x10, 0x07, 0x1a] {
             assert_eq!(ids(cns, 0), [1, 2, 3]);
             assert_eq!(ids(cns, 2), [3]);
-            assert_eq!(ids(cns, 3), []);
+            assert_eq!(ids(cns, 3), [0u32; 0]);
         }
         assert_eq!(ask(0x02, NSID_ALL, 0), Err(Status::INVALID_NAMESPACE));
         assert_eq!(ask(0x02, NSID_ALL - 1, 0), Err(Status::INVALID_NAMESPACE));

@@ -12,8 +12,7 @@ use oxblock_drivers::{file, memory, null, nvme};
 use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Op, Options, Simulation};
 use oxblock_mem::{ArenaOptions, Buf, IoVector};
 use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
-
-use crate::random::{Random, seed};
+use oxblock_tests::random::{Random, seed};
 
 fn options() -> Options {
     Options { arena: ArenaOptions::new(8 << 20), ..Options::default() }
@@ -185,7 +184,7 @@ fn simulated_nodes() -> [Arc<Node>; 2] {
 
 #[test]
 fn the_same_seed_gives_the_same_trace() {
-    let seed = seed(0x5eed).random(0).next();
+    let seed = seed(0x5eed).random(0).bits();
     let first = simulate(seed, simulated_nodes());
     assert!(first.len() > 200, "only {} events", first.len());
     assert!(first.iter().any(|event| event.1 == 1), "nothing happened on the second core");
@@ -218,7 +217,7 @@ fn simulate_nvme(seed: u64) -> Trace {
 
 #[test]
 fn the_software_controller_lives_in_simulated_time_too() {
-    let seed = seed(0x501d).random(0).next();
+    let seed = seed(0x501d).random(0).bits();
     let first = simulate_nvme(seed);
     assert!(first.len() > 100, "only {} events", first.len());
     assert_eq!(first, simulate_nvme(seed));

@@ -6,5 +6,4 @@ mod devices;
 mod engines;
 mod faults;
 mod files;
-mod random;
 mod registered;
