@@ -1,9 +1,12 @@
 //! The `oxblock` command.
 #![forbid(unsafe_code)]
 
+mod attached;
 mod bench;
 mod doctor;
+mod function;
 mod node;
+mod nvme;
 mod soft;
 mod target;
 
@@ -21,18 +24,28 @@ fn main() -> ExitCode {
         Ok(matches) => matches,
         Err(error) => {
             let _ = error.print();
-            return if error.use_stderr() { ExitCode::FAILURE } else { ExitCode::SUCCESS };
+            return if error.use_stderr() { usage_code() } else { ExitCode::SUCCESS };
         }
     };
     let result = match matches.subcommand() {
         Some(("bench", matches)) => bench::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
+        Some(("nvme", matches)) => nvme::run(matches),
         _ => Ok(ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {
         eprintln!("oxblock: {error}");
         ExitCode::FAILURE
     })
+}
+
+/// The exit code of a command line that makes no sense, which scripts around `nvme` tell from what
+/// a device refused.
+fn usage_code() -> ExitCode {
+    match std::env::args_os().nth(1) {
+        Some(word) if word == "nvme" => ExitCode::from(nvme::USAGE),
+        _ => ExitCode::FAILURE,
+    }
 }
 
 fn command() -> Command {
@@ -43,4 +56,5 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(bench::command())
         .subcommand(doctor::command())
+        .subcommand(nvme::command())
 }

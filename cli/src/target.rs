@@ -13,6 +13,8 @@ use oxblock_drivers::null::NullOptions;
 use oxblock_drivers::{file, memory, null};
 use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
+use crate::attached::Attached;
+use crate::function::FunctionSpec;
 use crate::node::NodeSpec;
 use crate::soft::{Soft, SoftOptions};
 
@@ -26,6 +28,13 @@ const DEFAULT_NULL_LENGTH: u64 = 1 << 40;
 pub enum TargetSpec {
     /// The software NVMe controller in this process, over another target.
     Soft(Box<TargetSpec>),
+    /// A namespace of an NVMe controller behind a PCI function.
+    Nvme {
+        /// The controller.
+        function: FunctionSpec,
+        /// The namespace.
+        nsid: u32,
+    },
     /// A device that keeps nothing.
     Null,
     /// A disk in memory.
@@ -51,15 +60,31 @@ impl TargetSpec {
             _ if word == "null" => Ok(TargetSpec::Null),
             _ if word == "memory" => Ok(TargetSpec::Memory),
             Some(("soft", below)) => match TargetSpec::parse(below)? {
-                TargetSpec::Soft(_) => invalid("a controller over a controller is not offered"),
+                TargetSpec::Soft(_) | TargetSpec::Nvme { .. } => {
+                    invalid("a controller over a controller is not offered")
+                }
                 below => Ok(TargetSpec::Soft(Box::new(below))),
             },
-            Some(("nvme", _)) => invalid(
-                "NVMe devices need the VFIO back end, which this build does not have; try `soft`",
-            ),
-            _ if word.is_empty() => invalid("give soft, null, memory, a path or a node as JSON"),
+            Some(("nvme", place)) => TargetSpec::parse_nvme(place)
+                .map_err(|error| error.context(format!("target `{word}`"))),
+            _ if word.is_empty() => {
+                invalid("give soft, nvme://ADDRESS, null, memory, a path or a node as JSON")
+            }
             _ => Ok(TargetSpec::Path(PathBuf::from(word))),
         }
+    }
+}
+
+impl TargetSpec {
+    /// Reads `//ADDRESS` or `//ADDRESS/NAMESPACE`.
+    fn parse_nvme(place: &str) -> Result<TargetSpec, Error> {
+        let place = place.strip_prefix("//").unwrap_or(place);
+        let (address, nsid) = place.split_once('/').unwrap_or((place, "1"));
+        let nsid = nsid.parse().ok().filter(|nsid| *nsid > 0).ok_or_else(|| {
+            let text = format!("`{nsid}` is no namespace; give a number, as in nvme://01:00.0/1");
+            Error::new(ErrorKind::Invalid, text)
+        })?;
+        Ok(TargetSpec::Nvme { function: FunctionSpec::parse(address)?, nsid })
     }
 }
 
@@ -114,6 +139,9 @@ impl Target {
     ///
     /// Errors: what the driver says; an engine that cannot start.
     pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Target, Error> {
+        if let TargetSpec::Nvme { function, nsid } = spec {
+            return Target::attach(function, *nsid, wants);
+        }
         let (below, is_soft) = match spec {
             TargetSpec::Soft(below) => (&**below, true),
             other => (other, false),
@@ -122,10 +150,7 @@ impl Target {
         let jobs = wants.cpus.len();
         let mut cpus = wants.cpus.clone();
         cpus.extend(is_soft.then(|| Processors::of(true).serving));
-        let slots = Options::default().slots.max(wants.depth as usize);
-        let engine = Engine::new(&cpus, Options { slots, ..Options::default() })?;
-        let mut notices: Vec<String> =
-            engine.arena().notice().map(str::to_owned).into_iter().collect();
+        let (engine, mut notices) = start_engine(&cpus, wants)?;
         notices.extend(leaf.node.driver().notice().map(str::to_owned));
         let words = match is_soft {
             true => format!("software NVMe controller over {}", leaf.words),
@@ -142,6 +167,15 @@ impl Target {
         let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
         let serving_cores = soft.iter().map(|_| jobs).collect();
         Ok(Target { engine, node, _soft: soft, words, serving_cores, lay_out, notices })
+    }
+
+    /// Attaches the driver to a controller; the first reactor wanted becomes its home.
+    fn attach(function: &FunctionSpec, nsid: u32, wants: &Wants) -> Result<Target, Error> {
+        let (engine, notices) = start_engine(&wants.cpus, wants)?;
+        let Attached { node, words } = Attached::open(&engine, function, nsid, wants.depth)?;
+        let words = format!("{words}, {}", format_bytes(node.limits().length));
+        let (serving_cores, lay_out) = (Vec::new(), None);
+        Ok(Target { engine, node, _soft: None, words, serving_cores, lay_out, notices })
     }
 
     /// What runs a job on it, on some of its reactors, until `stop` is set.
@@ -172,6 +206,14 @@ impl Target {
     pub fn close(self) -> Result<(), Error> {
         self.engine.shutdown()
     }
+}
+
+/// An engine with a reactor on each of these processors, and what to know of its memory.
+fn start_engine(cpus: &[usize], wants: &Wants) -> Result<(Engine, Vec<String>), Error> {
+    let slots = Options::default().slots.max(wants.depth as usize);
+    let engine = Engine::new(cpus, Options { slots, ..Options::default() })?;
+    let notices = engine.arena().notice().map(str::to_owned).into_iter().collect();
+    Ok((engine, notices))
 }
 
 /// A leaf that is open, before an engine knows it.
@@ -218,7 +260,7 @@ impl Leaf {
                 let fresh = matches!(node, NodeSpec::Memory { .. });
                 Ok(leaf(name, driver, fresh, &words))
             }
-            TargetSpec::Soft(_) => {
+            TargetSpec::Soft(_) | TargetSpec::Nvme { .. } => {
                 Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
             }
         }
@@ -289,7 +331,17 @@ mod tests {
         let null = NodeSpec::parse(r#"{"driver":"null-co"}"#).ok().map(TargetSpec::Node);
         assert_eq!(parse(r#"{"driver":"null-co"}"#), null);
         assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
-        for bad in ["", "soft:", "soft:soft", "nvme://0000:01:00.0/1", "{}"] {
+        let nvme = |nsid| {
+            let function = FunctionSpec::parse("01:00.0").expect("an address");
+            Some(TargetSpec::Nvme { function, nsid })
+        };
+        assert_eq!(parse("nvme://0000:01:00.0/1"), nvme(1));
+        assert_eq!(parse("nvme:01:00.0"), nvme(1));
+        assert_eq!(parse("nvme://01:00.0/7"), nvme(7));
+        for bad in ["", "soft:", "soft:soft", "soft:nvme:01:00.0", "{}"] {
+            assert!(parse(bad).is_none(), "{bad}");
+        }
+        for bad in ["nvme:", "nvme://x/1", "nvme://01:00.0/0", "nvme://01:00.0/", "nvme:/dev/x"] {
             assert!(parse(bad).is_none(), "{bad}");
         }
     }

@@ -129,7 +129,7 @@ fn mistakes_are_named_with_what_to_do() {
         (&["--iodeph=4"], "--iodepth"),
         (&["--rw=randraed"], "randread"),
         (&["--target=null", "--rw=read", "--bs=1000"], "block size"),
-        (&["--target=nvme://0000:01:00.0/1", "--rw=read"], "VFIO"),
+        (&["--target=nvme://ffff:ff:1f.7/1", "--rw=read"], "oxblock pci list"),
         (&["--target=/no/such/folder/x", "--rw=read"], "--size"),
         (&["--target={\"driver\":\"qcow3\"}", "--rw=read"], "null-co"),
         (&["--target=null", "--rw=read", "--output=/no/such/folder/x"], "/no/such/folder/x"),

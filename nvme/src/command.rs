@@ -314,6 +314,43 @@ impl Command {
     pub const fn keep_alive() -> Self {
         Self::new(admin::KEEP_ALIVE, 0)
     }
+    /// Format NVM: index of the LBA format (6 bits) and Secure Erase Settings; no metadata, no
+    /// protection information.
+    pub const fn format_nvm(nsid: u32, lba_format: u8, ses: u8) -> Self {
+        let low = lba_format as u32 & 0xf;
+        let high = (lba_format as u32 >> 4 & 3) << 12;
+        Self::new(admin::FORMAT_NVM, nsid).with_cdw10_11(low | high | (ses as u32 & 7) << 9, 0)
+    }
+    /// Namespace Management, create: its data is an Identify Namespace structure.
+    pub const fn create_namespace(csi: u8) -> Self {
+        Self::new(admin::NAMESPACE_MANAGEMENT, 0).with_cdw10_11(0, (csi as u32) << 24)
+    }
+    /// Namespace Management, delete; [`NSID_ALL`](crate::NSID_ALL) deletes all.
+    pub const fn delete_namespace(nsid: u32) -> Self {
+        Self::new(admin::NAMESPACE_MANAGEMENT, nsid).with_cdw10_11(1, 0)
+    }
+    /// Namespace Attachment, attach: its data is a controller list.
+    pub const fn attach_namespace(nsid: u32) -> Self {
+        Self::new(admin::NAMESPACE_ATTACHMENT, nsid).with_cdw10_11(0, 0)
+    }
+    /// Namespace Attachment, detach: its data is a controller list.
+    pub const fn detach_namespace(nsid: u32) -> Self {
+        Self::new(admin::NAMESPACE_ATTACHMENT, nsid).with_cdw10_11(1, 0)
+    }
+    /// Firmware Image Download: `bytes` and `offset` are multiples of 4.
+    pub const fn firmware_download(bytes: u32, offset: u32) -> Self {
+        Self::new(admin::FIRMWARE_DOWNLOAD, 0)
+            .with_cdw10_11((bytes / 4).wrapping_sub(1), offset / 4)
+    }
+    /// Firmware Commit: a slot (3 bits) and a commit action ([`crate::firmware`]).
+    pub const fn firmware_commit(slot: u8, action: u8) -> Self {
+        let cdw10 = slot as u32 & 7 | (action as u32 & 7) << 3;
+        Self::new(admin::FIRMWARE_COMMIT, 0).with_cdw10_11(cdw10, 0)
+    }
+    /// Sanitize: dword 10 ([`crate::sanitize`]) and the overwrite pattern.
+    pub const fn sanitize(cdw10: u32, pattern: u32) -> Self {
+        Self::new(admin::SANITIZE, 0).with_cdw10_11(cdw10, pattern)
+    }
 }
 
 const fn queue_word(qid: u16, entries: u32) -> u32 {
@@ -384,6 +421,10 @@ mod tests {
         assert_eq!((log.cdw12(), log.cdw13()), (4, 1));
         assert_eq!(Command::abort(2, 9).cdw10(), 9 << 16 | 2);
         assert_eq!(Command::identify(6, 0, 1).cdw11(), 1 << 24);
+        assert_eq!(Command::format_nvm(1, 0x23, 1).cdw10(), 2 << 12 | 1 << 9 | 3);
+        let piece = Command::firmware_download(4096, 8192);
+        assert_eq!((piece.cdw10(), piece.cdw11()), (1023, 2048));
+        assert_eq!(Command::firmware_commit(2, 3).cdw10(), 3 << 3 | 2);
     }
 
     const NSID: u32 = crate::NSID_ALL;

@@ -35,6 +35,9 @@ pub const NOTICE_TELEMETRY: u8 = 2;
 /// Notice information: asymmetric namespace access changed.
 pub const NOTICE_ANA: u8 = 3;
 
+/// I/O command specific information: a sanitize operation has ended.
+pub const IO_SANITIZE_ENDED: u8 = 1;
+
 bitflags::bitflags! {
     /// Asynchronous Event Configuration (Base 2.0, figure 326), and the matching bits of OAES.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]

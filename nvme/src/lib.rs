@@ -9,7 +9,7 @@
 //! |---|---|
 //! | [`regs`] | controller registers and doorbell offsets |
 //! | [`command`], [`completion`], [`status`] | queue entries |
-//! | [`opcode`], [`feature`], [`event`] | numbers |
+//! | [`opcode`], [`feature`], [`event`], [`firmware`], [`sanitize`] | numbers |
 //! | [`identify`], [`log`], [`dsm`], [`copy`] | data structures |
 //! | [`prp`], [`sgl`] | data pointers: build (host) and walk (controller) |
 //! | [`queue`] | submission and completion rings, both ends; shadow doorbells |
@@ -25,12 +25,14 @@ pub mod copy;
 pub mod dsm;
 pub mod event;
 pub mod feature;
+pub mod firmware;
 pub mod identify;
 pub mod log;
 pub mod opcode;
 pub mod prp;
 pub mod queue;
 pub mod regs;
+pub mod sanitize;
 pub mod sgl;
 pub mod status;
 

@@ -160,6 +160,33 @@ pub struct Effects {
     pub reserved2048: [u8; 2048],
 }
 
+/// Sanitize Status, LID 81h: 512 bytes. Times are seconds, FFFFFFFFh where not reported.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SanitizeStatus {
+    /// Sanitize Progress: how much is done, of 65,536; FFFFh while nothing is in progress.
+    pub sprog: U16,
+    /// Sanitize Status: state in bits 2:0, completed overwrite passes in 7:3, and
+    /// [`GLOBAL_DATA_ERASED`](crate::sanitize::GLOBAL_DATA_ERASED).
+    pub sstat: U16,
+    /// Dword 10 of the command that started the last sanitize.
+    pub scdw10: U32,
+    /// Estimated Time For Overwrite.
+    pub eto: U32,
+    /// Estimated Time For Block Erase.
+    pub etbe: U32,
+    /// Estimated Time For Crypto Erase.
+    pub etce: U32,
+    /// Estimated Time For Overwrite With No-Deallocate.
+    pub etond: U32,
+    /// Estimated Time For Block Erase With No-Deallocate.
+    pub etbend: U32,
+    /// Estimated Time For Crypto Erase With No-Deallocate.
+    pub etcend: U32,
+    /// Reserved.
+    pub reserved32: [u8; 480],
+}
+
 /// Effects: Command Supported.
 pub const EFFECT_SUPPORTED: u32 = 1 << 0;
 /// Effects: Logical Block Content Change.
@@ -170,6 +197,10 @@ pub const EFFECT_NAMESPACE_CHANGE: u32 = 1 << 2;
 pub const EFFECT_INVENTORY_CHANGE: u32 = 1 << 3;
 /// Effects: Controller Capability Change.
 pub const EFFECT_CONTROLLER_CHANGE: u32 = 1 << 4;
+/// Effects: no other command for the same namespace meanwhile.
+pub const EFFECT_ALONE_IN_NAMESPACE: u32 = 1 << 16;
+/// Effects: no other command for any namespace meanwhile.
+pub const EFFECT_ALONE: u32 = 1 << 17;
 
 macro_rules! boxed {
     ($($shape:ident)*) => {$(
@@ -182,7 +213,7 @@ macro_rules! boxed {
     )*};
 }
 
-boxed!(Supported Smart FirmwareSlots Effects);
+boxed!(Supported Smart FirmwareSlots Effects SanitizeStatus);
 
 #[cfg(test)]
 mod tests {
@@ -195,6 +226,7 @@ mod tests {
         assert_eq!(size_of::<ErrorEntry>(), 64);
         assert_eq!(size_of::<Smart>(), 512);
         assert_eq!(size_of::<FirmwareSlots>(), 512);
+        assert_eq!(size_of::<SanitizeStatus>(), 512);
         assert_eq!(size_of::<Effects>(), 4096);
         macro_rules! at {
             ($shape:ident $($field:ident $offset:literal)*) => {$(
@@ -210,5 +242,7 @@ mod tests {
             thermal_transitions 216 thermal_time 224 reserved232 232);
         at!(FirmwareSlots frs 8 reserved64 64);
         at!(Effects iocs 1024 reserved2048 2048);
+        at!(SanitizeStatus sstat 2 scdw10 4 eto 8 etbe 12 etce 16 etond 20 etbend 24 etcend 28
+            reserved32 32);
     }
 }

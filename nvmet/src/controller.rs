@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oxblock_engine::{Core, Error};
+use oxblock_engine::{Core, Error, ErrorKind};
 use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::{Cap, Crto};
 use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
@@ -137,7 +137,8 @@ impl Controller {
             ids(),
             Arc::clone(&iommu),
             Arc::clone(&interrupts),
-        );
+        )
+        .map_err(|error| Error::new(ErrorKind::from_errno(error.errno()), error.to_string()))?;
         let watcher = Arc::clone(&shared);
         iommu.on_change(Box::new(move || watcher.wake()));
 

@@ -13,6 +13,12 @@ pub enum PciErrorKind {
     Io,
     /// The function no longer answers.
     Gone,
+    /// There is no such function.
+    NotFound,
+    /// Somebody else has the function, or another of its group.
+    Busy,
+    /// This user may not have it.
+    Denied,
 }
 
 /// An error of a PCI function: what, where, what to do.
@@ -48,6 +54,9 @@ impl PciError {
             PciErrorKind::NotSupported => libc::ENOTSUP,
             PciErrorKind::Io => libc::EIO,
             PciErrorKind::Gone => libc::ENODEV,
+            PciErrorKind::NotFound => libc::ENOENT,
+            PciErrorKind::Busy => libc::EBUSY,
+            PciErrorKind::Denied => libc::EACCES,
         };
         let source = self.source.as_ref().and_then(io::Error::raw_os_error);
         source.unwrap_or(kind)

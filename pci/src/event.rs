@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use crate::PciError;
 
@@ -66,6 +67,26 @@ impl From<OwnedFd> for EventFd {
     /// non-blocking: [`signal`](EventFd::signal) and [`take`](EventFd::take) rely on it.
     fn from(fd: OwnedFd) -> EventFd {
         EventFd { fd }
+    }
+}
+
+/// What the platform tells of a function beside its interrupts. Both stay silent where it has
+/// no way to tell.
+#[derive(Clone, Debug)]
+pub struct Events {
+    /// The function, or the way to it, failed (a PCI Express error was reported): reset it.
+    pub error: Arc<EventFd>,
+    /// The function is to go, or has gone: let go of it. Signalled again until that is done.
+    pub removal: Arc<EventFd>,
+}
+
+impl Events {
+    /// Two new eventfds.
+    ///
+    /// # Errors
+    /// As [`EventFd::new`].
+    pub fn new() -> Result<Events, PciError> {
+        Ok(Events { error: Arc::new(EventFd::new()?), removal: Arc::new(EventFd::new()?) })
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use oxblock_mem::DmaMapper;
 
-use crate::{Bar, ConfigSpace, Interrupts, PciError};
+use crate::{Bar, ConfigSpace, Events, Interrupts, PciError};
 
 /// One PCI function: configuration space, BARs, IOMMU, interrupts, reset.
 ///
@@ -32,6 +32,9 @@ pub trait Function: Send + Sync {
 
     /// The interrupt vectors (MSI-X where there is a choice).
     fn interrupts(&self) -> &dyn Interrupts;
+
+    /// What the platform tells of the function beside its interrupts.
+    fn events(&self) -> &Events;
 
     /// Resets the function (FLR where it has one). All its registers return to their
     /// defaults; DMA mappings and enabled interrupts stay with the function's owner.

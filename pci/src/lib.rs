@@ -9,17 +9,21 @@
 //! This crate is one of the two floors that hold unsafe code; all of it is in the back ends
 //! and in [`EventFd`].
 
+mod address;
 mod bar;
 mod config;
 mod error;
 mod event;
 mod function;
+pub mod host;
 mod interrupts;
 pub mod soft;
+pub mod vfio;
 
+pub use address::Address;
 pub use bar::{Bar, Reg32, Reg64};
 pub use config::{Capability, CapabilityId, Command, ConfigSpace, Ids, capabilities, enable};
 pub use error::{PciError, PciErrorKind};
-pub use event::EventFd;
+pub use event::{EventFd, Events};
 pub use function::Function;
 pub use interrupts::Interrupts;

@@ -30,6 +30,9 @@ Jobs run side by side; one with --stonewall begins when all before it have ended
 Targets:
   soft          the software NVMe controller in this process, over memory
   soft:TARGET   the same over another target: soft:PATH, soft:null
+  nvme://ADDRESS/NAMESPACE
+                a namespace of an NVMe controller that was given to vfio-pci: nvme://01:00.0/1;
+                see oxblock pci. Writing jobs overwrite it!
   null          accepts everything, keeps nothing
   memory        a disk in memory
   PATH          a file; made with --size when it is not there. Writing jobs overwrite it!

@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::finding::{Finding, Purpose};
-use super::root::{Root, cpu_list};
+use oxblock_pci::host::Root;
 
 /// CPUs that the scheduler leaves alone.
 pub fn isolation(root: &Root) -> Finding {
@@ -89,4 +89,20 @@ pub fn frequency(root: &Root) -> Finding {
         );
     }
     finding
+}
+
+/// The numbers of a kernel CPU list (`0-3,8`), at most as many as a kernel can have.
+pub fn cpu_list(text: &str) -> Vec<u32> {
+    const CPUS_MAX: u32 = 8192;
+    let mut cpus = Vec::new();
+    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { continue };
+        if last < CPUS_MAX {
+            cpus.extend(first..=last);
+        }
+    }
+    cpus.sort_unstable();
+    cpus.dedup();
+    cpus
 }

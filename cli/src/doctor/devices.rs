@@ -3,9 +3,9 @@
 use serde_json::{Value, json};
 
 use super::finding::{Finding, Purpose};
-use super::holders::Holders;
 use super::memory::has_capability;
-use super::root::Root;
+use oxblock_pci::host::Holders;
+use oxblock_pci::host::Root;
 
 /// Base class, sub-class and programming interface of an NVM Express I/O controller.
 const NVME_CLASS: &str = "0x010802";

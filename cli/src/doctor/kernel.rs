@@ -4,7 +4,7 @@ use serde_json::json;
 
 use super::finding::{Finding, Purpose};
 use super::memory::chosen;
-use super::root::Root;
+use oxblock_pci::host::Root;
 
 /// Makes a small ring and closes it again: 0, or the errno.
 pub fn try_io_uring() -> i32 {

@@ -4,7 +4,7 @@ use oxblock_bench::units::format_bytes;
 use serde_json::json;
 
 use super::finding::{Finding, Purpose};
-use super::root::Root;
+use oxblock_pci::host::Root;
 
 /// What the memory of one engine with a device asks for, at the least.
 const LOCKED_BYTES_WANTED: u64 = 64 << 20;

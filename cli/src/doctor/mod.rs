@@ -5,10 +5,8 @@
 mod cpu;
 mod devices;
 mod finding;
-mod holders;
 mod kernel;
 mod memory;
-mod root;
 #[cfg(test)]
 mod tests;
 
@@ -21,7 +19,7 @@ use oxblock_engine::Error;
 use serde_json::{Map, Value, json};
 
 use finding::{Finding, Purpose};
-use root::Root;
+use oxblock_pci::host::Root;
 
 const AFTER_HELP: &str = "\
 It changes nothing: each command that mends something is printed, not run.

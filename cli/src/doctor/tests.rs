@@ -1,9 +1,10 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use super::cpu::cpu_list;
 use super::finding::{Finding, Purpose};
-use super::root::{Root, cpu_list};
 use super::{cpu, devices, kernel, look, memory, report};
+use oxblock_pci::host::Root;
 
 /// A root directory made of files (`path`, text) and links (`path`, target).
 struct Fake(tempfile::TempDir);

@@ -1,4 +1,4 @@
-use zerocopy::little_endian::U32;
+use zerocopy::little_endian::{U16, U32};
 use zerocopy::{FromBytes, FromZeros, Immutable, IntoBytes, KnownLayout};
 
 /// A list of namespace IDs, CNS 02h, 07h, 10h: 1024 of them, ascending, zero past the end.
@@ -17,6 +17,37 @@ impl IdList {
     /// The IDs up to the first zero.
     pub fn iter(&self) -> impl Iterator<Item = u32> + '_ {
         self.ids.iter().map(|id| id.get()).take_while(|id| *id != 0)
+    }
+}
+
+/// A list of controllers, CNS 12h and 13h, and the data of Namespace Attachment: 4096 bytes.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ControllerList {
+    /// Number of Identifiers, at most 2047.
+    pub count: U16,
+    /// Controller IDs, ascending.
+    pub ids: [U16; 2047],
+}
+
+impl ControllerList {
+    /// Empty, on the heap.
+    pub fn boxed() -> Box<Self> {
+        Self::new_box_zeroed().unwrap_or_else(|_| Box::new(Self::new_zeroed()))
+    }
+    /// A list of `ids`, of which those past the 2047th are left out.
+    pub fn of(ids: &[u16]) -> Box<Self> {
+        let mut list = Self::boxed();
+        list.count = U16::new(ids.len().min(list.ids.len()) as u16);
+        for (slot, id) in list.ids.iter_mut().zip(ids) {
+            *slot = U16::new(*id);
+        }
+        list
+    }
+    /// The IDs; `None` for a count that no list has.
+    pub fn ids(&self) -> Option<impl Iterator<Item = u16> + '_> {
+        let ids = self.ids.get(..usize::from(self.count.get()))?;
+        Some(ids.iter().map(|id| id.get()))
     }
 }
 
@@ -75,6 +106,15 @@ pub fn push_descriptor(list: &mut [u8], descriptor: Descriptor<'_>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_controller_list_is_as_long_as_it_says_but_no_longer_than_it_is() {
+        let mut list = ControllerList::of(&[1, 7]);
+        assert_eq!(list.ids().map(Iterator::collect), Some(vec![1, 7]));
+        assert_eq!(size_of::<ControllerList>(), 4096);
+        list.count = 2048.into();
+        assert!(list.ids().is_none());
+    }
     use crate::identify::{NIDT_CSI, NIDT_UUID};
 
     #[test]

@@ -7,7 +7,7 @@ mod lists;
 mod namespace;
 
 pub use controller::{Controller, Oacs, Oncs, PowerState, SglSupport};
-pub use lists::{Descriptor, DescriptorIter, IdList, push_descriptor};
+pub use lists::{ControllerList, Descriptor, DescriptorIter, IdList, push_descriptor};
 pub use namespace::{
     ControllerNvm, ExtendedLbaFormat, LbaFormat, Namespace, NamespaceIndependent, NamespaceNvm,
 };

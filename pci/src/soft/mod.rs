@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use oxblock_mem::DmaMapper;
 
-use crate::{Bar, Command, ConfigSpace, Function, Ids, Interrupts, PciError, PciErrorKind};
+use crate::{Bar, Command, ConfigSpace, Events, Function, Ids, Interrupts, PciError, PciErrorKind};
 use config::SoftConfig;
 
 pub use interrupts::{Signals, SoftInterrupts};
@@ -50,19 +50,23 @@ pub struct SoftFunction {
     config: SoftConfig,
     iommu: Arc<SoftIommu>,
     interrupts: Arc<SoftInterrupts>,
+    events: Events,
     msix: Arc<MsixBar>,
 }
 
 impl SoftFunction {
     /// A function with this identity around a device. `address` is what messages call it
     /// (`soft:0`); `iommu` and `interrupts` are those that the device itself holds.
+    ///
+    /// # Errors
+    /// There is no eventfd for its events.
     pub fn new(
         address: impl Into<String>,
         device: Arc<dyn Device>,
         ids: Ids,
         iommu: Arc<SoftIommu>,
         interrupts: Arc<SoftInterrupts>,
-    ) -> Arc<SoftFunction> {
+    ) -> Result<Arc<SoftFunction>, PciError> {
         let mut bar_len = [0; 6];
         for (bar, len) in (0u8..MSIX_BAR).zip(&mut bar_len) {
             *len = device.bar_len(bar);
@@ -82,14 +86,20 @@ impl SoftFunction {
                 iommu.set_bus_master(command & Command::BUS_MASTER != 0);
             })
         });
-        Arc::new(SoftFunction { address: address.into(), shared, config, iommu, interrupts, msix })
+        let (address, events) = (address.into(), Events::new()?);
+        let function = SoftFunction { address, shared, config, iommu, interrupts, events, msix };
+        Ok(Arc::new(function))
     }
 
     /// Pulls the function from its bus, or puts it back. While it is absent, configuration
-    /// space and BARs read as all ones, writes go nowhere, and it reaches no memory.
+    /// space and BARs read as all ones, writes go nowhere, and it reaches no memory. Pulling it
+    /// signals [`Events::removal`].
     pub fn set_present(&self, present: bool) {
         self.shared.present.store(present, Ordering::Release);
         self.config.set_present(present);
+        if !present {
+            self.events.removal.signal();
+        }
     }
 }
 
@@ -126,6 +136,10 @@ impl Function for SoftFunction {
 
     fn interrupts(&self) -> &dyn Interrupts {
         &*self.interrupts
+    }
+
+    fn events(&self) -> &Events {
+        &self.events
     }
 
     fn reset(&self) -> Result<(), PciError> {

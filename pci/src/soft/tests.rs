@@ -54,7 +54,8 @@ fn function() -> (Arc<SoftFunction>, Arc<SoftIommu>, Arc<Scratch>) {
         IDS,
         Arc::clone(&iommu),
         SoftInterrupts::new(5),
-    );
+    )
+    .unwrap();
     (function, iommu, device)
 }
 

@@ -141,7 +141,18 @@ impl Admin {
         command: Command,
         buf: Option<Buf>,
     ) -> Result<Done, Error> {
-        let timeout_ns = u64::try_from(self.timeout.as_nanos()).unwrap_or(u64::MAX);
+        self.execute_within(core, command, buf, self.timeout).await
+    }
+
+    /// As [`Admin::execute`], with a time of its own for the controller to answer.
+    pub async fn execute_within(
+        self: &Arc<Self>,
+        core: &Core,
+        command: Command,
+        buf: Option<Buf>,
+        timeout: Duration,
+    ) -> Result<Done, Error> {
+        let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         let deadline_ns = core.now().saturating_add(timeout_ns);
         let mut buf = buf;
         let ticket = loop {
@@ -149,7 +160,7 @@ impl Admin {
                 break ticket;
             }
             if core.now() >= deadline_ns {
-                return Err(self.late(&command));
+                return Err(self.late(&command, timeout));
             }
             core.sleep(RETRY_INTERVAL).await;
         };
@@ -159,7 +170,7 @@ impl Admin {
                 return Poll::Ready(done);
             }
             match Pin::new(&mut deadline).poll(context) {
-                Poll::Ready(()) => Poll::Ready(Err(self.late(&command))),
+                Poll::Ready(()) => Poll::Ready(Err(self.late(&command, timeout))),
                 Poll::Pending => Poll::Pending,
             }
         })
@@ -202,6 +213,11 @@ impl Admin {
         Ok(Some(Ticket { admin: self.clone(), index, cid }))
     }
 
+    /// How long a command may take that says nothing else.
+    pub fn timeout(&self) -> Duration {
+        self.timeout
+    }
+
     /// Takes completions; returns how many.
     pub fn reap(&self) -> usize {
         self.lock().reap(&self.outstanding)
@@ -233,10 +249,10 @@ impl Admin {
     }
 
     #[cold]
-    fn late(&self, command: &Command) -> Error {
+    fn late(&self, command: &Command, timeout: Duration) -> Error {
         let csts = self.hardware.status();
         self.hardware.fail();
-        let (opcode, timeout) = (command.opcode(), self.timeout);
+        let opcode = command.opcode();
         let text = match csts {
             Err(error) => return error,
             Ok(csts) => format!(

@@ -41,7 +41,8 @@ pub struct Controller {
     /// Kept for back ends that end their device with it.
     _function: Arc<dyn Function>,
     identity: Identity,
-    namespaces: BTreeMap<u32, Result<NamespaceInfo, Error>>,
+    namespaces: Mutex<Found>,
+    sgl: bool,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
     counters: Arc<QueueCounters>,
@@ -49,6 +50,7 @@ pub struct Controller {
     home: usize,
     poller: PollerId,
     shutdown_timeout: Duration,
+    error_log_entries: u16,
 }
 
 /// Who a controller says it is. Text is printable ASCII, whatever the controller sent.
@@ -90,6 +92,9 @@ pub struct ControllerStats {
     pub queues: u16,
 }
 
+/// The namespaces that were found, and why some of them cannot be used.
+type Found = BTreeMap<u32, Result<NamespaceInfo, Error>>;
+
 struct QueueIds {
     /// Unused IDs, the smallest last.
     free: Vec<u16>,
@@ -130,7 +135,23 @@ impl Controller {
 
     /// The IDs of the active namespaces, those that cannot be used included.
     pub fn namespaces(&self) -> Vec<u32> {
-        self.namespaces.keys().copied().collect()
+        self.found().keys().copied().collect()
+    }
+
+    /// Looks for namespaces afresh, after some were formatted, attached or detached, and gives
+    /// their IDs. Nodes that are open keep the shape that they were opened with: those of a
+    /// namespace that has changed must be closed and made anew.
+    ///
+    /// # Errors
+    /// The controller refuses to list them, or fails.
+    pub async fn rescan(&self, core: &Core) -> Result<Vec<u32>, Error> {
+        let found = async {
+            let page = identify::controller(core, &self.admin).await?;
+            find_namespaces(core, &self.admin, &self.hardware, self.sgl, &page).await
+        };
+        let found = found.await.map_err(|error: Error| error.context(self.name()))?;
+        *self.found() = found;
+        Ok(self.namespaces())
     }
 
     /// A namespace as a driver, for a [`Node`](oxblock_engine::Node).
@@ -139,8 +160,10 @@ impl Controller {
     /// There is no such namespace, or it is formatted in a way that the driver does not support.
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Box<dyn Driver>, Error> {
         let named = |error: Error| error.context(format!("{} namespace {nsid}", self.name()));
-        let Some(info) = self.namespaces.get(&nsid) else {
-            let text = format!("there is none; active are {:?}", self.namespaces());
+        let found = self.found();
+        let Some(info) = found.get(&nsid) else {
+            let active: Vec<u32> = found.keys().copied().collect();
+            let text = format!("there is none; active are {active:?}");
             return Err(named(Error::new(ErrorKind::NotFound, text)));
         };
         let info = info.as_ref().map_err(|error| named(error.clone()))?;
@@ -149,6 +172,11 @@ impl Controller {
             shape: info.shape,
             limits: info.limits.clone(),
         }))
+    }
+
+    /// Entries of its Error Information log, 1 to 256 (ELPE + 1).
+    pub fn error_log_entries(&self) -> u16 {
+        self.error_log_entries
     }
 
     /// Counts.
@@ -241,6 +269,10 @@ impl Controller {
         ids.used.retain(|used| *used != qid);
         ids.free.push(qid);
         ids.free.sort_unstable_by(|a, b| b.cmp(a));
+    }
+
+    fn found(&self) -> MutexGuard<'_, Found> {
+        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue_ids(&self) -> MutexGuard<'_, QueueIds> {
@@ -357,13 +389,15 @@ async fn attach(
             closing: false,
         }),
         identity,
-        namespaces: setup.namespaces,
+        namespaces: Mutex::new(setup.namespaces),
+        sgl: options.sgl,
         shadow: setup.shadow,
         counters: Arc::default(),
         events: setup.events,
         home: core.id(),
         poller,
         shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
+        error_log_entries: u16::from(page.elpe) + 1,
     }))
 }
 
@@ -426,7 +460,7 @@ async fn try_start(
 /// What the admin queue told and set up.
 struct Setup {
     page: Box<ControllerPage>,
-    namespaces: BTreeMap<u32, Result<NamespaceInfo, Error>>,
+    namespaces: Found,
     io_queues: u16,
     shadow: Option<ShadowPages>,
     events: Arc<EventLog>,
@@ -442,7 +476,7 @@ async fn set_up(
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
     }
-    let namespaces = find_namespaces(core, admin, hardware, options, &page).await?;
+    let namespaces = find_namespaces(core, admin, hardware, options.sgl, &page).await?;
     let wanted = match options.io_queues {
         0 => core.count().saturating_mul(namespaces.len().max(1)),
         asked => asked.into(),
@@ -471,12 +505,11 @@ async fn find_namespaces(
     core: &Core,
     admin: &Arc<Admin>,
     hardware: &Hardware,
-    options: &NvmeOptions,
+    sgl: bool,
     page: &ControllerPage,
-) -> Result<BTreeMap<u32, Result<NamespaceInfo, Error>>, Error> {
+) -> Result<Found, Error> {
     let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-    let bounds =
-        Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl: options.sgl };
+    let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl };
     let mut found = BTreeMap::new();
     for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
         let csi = identify::command_set(core, admin, hardware, nsid).await?;

@@ -23,6 +23,7 @@ mod home;
 mod identify;
 mod memory;
 mod namespace;
+mod passthrough;
 mod queue_pair;
 mod status;
 #[cfg(test)]
@@ -33,6 +34,7 @@ use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
+pub use passthrough::{AdminData, AdminReply, NewNamespace};
 
 /// How a controller is used.
 #[derive(Clone, Debug)]

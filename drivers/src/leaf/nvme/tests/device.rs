@@ -115,7 +115,8 @@ impl Script {
         let ids = Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() };
         let device: Arc<dyn Device> = script.clone();
         let interrupts = SoftInterrupts::new(1);
-        (script, SoftFunction::new("soft:7", device, ids, iommu, interrupts))
+        let function = SoftFunction::new("soft:7", device, ids, iommu, interrupts);
+        (script, function.expect("eventfds"))
     }
 
     pub fn state(&self) -> MutexGuard<'_, State> {

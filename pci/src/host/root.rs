@@ -71,22 +71,6 @@ impl Root {
     }
 }
 
-/// The numbers of a kernel CPU list (`0-3,8`), at most as many as a kernel can have.
-pub fn cpu_list(text: &str) -> Vec<u32> {
-    const CPUS_MAX: u32 = 8192;
-    let mut cpus = Vec::new();
-    for part in text.split(',').map(str::trim).filter(|part| !part.is_empty()) {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        let (Ok(first), Ok(last)) = (first.parse::<u32>(), last.parse::<u32>()) else { continue };
-        if last < CPUS_MAX {
-            cpus.extend(first..=last);
-        }
-    }
-    cpus.sort_unstable();
-    cpus.dedup();
-    cpus
-}
-
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() && c != '\n' && c != '\t' { '?' } else { c }).collect()
 }

@@ -1,6 +1,6 @@
 //! Who holds a block device: mounted file systems, swap, and devices stacked on it.
 
-use super::root::Root;
+use crate::host::Root;
 
 /// How many devices may be stacked before looking stops.
 const STACK_MAX: u32 = 8;

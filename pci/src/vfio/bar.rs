@@ -1,0 +1,229 @@
+//! BARs: mapped where the kernel allows it, read and written through the file where not.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::ptr::{self, NonNull};
+use std::sync::Arc;
+
+use vfio_bindings::bindings::vfio::{
+    VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
+};
+
+use super::device::{Device, DeviceRegion};
+use crate::{Bar, PciError, PciErrorKind};
+
+/// What `mmap` of a device's file counts in, bytes.
+const PAGE_SIZE: u64 = 4096;
+
+/// A memory BAR. While it lives the device stays open.
+///
+/// - **AREA**: the pages of an `Area` are mapped from its making to its drop, nobody else names
+///   them, and accesses to them are volatile, aligned and inside.
+pub(super) struct VfioBar {
+    /// Sorted by their start; mostly one that is all of it.
+    areas: Vec<Area>,
+    len: u64,
+    /// Of its first byte in the device's file.
+    offset: u64,
+    device: Arc<Device>,
+}
+
+/// A mapped part of a BAR.
+struct Area {
+    start: u64,
+    len: u64,
+    base: NonNull<u8>,
+}
+
+// SAFETY: AREA: registers may be reached from any thread; the pointer is freed by the drop alone.
+unsafe impl Send for Area {}
+// SAFETY: as above; volatile accesses of one size do not tear.
+unsafe impl Sync for Area {}
+
+impl VfioBar {
+    /// Maps a region of a device. `msix_table` is where in it the MSI-X table lies, if it does.
+    pub(super) fn new(
+        device: &Arc<Device>,
+        region: &DeviceRegion,
+        msix_table: Option<(u64, u64)>,
+    ) -> Result<VfioBar, PciError> {
+        let access = VFIO_REGION_INFO_FLAG_READ | VFIO_REGION_INFO_FLAG_WRITE;
+        if region.len == 0 || region.flags & access != access {
+            let (address, index) = (device.address(), region.index);
+            let text = format!("{address} has no BAR {index} that can be read and written");
+            return Err(PciError::new(PciErrorKind::NotSupported, text));
+        }
+        let mut areas = Vec::new();
+        for (start, len) in parts_to_map(region, msix_table) {
+            let area = Area::map(device, region.offset, start, len).map_err(|error| {
+                device.error(&format!("mapping {len:#x} bytes of BAR {}", region.index), error)
+            })?;
+            areas.push(area);
+        }
+        Ok(VfioBar { areas, len: region.len, offset: region.offset, device: device.clone() })
+    }
+
+    fn answers(&self, offset: u64, size: u64) -> bool {
+        offset.is_multiple_of(size)
+            && offset.checked_add(size).is_some_and(|end| end <= self.len)
+            && self.device.decodes()
+    }
+
+    /// The address of an aligned register, if it is mapped. Areas are of whole pages, so one that
+    /// holds its first byte holds it all.
+    #[inline]
+    fn place(&self, offset: u64) -> Option<NonNull<u8>> {
+        self.areas.iter().find_map(|area| {
+            let inside = offset.wrapping_sub(area.start);
+            // SAFETY: AREA: inside, checked.
+            (inside < area.len).then(|| unsafe { area.base.add(inside as usize) })
+        })
+    }
+}
+
+impl Bar for VfioBar {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read32(&self, offset: u64) -> u32 {
+        if !self.answers(offset, 4) {
+            return u32::MAX;
+        }
+        match self.place(offset) {
+            // SAFETY: AREA: aligned and inside, checked.
+            Some(at) => u32::from_le(unsafe { at.cast::<u32>().read_volatile() }),
+            None => self.device.read(self.offset + offset).map_or(u32::MAX, u32::from_le_bytes),
+        }
+    }
+
+    fn read64(&self, offset: u64) -> u64 {
+        if !self.answers(offset, 8) {
+            return u64::MAX;
+        }
+        match self.place(offset) {
+            // SAFETY: AREA: aligned and inside, checked.
+            Some(at) => u64::from_le(unsafe { at.cast::<u64>().read_volatile() }),
+            None => self.device.read(self.offset + offset).map_or(u64::MAX, u64::from_le_bytes),
+        }
+    }
+
+    fn write32(&self, offset: u64, value: u32) {
+        if !self.answers(offset, 4) {
+            return;
+        }
+        match self.place(offset) {
+            // SAFETY: AREA: aligned and inside, checked.
+            Some(at) => unsafe { at.cast::<u32>().write_volatile(value.to_le()) },
+            // A write that does not arrive is what a bus without a device does to it.
+            None => drop(self.device.write(self.offset + offset, value.to_le_bytes())),
+        }
+    }
+
+    fn write64(&self, offset: u64, value: u64) {
+        if !self.answers(offset, 8) {
+            return;
+        }
+        match self.place(offset) {
+            // SAFETY: AREA: aligned and inside, checked.
+            Some(at) => unsafe { at.cast::<u64>().write_volatile(value.to_le()) },
+            None => drop(self.device.write(self.offset + offset, value.to_le_bytes())),
+        }
+    }
+}
+
+impl Area {
+    fn map(device: &Device, region: u64, start: u64, len: u64) -> io::Result<Area> {
+        let too_large = || io::Error::from_raw_os_error(libc::EOVERFLOW);
+        let at = region.checked_add(start).and_then(|at| libc::off_t::try_from(at).ok());
+        let (at, size) =
+            (at.ok_or_else(too_large)?, usize::try_from(len).map_err(|_| too_large())?);
+        // SAFETY: a new mapping, at an address of the system's choice.
+        let base = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let fd = device.fd().as_raw_fd();
+            libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, at)
+        };
+        let base =
+            NonNull::new(base.cast::<u8>()).filter(|b| b.as_ptr().cast() != libc::MAP_FAILED);
+        let Some(base) = base else { return Err(io::Error::last_os_error()) };
+        let area = Area { start, len, base };
+        // A child of a fork must not reach registers of its parent's device.
+        // SAFETY: changes what fork copies of our own mapping.
+        match unsafe { libc::madvise(base.as_ptr().cast(), size, libc::MADV_DONTFORK) } {
+            0 => Ok(area),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: AREA: this is its end.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
+    }
+}
+
+/// The parts of a region that may be mapped: offset and length, whole pages, sorted, disjoint.
+fn parts_to_map(region: &DeviceRegion, msix_table: Option<(u64, u64)>) -> Vec<(u64, u64)> {
+    if region.flags & VFIO_REGION_INFO_FLAG_MMAP == 0 {
+        return Vec::new();
+    }
+    let whole = region.len / PAGE_SIZE * PAGE_SIZE;
+    let told = match (&region.capabilities.sparse, msix_table) {
+        (Some(sparse), _) => sparse.clone(),
+        // Before 4.16 the kernel refuses to map the pages of the table.
+        (None, Some((start, len))) if !region.capabilities.msix_mappable => {
+            let first = (start / PAGE_SIZE * PAGE_SIZE).min(whole);
+            let end = start.saturating_add(len).div_ceil(PAGE_SIZE).saturating_mul(PAGE_SIZE);
+            vec![(0, first), (end.min(whole), whole - end.min(whole))]
+        }
+        (None, _) => vec![(0, whole)],
+    };
+    let mut parts: Vec<(u64, u64)> = Vec::new();
+    for (start, len) in told {
+        let is_whole_pages = (start | len).is_multiple_of(PAGE_SIZE);
+        let fits = start.checked_add(len).is_some_and(|end| end <= whole);
+        if len > 0 && is_whole_pages && fits {
+            parts.push((start, len));
+        }
+    }
+    parts.sort_unstable();
+    parts.dedup_by(|next, part| next.0 < part.0 + part.1);
+    parts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::vfio::capability::RegionCapabilities;
+
+    fn region(sparse: Option<Vec<(u64, u64)>>, msix_mappable: bool) -> DeviceRegion {
+        let capabilities = RegionCapabilities { sparse, msix_mappable };
+        DeviceRegion { index: 0, offset: 0, len: 0x4000, flags: 7, capabilities }
+    }
+
+    #[test]
+    fn only_what_the_kernel_allows_is_mapped() {
+        let all = vec![(0, 0x4000)];
+        assert_eq!(parts_to_map(&region(None, true), Some((0x2000, 0x20))), all);
+        assert_eq!(parts_to_map(&region(None, false), None), all);
+        let around = vec![(0, 0x2000), (0x3000, 0x1000)];
+        assert_eq!(parts_to_map(&region(None, false), Some((0x2000, 0x20))), around);
+        assert_eq!(parts_to_map(&region(None, false), Some((0x3ff0, 0x20))), vec![(0, 0x3000)]);
+        assert_eq!(parts_to_map(&region(None, false), Some((u64::MAX, 9))), all);
+        let sparse = Some(vec![(0x3000, 0x1000), (0, 0x1000)]);
+        let told = vec![(0, 0x1000), (0x3000, 0x1000)];
+        assert_eq!(parts_to_map(&region(sparse, false), None), told);
+        let unmappable = DeviceRegion { flags: 3, ..region(None, true) };
+        assert!(parts_to_map(&unmappable, None).is_empty());
+    }
+
+    #[test]
+    fn parts_that_make_no_sense_are_left_out() {
+        let sparse = vec![(0x10, 0x1000), (0x1000, 0), (0x3000, 0x2000), (u64::MAX - 4095, 4096)];
+        assert!(parts_to_map(&region(Some(sparse), true), None).is_empty());
+        let overlapping = vec![(0, 0x2000), (0x1000, 0x1000)];
+        assert_eq!(parts_to_map(&region(Some(overlapping), true), None), vec![(0, 0x2000)]);
+    }
+}
