@@ -65,7 +65,8 @@ pub fn disk(controller: &Controller, nsid: u32) -> PathBuf {
     found.unwrap_or_else(|| panic!("no disk of namespace {nsid} of {}", controller.address))
 }
 
-/// The number in a disk's name is not the namespace's: it follows the order of discovery.
+/// The number in a disk's name is not the namespace's: it follows the order of discovery. Where
+/// the namespace may be shared, the controller has a path to it, `nvme0c1n2`; the disk is `nvme0n2`.
 fn find_disk(address: &str, nsid: u32) -> Option<PathBuf> {
     let folder = format!("/sys/bus/pci/devices/{address}/nvme");
     let folder = format!("{folder}/{}", names(&folder).first()?);
@@ -73,7 +74,10 @@ fn find_disk(address: &str, nsid: u32) -> Option<PathBuf> {
         let text = fs::read_to_string(format!("{folder}/{name}/nsid"));
         text.is_ok_and(|text| text.trim() == nsid.to_string())
     };
-    let path = Path::new("/dev").join(names(&folder).into_iter().find(of_nsid)?);
+    let name = names(&folder).into_iter().find(of_nsid)?;
+    let (instance, number) = name.strip_prefix("nvme")?.split_once('n')?;
+    let instance = instance.split('c').next()?;
+    let path = PathBuf::from(format!("/dev/nvme{instance}n{number}"));
     path.exists().then_some(path)
 }
 
