@@ -21,7 +21,7 @@ use std::task::{Poll, Waker};
 use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
 use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
-use oxblock_mem::{ArenaOptions, IoVector};
+use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
@@ -31,8 +31,11 @@ use crate::verify::{Checker, Recipe};
 use shaped::Shaped;
 
 mod shaped;
+mod target;
+mod watch;
 
 pub(crate) use shaped::Shaped as ShapedWork;
+pub(crate) use watch::Watching;
 
 /// The clock that latencies are taken with.
 pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
@@ -76,7 +79,11 @@ pub(crate) enum Work {
 #[repr(align(128))]
 pub(crate) struct Progress {
     pub ios: [AtomicU64; 2],
+    /// Of a shaped job.
+    pub bytes: AtomicU64,
     pub checking: AtomicBool,
+    /// Set by who watches: the clone is to end, for it has done what it was to do.
+    pub end: AtomicBool,
 }
 
 /// One clone in one phase; see the module's documentation.
@@ -151,6 +158,19 @@ impl Counts {
 }
 
 impl Progress {
+    /// I/Os and bytes of all directions; a plain job counts no bytes, as all its I/Os are of
+    /// `block_size`.
+    pub fn done(&self, block_size: u32, is_plain: bool) -> [u64; 2] {
+        let ios = self.ios().iter().sum();
+        [ios, if is_plain { ios * u64::from(block_size) } else { self.bytes.load(Relaxed) }]
+    }
+
+    /// Only the clone's core adds: no other store comes between.
+    #[inline]
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.store(self.bytes.load(Relaxed).wrapping_add(bytes), Relaxed);
+    }
+
     fn ios(&self) -> [u64; 2] {
         [0, 1].map(|way: usize| self.ios[way].load(Relaxed))
     }
@@ -316,7 +336,7 @@ impl Worker {
     /// Ends what should end, apart from completions.
     #[inline]
     fn watch(&mut self, now: u64) {
-        if now >= self.ends_ns {
+        if now >= self.ends_ns || self.progress.end.load(Relaxed) {
             self.closing = true;
         }
         if self.stop.load(Relaxed) {
@@ -475,6 +495,11 @@ impl Worker {
             direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
         }
         report.fault = self.fault;
+        if let Some(watching) = self.shaped.as_mut().and_then(|shaped| shaped.watching()) {
+            watching.finish(last_ns);
+            report.ending = watching.ending();
+            report.found_depth = watching.found_depth();
+        }
         report.verify = self.checker.take().map(|checker| VerifyReport {
             checked: report.read.ios,
             bad: checker.bad(),
@@ -511,7 +536,8 @@ fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
     matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
 }
 
-/// One buffer of `len` bytes for each of `depth` I/Os.
+/// One buffer of `len` bytes for each of `depth` I/Os: of the engine's memory, which devices know
+/// already, if it has room for all; else of an arena of their own.
 pub(crate) fn buffers(
     core: &Core,
     depth: u32,
@@ -520,15 +546,18 @@ pub(crate) fn buffers(
 ) -> Result<Vec<IoVector>, Error> {
     let (depth, len) = (depth as usize, len as usize);
     let size = depth * len.next_multiple_of(4096);
-    let arena = core.memory().add_arena(&ArenaOptions::new(size))?;
+    let alloc = |arena: &Arena| (0..depth).map(|_| arena.alloc(len, 4096)).collect();
+    let engines: Result<Vec<Buf>, _> = alloc(core.arena());
+    let bufs = match engines {
+        Ok(bufs) => bufs,
+        Err(_) => alloc(&core.memory().add_arena(&ArenaOptions::new(size))?)?,
+    };
     let mut random = Prng::new(0);
-    let mut buffers = Vec::with_capacity(depth);
-    for _ in 0..depth {
-        let mut buf = arena.alloc(len, 4096)?;
+    let fill = |mut buf: Buf| {
         if let Some(block) = buf.as_mut_slice() {
             contents.fill(&mut random, block);
         }
-        buffers.push(buf.into());
-    }
-    Ok(buffers)
+        buf.into()
+    };
+    Ok(bufs.into_iter().map(fill).collect())
 }

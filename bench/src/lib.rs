@@ -39,12 +39,14 @@
 //! that path allocates, locks, divides or calls the system.
 #![forbid(unsafe_code)]
 
+pub mod bins;
 pub mod compare;
 mod generate;
 pub mod html;
 pub mod job;
 pub mod jobfile;
 pub mod json;
+mod log;
 pub mod machine;
 pub mod options;
 pub mod pattern;
@@ -53,7 +55,9 @@ pub mod report;
 pub mod run;
 pub mod series;
 mod serving;
+mod shares;
 pub mod stats;
+pub mod steady;
 pub mod text;
 pub mod units;
 pub mod verify;

@@ -12,10 +12,13 @@ use crate::units::Size;
 mod names;
 mod shape;
 mod table;
+mod watch;
+mod watch_table;
 
 pub use names::{FIO_OPTIONS, nearest};
 pub use shape::{BlockSizes, Contents, Distribution, Shape};
 pub use table::{OPTIONS, OptionSpec};
+pub use watch::{Latencies, LatencyTarget, Logs, Steady, Unified, Watch};
 
 /// What one job does, before it meets a target. [`Default`] is fio's default where fio has one.
 #[derive(Clone, Debug)]
@@ -64,6 +67,10 @@ pub struct JobOptions {
     pub shape: Shape,
     /// What is written where nothing is verified.
     pub contents: Contents,
+    /// What is logged and looked at as the job runs.
+    pub watch: Watch,
+    /// The number of the job's first clone among all clones of the run, from 1; names logs.
+    pub first_number: u32,
     /// The same seed for each run, where none is given.
     pub rand_repeat: bool,
     /// How many times over the job is done.
@@ -115,6 +122,8 @@ impl Default for JobOptions {
             group_reporting: false,
             shape: Shape::default(),
             contents: Contents::Random,
+            watch: Watch::default(),
+            first_number: 1,
             rand_repeat: true,
             loops: 1,
             file_size: None,
@@ -177,6 +186,11 @@ impl Rw {
         matches!(self, Rw::Trim | Rw::RandTrim)
     }
 
+    /// Does it read?
+    pub fn reads(self) -> bool {
+        matches!(self, Rw::Read | Rw::RandRead) || self.is_mixed()
+    }
+
     /// Does it change what the target holds?
     pub fn writes(self) -> bool {
         !matches!(self, Rw::Read | Rw::RandRead)
@@ -231,8 +245,10 @@ impl JobOptions {
         let spec = OptionSpec::find(name).ok_or_else(|| fail(names::unknown(name)))?;
         let value = match value {
             Some(value) => value,
-            None if spec.switch => "1",
-            None => return Err(fail(format!("needs a value: {name}={}", spec.value))),
+            None => match spec.bare {
+                Some(bare) => bare,
+                None => return Err(fail(format!("needs a value: {name}={}", spec.value))),
+            },
         };
         spec.set(self, value).map_err(fail)?;
         self.given.push((spec.name, value.to_owned()));
@@ -258,7 +274,7 @@ impl JobOptions {
 
     /// Does it ask more of the hot loop than blocks of one size as fast as they go?
     pub fn is_shaped(&self) -> bool {
-        !self.shape.is_plain() || self.rw.trims()
+        !self.shape.is_plain() || self.rw.trims() || self.watch.needs_each_io()
     }
 
     /// Where the job's range ends on its target, if the job says so in bytes.
@@ -305,6 +321,7 @@ impl JobOptions {
     pub fn plan(&self, length: u64, block_size: u32) -> Result<Plan, OptionError> {
         self.check_verify()?;
         self.shape.check(self.io_depth)?;
+        self.watch.check(&self.shape.rate, &self.shape.rate_iops)?;
         self.check_sizes(block_size.max(1))?;
         let step = u64::from(self.least_block_size());
         let start = self.offset.of(length) / step * step;
@@ -412,12 +429,11 @@ impl JobOptions {
                 false => Ok(()),
             };
         }
-        if !self.shape.is_plain() || self.rw.trims() || self.loops > 1 || self.offset_increment > 0
-        {
+        if self.is_shaped() || self.loops > 1 || self.offset_increment > 0 {
             return Err(wrong(
                 "verify",
                 "a verified job takes none of the options of block sizes, distribution, pace, \
-                 flushes, errors, loops and trims"
+                 flushes, errors, loops and trims, and no logs and limits"
                     .to_owned(),
             ));
         }

@@ -1,12 +1,14 @@
 //! What a run found, job by job.
 
+use std::fmt;
 use std::sync::Arc;
 
 use oxblock_engine::Fault;
 
-use crate::options::JobOptions;
+use crate::options::{JobOptions, Unified};
 use crate::series::Series;
 use crate::stats::{CpuUse, Depths, Direction, DirectionStats, Latency};
+use crate::steady::Steadiness;
 use crate::verify::Mismatch;
 
 /// The result of one job with all its clones.
@@ -25,6 +27,10 @@ pub struct Report {
     pub serving: Vec<ServingReport>,
     /// Rates of all clones over the run.
     pub series: Series,
+    /// How steady the rates became, where that was asked for.
+    pub steadiness: Option<Steadiness>,
+    /// Entries of logs for which there was no memory.
+    pub log_entries_lost: u64,
     /// Ended before its time by the user.
     pub interrupted: bool,
 }
@@ -61,6 +67,10 @@ pub struct CloneReport {
     pub completed: Depths,
     /// The first I/O that failed, which ended the job.
     pub fault: Option<FailedIo>,
+    /// Which of its figures ended it, if one did.
+    pub ending: Option<Ending>,
+    /// The depth that a latency target came to; of several clones, the least.
+    pub found_depth: Option<u32>,
     /// What checking found, if anything was checked.
     pub verify: Option<VerifyReport>,
 }
@@ -96,6 +106,70 @@ pub struct FailedIo {
     pub fault: Fault,
 }
 
+/// What ended a clone that looked at its own figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ending {
+    /// An I/O took longer than `max_latency`.
+    MaxLatency {
+        /// Of which direction.
+        direction: Direction,
+        /// What it took.
+        ns: u64,
+        /// What it may take.
+        limit_ns: u64,
+    },
+    /// A rate fell below `rate_min` or `rate_iops_min`.
+    RateTooLow {
+        /// Which of the two.
+        option: &'static str,
+        /// Of which direction.
+        direction: Direction,
+        /// What must be done in a second.
+        limit: u64,
+        /// What was.
+        rate: u64,
+    },
+    /// Not even one I/O at a time kept to the latency target.
+    TargetMissed {
+        /// The target.
+        target_ns: u64,
+    },
+}
+
+impl Ending {
+    /// The errno that fio ends with.
+    pub fn errno(self) -> i32 {
+        const EIO: i32 = 5;
+        const ETIMEDOUT: i32 = 110;
+        match self {
+            Ending::RateTooLow { .. } => EIO,
+            Ending::MaxLatency { .. } | Ending::TargetMissed { .. } => ETIMEDOUT,
+        }
+    }
+}
+
+impl fmt::Display for Ending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Ending::MaxLatency { direction, ns, limit_ns } => write!(
+                f,
+                "a {} took {ns} ns: more than max_latency of {limit_ns} ns",
+                direction.word()
+            ),
+            Ending::RateTooLow { option, direction, limit, rate } => {
+                write!(
+                    f,
+                    "{}s were {rate} a second: less than {option} of {limit}",
+                    direction.word()
+                )
+            }
+            Ending::TargetMissed { target_ns } => {
+                write!(f, "one I/O at a time already misses latency_target of {target_ns} ns")
+            }
+        }
+    }
+}
+
 /// What checking found.
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
@@ -121,7 +195,42 @@ impl ServingReport {
     }
 }
 
+/// What is reported as one: a clone, or with `group_reporting` all clones of a group of jobs.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The job; of a group, its first.
+    pub report: &'a Report,
+    /// Its figures.
+    pub clone: CloneReport,
+}
+
+/// What is reported of some jobs, in the order in which they ran.
+pub fn entries(reports: &[Report]) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    let mut reports = reports.iter().peekable();
+    while let Some(report) = reports.next() {
+        if !report.options.group_reporting {
+            let clones = report.clones.iter().cloned();
+            entries.extend(clones.map(|clone| Entry { report, clone }));
+            continue;
+        }
+        let mut clone = report.group();
+        while let Some(more) = reports.next_if(|next| report.is_reported_with(next)) {
+            clone.merge(&more.group());
+        }
+        entries.push(Entry { report, clone });
+    }
+    entries
+}
+
 impl Report {
+    /// Is the job after this one reported together with it?
+    pub fn is_reported_with(&self, next: &Report) -> bool {
+        self.options.group_reporting
+            && next.options.group_reporting
+            && next.group_id == self.group_id
+    }
+
     /// All clones as one.
     pub fn group(&self) -> CloneReport {
         let mut clones = self.clones.iter();
@@ -146,6 +255,31 @@ impl CloneReport {
             Direction::Write => &self.write,
             Direction::Trim => &self.trim,
         }
+    }
+
+    /// All directions together, as fio's `unified_rw_reporting` has them.
+    pub fn mixed(&self) -> DirectionStats {
+        let mut mixed = self.read.clone();
+        mixed.merge(&self.write);
+        mixed.merge(&self.trim);
+        mixed
+    }
+
+    /// The directions that are shown apart, or together, with fio's words for them.
+    pub fn shown(&self, unified: Unified) -> Vec<(&'static str, DirectionStats)> {
+        let apart = || Direction::ALL.map(|way| (way.word(), self.direction(way).clone()));
+        let mixed = || ("mixed", self.mixed());
+        match unified {
+            Unified::None => apart().to_vec(),
+            Unified::Mixed => vec![mixed()],
+            Unified::Both => apart().into_iter().chain([mixed()]).collect(),
+        }
+    }
+
+    /// What went wrong first, in words; `None`: nothing.
+    pub fn error_message(&self) -> Option<String> {
+        let fault = self.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault));
+        fault.or(self.ending.map(|ending| ending.to_string()))
     }
 
     /// I/Os of all directions.
@@ -173,6 +307,7 @@ impl CloneReport {
         const EILSEQ: i32 = 84;
         match (&self.fault, &self.verify) {
             (Some(failed), _) => failed.fault.kind.errno(),
+            _ if let Some(ending) = self.ending => ending.errno(),
             (None, Some(verify)) if verify.bad > 0 => EILSEQ,
             _ => 0,
         }
@@ -192,6 +327,8 @@ impl CloneReport {
         self.submitted.merge(&other.submitted);
         self.completed.merge(&other.completed);
         self.fault = self.fault.or(other.fault);
+        self.ending = self.ending.or(other.ending);
+        self.found_depth = self.found_depth.min(other.found_depth).or(other.found_depth);
         if let (Some(mine), Some(theirs)) = (&mut self.allocations, other.allocations) {
             mine.count += theirs.count;
             mine.ios += theirs.ios;

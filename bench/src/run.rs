@@ -8,13 +8,19 @@ use std::time::{Duration, Instant};
 use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
 use oxblock_mem::IoVector;
 
-use crate::job::{Outcome, Phase, Progress, ShapedWork, Work, Worker, buffers, run_phase};
+use crate::job::{
+    Outcome, Phase, Progress, ShapedWork, Watching, Work, Worker, buffers, run_phase,
+};
+use crate::log::Pipe;
+use crate::log::record::Recorder;
+use crate::log::write::Writer;
 use crate::options::{JobOptions, Plan, Verify};
 use crate::pattern::{Steps, mix64};
 use crate::report::{CloneReport, Report};
 use crate::series::{Point, Series};
 use crate::serving::Serving;
 use crate::stats::{DirectionStats, Samples};
+use crate::steady::{self, Judge, Steadiness};
 use crate::units::Size;
 use crate::verify::{Checker, Recipe};
 
@@ -80,7 +86,7 @@ pub fn run(
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
     }
-    let job = Arc::new(Job {
+    let mut job = Job {
         plan,
         stamp,
         node: session.node.clone(),
@@ -89,9 +95,15 @@ pub fn run(
         ready: AtomicUsize::new(0),
         running: AtomicUsize::new(options.num_jobs as usize),
         owner: std::thread::current(),
+        pipes: Vec::new(),
         options: Arc::new(options),
-    });
-    run_clones(session, &job, watch)
+    };
+    // Whatever comes of the clones, the logs are written and their thread is ended.
+    let writer = Writer::start(&job.options)?;
+    job.pipes = writer.iter().flat_map(Writer::pipes).cloned().collect();
+    let result = run_clones(session, &Arc::new(job), watch);
+    let lost = writer.map_or(Ok(0), Writer::finish);
+    result.and_then(|report| Ok(Report { log_entries_lost: lost?, ..report }))
 }
 
 /// Writes the whole target once, so that reads find data that was written rather than holes.
@@ -135,6 +147,8 @@ struct Job {
     running: AtomicUsize,
     /// Who waits for the clones to end.
     owner: Thread,
+    /// What each clone records its logs to; empty where it has none.
+    pipes: Vec<Arc<Pipe>>,
 }
 
 fn run_clones(
@@ -159,12 +173,13 @@ fn run_clones(
         }));
     }
     let mut serving = Vec::new();
-    let (samples, series) = watch_clones(job, &progress, &mut |now, snapshot| {
-        if serving.is_empty() && now.total() > 0 {
-            serving = begin_serving(session, now.total());
-        }
-        watch(snapshot);
-    });
+    let Watched { samples, series, steadiness } =
+        watch_clones(job, &progress, &mut |now, snapshot| {
+            if serving.is_empty() && now.total() > 0 {
+                serving = begin_serving(session, now.total());
+            }
+            watch(snapshot);
+        });
     let all = Mark::new(Instant::now(), &progress).total();
     let serving = serving.iter().filter_map(|core| core.end(session.engine, all).ok()).collect();
     let mut clones = Vec::with_capacity(count);
@@ -179,7 +194,17 @@ fn run_clones(
         interrupted |= stopped;
     }
     let (options, target) = (job.options.clone(), session.target.to_owned());
-    Ok(Report { options, group_id: 0, target, clones, serving, series, interrupted })
+    Ok(Report {
+        options,
+        group_id: 0,
+        target,
+        clones,
+        serving,
+        series,
+        steadiness,
+        interrupted,
+        log_entries_lost: 0,
+    })
 }
 
 /// Begins to count on the serving cores. A core that does not answer is left out: the engine
@@ -219,7 +244,11 @@ async fn run_clone(
     };
     let mut worker = start(phases.first(), phases.checker(false), buffers, channel);
     if options.is_shaped() {
-        worker = worker.shaped(ShapedWork::new(options, &job.plan, phases.seed()));
+        let pipe = job.pipes.get(number).cloned();
+        let recorder = pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe));
+        let watching = Watching::new(options, recorder);
+        let shaped = ShapedWork::new(options, &job.plan, phases.seed());
+        worker = worker.shaped(shaped.watched(watching));
     }
     let first = run_phase(core, worker).await;
     let Outcome { mut report, buffers, taken, interrupted } = first;
@@ -300,14 +329,16 @@ fn watch_clones(
     job: &Job,
     progress: &[Arc<Progress>],
     watch: &mut dyn FnMut(&Mark, &Snapshot),
-) -> (Vec<[Samples; 2]>, Series) {
+) -> Watched {
     let begun = Instant::now();
+    let mut judged = Judged::new(job, begun);
     let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
     let mut series = Series::default();
     let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
     while job.running.load(SeqCst) > 0 {
         std::thread::park_timeout(SHOW);
         let now = Mark::new(Instant::now(), progress);
+        judged.look(now.at, job, progress);
         if now.at - begun < job.options.ramp_time {
             sampled = now.clone();
         } else if now.at - sampled.at >= SAMPLE {
@@ -327,7 +358,53 @@ fn watch_clones(
             shown = now;
         }
     }
-    (samples, series)
+    Watched { samples, series, steadiness: judged.end() }
+}
+
+/// What the watching thread saw.
+struct Watched {
+    /// Of each clone, reads and writes.
+    samples: Vec<[Samples; 2]>,
+    series: Series,
+    steadiness: Option<Steadiness>,
+}
+
+/// Judges how steady the clones are, and ends them when they are.
+struct Judged {
+    judge: Option<Judge>,
+    /// When rates were read last; at first, when that begins.
+    read: Instant,
+    /// I/Os and bytes up to then.
+    done: Option<[u64; 2]>,
+}
+
+impl Judged {
+    fn new(job: &Job, begun: Instant) -> Judged {
+        let begins = begun + job.options.ramp_time + job.options.watch.steady_ramp;
+        Judged { judge: Judge::new(&job.options.watch), read: begins, done: None }
+    }
+
+    fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
+        let Some(judge) = &mut self.judge else { return };
+        let since = now.saturating_duration_since(self.read);
+        if now < self.read || (self.done.is_some() && since < steady::EACH) {
+            return;
+        }
+        let (size, is_plain) = (job.options.block_size, !job.options.is_shaped());
+        let done = progress.iter().map(|clone| clone.done(size, is_plain));
+        let done = done.fold([0, 0], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
+        if let Some(before) = self.done {
+            let rate = |of: usize| done[of].saturating_sub(before[of]) as f64 / since.as_secs_f64();
+            if judge.add(rate(0), rate(1)) {
+                progress.iter().for_each(|clone| clone.end.store(true, Relaxed));
+            }
+        }
+        (self.read, self.done) = (now, Some(done));
+    }
+
+    fn end(self) -> Option<Steadiness> {
+        self.judge.map(Judge::end)
+    }
 }
 
 /// What was done between two marks, all clones together.
@@ -424,6 +501,6 @@ impl DirectionStats {
         self.runtime_ns += next.runtime_ns;
         self.ios += next.ios;
         self.bytes += next.bytes;
-        self.latency.merge(&next.latency);
+        self.merge_latency(&next);
     }
 }

@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use oxblock_mem::thread_usage::ThreadUsage;
 
+use crate::options::Latencies;
+
 /// The directions of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -95,7 +97,7 @@ impl Latency {
         self.histogram.value_at_percentile(percent)
     }
 
-    /// I/Os of `low..high` ns.
+    /// I/Os of `low..high` ns; those of a bucket that lies across a bound count too.
     pub fn count_between(&self, low: u64, high: u64) -> u64 {
         if high <= low { 0 } else { self.histogram.count_between(low, high - 1) }
     }
@@ -112,6 +114,15 @@ impl Default for Latency {
     }
 }
 
+/// Latencies that are there where submission is timed apart from completion.
+#[derive(Clone, Debug, Default)]
+pub struct Apart {
+    /// From just before the submission to just after it.
+    pub submission: Latency,
+    /// From just before the submission to the completion.
+    pub total: Latency,
+}
+
 /// One direction of one job.
 #[derive(Clone, Debug, Default)]
 pub struct DirectionStats {
@@ -123,6 +134,9 @@ pub struct DirectionStats {
     pub runtime_ns: u64,
     /// From submission to completion; see [`crate::job`] for how it is taken.
     pub latency: Latency,
+    /// Where submission was timed apart: how long it took, and the whole; `latency` then is from
+    /// the end of the submission.
+    pub apart: Option<Box<Apart>>,
     /// I/Os and bytes a second, sampled through the run.
     pub samples: Samples,
 }
@@ -133,8 +147,46 @@ impl DirectionStats {
         self.ios += other.ios;
         self.bytes += other.bytes;
         self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
-        self.latency.merge(&other.latency);
+        self.merge_latency(other);
         self.samples.merge(&other.samples);
+    }
+
+    /// How long the job worked in this direction, ms; as in fio at least 1, if it did.
+    pub fn runtime_ms(&self) -> u64 {
+        (self.runtime_ns / 1_000_000).max(u64::from(self.ios > 0))
+    }
+
+    /// Adds another's latencies, where one may have timed submissions apart and the other not.
+    pub(crate) fn merge_latency(&mut self, other: &DirectionStats) {
+        if self.apart.is_some() || other.apart.is_some() {
+            let total = &self.latency;
+            let mine = self.apart.get_or_insert_with(|| {
+                Box::new(Apart { total: total.clone(), ..Apart::default() })
+            });
+            mine.total.merge(other.total());
+            if let Some(theirs) = &other.apart {
+                mine.submission.merge(&theirs.submission);
+            }
+        }
+        self.latency.merge(&other.latency);
+    }
+
+    /// The whole latency, submission and completion.
+    pub fn total(&self) -> &Latency {
+        self.apart.as_ref().map_or(&self.latency, |apart| &apart.total)
+    }
+
+    /// Submission, completion and total latencies as they are shown: fio's words for them, and
+    /// whether percentiles are; `None` where they are left out, or were not measured.
+    pub fn shown(&self, switches: &Latencies) -> [(&'static str, Option<&Latency>, bool); 3] {
+        let submission = self.apart.as_ref().map(|apart| &apart.submission);
+        let clat = (!switches.disable_clat).then_some(&self.latency);
+        let lat = (!switches.disable_lat).then(|| self.total());
+        [
+            ("slat", submission, switches.slat_percentiles),
+            ("clat", clat, switches.clat_percentiles),
+            ("lat", lat, switches.lat_percentiles),
+        ]
     }
 
     /// I/Os a second.

@@ -17,6 +17,9 @@ use oxblock_engine::{
 };
 use oxblock_mem::counting_alloc::CountingAllocator;
 
+#[path = "shapes/watch.rs"]
+mod watch;
+
 #[global_allocator]
 static ALLOCATOR: CountingAllocator = CountingAllocator;
 

@@ -7,6 +7,7 @@ mod doctor;
 mod function;
 mod node;
 mod nvme;
+mod pci;
 mod soft;
 mod target;
 
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
     let result = match matches.subcommand() {
         Some(("bench", matches)) => bench::run(matches),
         Some(("doctor", matches)) => doctor::run(matches),
+        Some(("pci", matches)) => pci::run(matches),
         Some(("nvme", matches)) => nvme::run(matches),
         _ => Ok(ExitCode::FAILURE),
     };
@@ -56,5 +58,6 @@ fn command() -> Command {
         .arg_required_else_help(true)
         .subcommand(bench::command())
         .subcommand(doctor::command())
+        .subcommand(pci::command())
         .subcommand(nvme::command())
 }

@@ -76,6 +76,22 @@ impl TargetSpec {
 }
 
 impl TargetSpec {
+    /// Whether both are namespaces of one controller, which has one driver and one engine.
+    pub fn shares_with(&self, other: &TargetSpec) -> bool {
+        match (self, other) {
+            (TargetSpec::Nvme { function: a, .. }, TargetSpec::Nvme { function: b, .. }) => a == b,
+            _ => false,
+        }
+    }
+
+    /// The namespace, of a controller's.
+    fn nsid(&self) -> Option<u32> {
+        match self {
+            TargetSpec::Nvme { nsid, .. } => Some(*nsid),
+            _ => None,
+        }
+    }
+
     /// Reads `//ADDRESS` or `//ADDRESS/NAMESPACE`.
     fn parse_nvme(place: &str) -> Result<TargetSpec, Error> {
         let place = place.strip_prefix("//").unwrap_or(place);
@@ -125,22 +141,33 @@ impl Wants {
 /// A target that is open, with the engine that it lives in.
 pub struct Target {
     engine: Engine,
-    node: Arc<Node>,
+    /// Mostly one; several namespaces of one controller.
+    nodes: Vec<Opened>,
     _soft: Option<Soft>,
-    words: String,
     serving_cores: Vec<usize>,
     lay_out: Option<u64>,
     notices: Vec<String>,
 }
 
+/// What jobs run on.
+struct Opened {
+    node: Arc<Node>,
+    words: String,
+}
+
 impl Target {
     /// Starts an engine and opens the target on it: a reactor on each of the processors wanted, and
-    /// one more, on a processor of its own if there are two, for the software controller.
+    /// one more, on a processor of its own if there are two, for the software controller. Several
+    /// are opened together if [`TargetSpec::shares_with`] says so of each.
     ///
     /// Errors: what the driver says; an engine that cannot start.
-    pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Target, Error> {
-        if let TargetSpec::Nvme { function, nsid } = spec {
-            return Target::attach(function, *nsid, wants);
+    pub fn open(specs: &[TargetSpec], wants: &Wants) -> Result<Target, Error> {
+        let Some(spec) = specs.first() else {
+            return Err(Error::new(ErrorKind::Invalid, "there is no target"));
+        };
+        if let TargetSpec::Nvme { function, .. } = spec {
+            let nsids: Vec<u32> = specs.iter().filter_map(TargetSpec::nsid).collect();
+            return Target::attach(function, &nsids, wants);
         }
         let (below, is_soft) = match spec {
             TargetSpec::Soft(below) => (&**below, true),
@@ -166,24 +193,36 @@ impl Target {
         };
         let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
         let serving_cores = soft.iter().map(|_| jobs).collect();
-        Ok(Target { engine, node, _soft: soft, words, serving_cores, lay_out, notices })
+        let nodes = vec![Opened { node, words }];
+        Ok(Target { engine, nodes, _soft: soft, serving_cores, lay_out, notices })
     }
 
     /// Attaches the driver to a controller; the first reactor wanted becomes its home.
-    fn attach(function: &FunctionSpec, nsid: u32, wants: &Wants) -> Result<Target, Error> {
+    fn attach(function: &FunctionSpec, nsids: &[u32], wants: &Wants) -> Result<Target, Error> {
         let (engine, notices) = start_engine(&wants.cpus, wants)?;
-        let Attached { node, words } = Attached::open(&engine, function, nsid, wants.depth)?;
-        let words = format!("{words}, {}", format_bytes(node.limits().length));
+        let attached = Attached::open(&engine, function, nsids, wants.depth)?;
+        let opened = attached.into_iter().map(|Attached { node, words }| {
+            let words = format!("{words}, {}", format_bytes(node.limits().length));
+            Opened { node, words }
+        });
+        let nodes = opened.collect();
         let (serving_cores, lay_out) = (Vec::new(), None);
-        Ok(Target { engine, node, _soft: None, words, serving_cores, lay_out, notices })
+        Ok(Target { engine, nodes, _soft: None, serving_cores, lay_out, notices })
     }
 
-    /// What runs a job on it, on some of its reactors, until `stop` is set.
-    pub fn session<'a>(&'a self, cores: &'a [usize], stop: &'a Arc<AtomicBool>) -> Session<'a> {
+    /// What runs a job on the target that was named at this place, on some of its reactors, until
+    /// `stop` is set.
+    pub fn session<'a>(
+        &'a self,
+        place: usize,
+        cores: &'a [usize],
+        stop: &'a Arc<AtomicBool>,
+    ) -> Session<'a> {
+        let Opened { node, words } = &self.nodes[place];
         Session {
             engine: &self.engine,
-            node: &self.node,
-            target: &self.words,
+            node,
+            target: words,
             cores,
             serving: &self.serving_cores,
             stop,

@@ -6,7 +6,8 @@ use oxblock_mem::IoVector;
 use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::{Contents, Worker, note_fault};
+use super::watch::{Look, Watching};
+use super::{Contents, Counts, Worker, note_fault};
 use crate::generate::{Generator, Piece, unit};
 use crate::options::{JobOptions, Plan};
 use crate::pattern::{Prng, mix64};
@@ -43,6 +44,7 @@ pub(crate) struct Shaped {
     refill: Option<(Prng, Contents)>,
     /// Nothing can be submitted before, whatever completes.
     wait_until_ns: u64,
+    watching: Option<Box<Watching>>,
 }
 
 /// When the next I/O of each direction is due.
@@ -110,7 +112,18 @@ impl Shaped {
             end_fsync: shape.end_fsync && options.rw.writes(),
             refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
             wait_until_ns: u64::MAX,
+            watching: None,
         }
+    }
+
+    /// The same, under a watch.
+    pub fn watched(self, watching: Option<Watching>) -> Shaped {
+        Shaped { watching: watching.map(Box::new), ..self }
+    }
+
+    /// The watch over it.
+    pub fn watching(&mut self) -> Option<&mut Watching> {
+        self.watching.as_deref_mut()
     }
 
     /// Is nothing left to do once the worker closes?
@@ -263,8 +276,22 @@ impl Worker {
             self.start(now);
         }
         self.watch(now);
+        if let Some(watching) = &mut shaped.watching {
+            let is_ramp = self.phase.ramp_ns > 0;
+            watching.begin(self.counts.from_ns, !is_ramp, &mut self.counts.report);
+        }
         if count > 0 {
             self.account_shaped(now, rested, count as u32, &mut shaped);
+        }
+        if let Some(watching) = &mut shaped.watching {
+            match watching.look(now) {
+                Look::GoOn => {}
+                Look::CountAnew => {
+                    self.counts = Counts::new(now);
+                    self.shown_before = self.progress.ios();
+                }
+                Look::End => self.closing = true,
+            }
         }
         self.submit_shaped(core, now, &mut shaped);
         self.shaped = Some(shaped);
@@ -277,9 +304,11 @@ impl Worker {
         let counts = &mut self.counts;
         counts.last_ns = now;
         counts.report.completed.record(count as usize - 1, 1);
+        let mut bytes = 0;
         for op in &mut self.rest[first..] {
             shaped.restore(op);
-            let latency = now.saturating_sub(self.submitted_ns[op.tag as usize]);
+            let submitted_ns = self.submitted_ns[op.tag as usize];
+            let latency = now.saturating_sub(submitted_ns);
             let stats = match op.kind {
                 OpKind::Read => &mut counts.report.read,
                 OpKind::Discard => &mut counts.report.trim,
@@ -291,8 +320,13 @@ impl Worker {
             };
             stats.ios += 1;
             stats.bytes += op.len;
-            stats.latency.record(latency);
+            bytes += op.len;
+            match &mut shaped.watching {
+                None => stats.latency.record(latency),
+                Some(watching) => watching.completed(op, submitted_ns, now, stats),
+            }
         }
+        self.progress.add_bytes(bytes);
         while let Some(mut op) = shaped.failed.pop() {
             shaped.restore(&mut op);
             counts.report.errors += 1;
@@ -313,8 +347,12 @@ impl Worker {
     fn submit_shaped(&mut self, core: &Core, now: u64, shaped: &mut Shaped) {
         shaped.wait_until_ns = u64::MAX;
         while let Some(op) = self.held.pop() {
+            let tag = op.tag as usize;
             if !self.submit(core, op) {
                 return;
+            }
+            if let Some(watching) = shaped.watching.as_mut().filter(|w| w.wants_issue()) {
+                watching.issued(tag, self.submitted_ns[tag], core.now());
             }
         }
         if self.closing {
@@ -325,7 +363,11 @@ impl Worker {
             return;
         }
         let mut fresh = 0;
-        while let Some(mut op) = self.rest.pop() {
+        let deepest = shaped.watching.as_ref().map_or(u32::MAX, |watching| watching.depth());
+        let times_submission = shaped.watching.as_ref().is_some_and(|w| w.wants_issue());
+        while self.in_flight < deepest
+            && let Some(mut op) = self.rest.pop()
+        {
             let due = match shaped.next(now, self.in_flight) {
                 Next::Do(piece, due) => {
                     shaped.prepare(&mut op, &piece, self.phase.start);
@@ -342,7 +384,13 @@ impl Worker {
                 }
             };
             let tag = op.tag as usize;
+            if times_submission {
+                self.stamp_left = 0;
+            }
             let submitted = self.submit(core, op);
+            if let (true, Some(watching)) = (times_submission, &mut shaped.watching) {
+                watching.issued(tag, self.submitted_ns[tag], core.now());
+            }
             if let Some(due) = due {
                 self.submitted_ns[tag] = due;
             }

@@ -13,7 +13,7 @@ pub static FIO_OPTIONS: &[&str] = &[
     "cmd_type", "continue_on_error", "cpuchunks", "cpuload", "cpumask", "cpumode", "cpus_allowed",
     "cpus_allowed_policy", "create_fsync", "create_on_open", "create_only", "create_serialize",
     "dedupe_global", "dedupe_mode", "dedupe_percentage", "dedupe_working_set_percentage",
-    "description", "direct", "directory", "disable_bw_measurement", "disable_clat", "disable_lat",
+    "description", "direct", "directory", "disable_bw", "disable_bw_measurement", "disable_clat", "disable_lat",
     "disable_slat", "disk_util", "do_verify", "end_fsync", "error_dump", "exec_postrun",
     "exec_prerun", "exit_what", "exitall", "exitall_on_error", "experimental_verify",
     "fadvise_hint", "fallocate", "fdatasync", "file_append", "file_service_type", "filename",
@@ -35,7 +35,7 @@ pub static FIO_OPTIONS: &[&str] = &[
     "opendir", "openfiles", "overwrite", "per_job_logs", "percentage_random", "percentile_list",
     "port", "pre_read", "prio", "prioclass", "profile", "protocol", "ramp_time",
     "random_distribution", "random_generator", "randrepeat", "randseed", "rate", "rate_cycle",
-    "rate_ignore_thinktime", "rate_iops", "rate_iops_min", "rate_min", "rate_process",
+    "rate_ignore_thinktime", "rate_iops", "rate_iops_min", "rate_min", "rate_process", "ratecycle",
     "read_beyond_wp", "read_iolog", "read_iolog_chunked", "readfua", "readwrite",
     "refill_buffers", "registerfiles", "replay_align", "replay_no_stall", "replay_redirect",
     "replay_scale", "replay_skip", "replay_time_scale", "runtime", "rw", "rw_sequencer",
@@ -68,7 +68,8 @@ pub(super) fn unknown(name: &str) -> String {
 
 /// The option of ours or of fio's whose name is nearest to `name`; `None` if none is near.
 pub fn nearest(name: &str) -> Option<&'static str> {
-    let ours = OPTIONS.iter().flat_map(|spec: &OptionSpec| spec.aliases.iter().chain([&spec.name]));
+    let ours = OPTIONS.iter().copied();
+    let ours = ours.flat_map(|spec: &OptionSpec| spec.aliases.iter().chain([&spec.name]));
     // The first of equals is taken: ours before fio's.
     let (near, steps) = ours
         .chain(FIO_OPTIONS)
@@ -110,7 +111,7 @@ mod tests {
     #[test]
     fn the_list_is_sorted_and_ours_are_fios() {
         assert!(FIO_OPTIONS.is_sorted());
-        let own = ["target"];
+        let own = ["target", "write_hdr_log"];
         for name in OPTIONS.iter().flat_map(|spec| spec.aliases.iter().chain([&spec.name])) {
             assert!(own.contains(name) || FIO_OPTIONS.contains(name), "{name}");
         }

@@ -1,8 +1,9 @@
 //! The options of a job, and how each reads its value.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
-use super::{BlockSizes, Contents, JobOptions, Rw, Verify, shape};
+use super::{BlockSizes, Contents, JobOptions, Rw, Verify, shape, watch_table};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
 
 /// One word that a job understands.
@@ -15,15 +16,16 @@ pub struct OptionSpec {
     pub value: &'static str,
     /// One line of help.
     pub help: &'static str,
-    /// The value may be left out and is then `1`.
-    pub switch: bool,
-    set: fn(&mut JobOptions, &str) -> Result<(), String>,
+    /// What the option means where its value is left out; `None`: it needs one.
+    pub bare: Option<&'static str>,
+    pub(super) set: fn(&mut JobOptions, &str) -> Result<(), String>,
 }
 
 impl OptionSpec {
     /// The option of that name or alias.
     pub fn find(name: &str) -> Option<&'static OptionSpec> {
-        OPTIONS.iter().find(|spec| spec.name == name || spec.aliases.contains(&name))
+        let mut all = OPTIONS.iter().copied();
+        all.find(|spec| spec.name == name || spec.aliases.contains(&name))
     }
 
     /// Reads `value` into `job`.
@@ -35,13 +37,23 @@ impl OptionSpec {
 }
 
 macro_rules! option {
+    ($name:literal $aliases:tt bare $bare:literal, $value:literal, $help:literal, $set:expr) => {
+        OptionSpec {
+            name: $name,
+            aliases: &$aliases,
+            value: $value,
+            help: $help,
+            bare: Some($bare),
+            set: $set,
+        }
+    };
     ($name:literal $aliases:tt, $value:literal, $help:literal, $set:expr) => {
         OptionSpec {
             name: $name,
             aliases: &$aliases,
             value: $value,
             help: $help,
-            switch: false,
+            bare: None,
             set: $set,
         }
     };
@@ -57,17 +69,23 @@ macro_rules! switch {
             aliases: &$aliases,
             value: "0|1",
             help: $help,
-            switch: true,
+            bare: Some("1"),
             set: |job, word| {
-                let set: fn(&mut JobOptions, bool) = $set;
-                parse_bool(word).map(|on| set(job, on))
+                let set: fn(&mut $crate::options::JobOptions, bool) = $set;
+                $crate::options::table::parse_bool(word).map(|on| set(job, on))
             },
         }
     };
 }
 
+pub(super) use {option, switch};
+
 /// Every option of a job, in the order in which help shows them.
-pub static OPTIONS: &[OptionSpec] = &[
+pub static OPTIONS: LazyLock<Vec<&'static OptionSpec>> =
+    LazyLock::new(|| JOB.iter().chain(watch_table::WATCH).collect());
+
+/// What a job does.
+static JOB: &[OptionSpec] = &[
     option!(
         "rw"["readwrite"],
         "MODE",
@@ -307,12 +325,12 @@ fn one(size: u32) -> BlockSizes {
 }
 
 /// A time that is in microseconds where it has no unit.
-fn parse_time_us(word: &str) -> Result<Duration, String> {
+pub(super) fn parse_time_us(word: &str) -> Result<Duration, String> {
     let bare = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_digit());
     if bare { parse_time(&format!("{word}us")) } else { parse_time(word) }
 }
 
-fn parse_range(word: &str, low: u32, high: u32) -> Result<u32, String> {
+pub(super) fn parse_range(word: &str, low: u32, high: u32) -> Result<u32, String> {
     match parse_number(word)? {
         value if (u64::from(low)..=u64::from(high)).contains(&value) => Ok(value as u32),
         _ => Err(format!("`{word}` is not between {low} and {high}")),
@@ -323,7 +341,7 @@ fn parse_runtime(word: &str) -> Result<Option<Duration>, String> {
     parse_time(word).map(|time| Some(time).filter(|time| !time.is_zero()))
 }
 
-fn parse_bool(word: &str) -> Result<bool, String> {
+pub(super) fn parse_bool(word: &str) -> Result<bool, String> {
     match word {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),

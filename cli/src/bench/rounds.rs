@@ -36,7 +36,8 @@ pub type Tell<'a> = &'a mut dyn FnMut(News<'_>) -> Result<(), Error>;
 
 /// A target and what becomes of it.
 struct Planned {
-    spec: TargetSpec,
+    /// What it is opened by: one, or several namespaces of one controller.
+    specs: Vec<TargetSpec>,
     direct: bool,
     jobs: Vec<JobOptions>,
     /// The processor of each of its reactors.
@@ -47,6 +48,8 @@ struct Planned {
 struct Placed {
     options: JobOptions,
     target: usize,
+    /// Which of its specs.
+    place: usize,
     cores: Vec<usize>,
     group_id: usize,
     /// No other job of the round runs on the target.
@@ -67,16 +70,18 @@ impl Rounds {
         let processors = Processors::of(specs.iter().any(|s| matches!(s, TargetSpec::Soft(_))));
         let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
         let mut specs = specs.into_iter();
-        let mut group_id = 0;
+        let (mut group_id, mut clones) = (0, 0);
         for (number, round) in schedule(jobs).into_iter().enumerate() {
             group_id += usize::from(number > 0);
             let mut placing = Placing { next: 0, taken: Vec::new() };
             let mut placed: Vec<Placed> = Vec::new();
-            for (options, spec) in round.into_iter().zip(specs.by_ref()) {
+            for (mut options, spec) in round.into_iter().zip(specs.by_ref()) {
+                options.first_number = clones + 1;
+                clones += options.num_jobs;
                 group_id += usize::from(options.new_group && !placed.is_empty());
-                let target = plan.target_for(spec, &options);
+                let (target, place) = plan.target_for(spec, &options);
                 let cores = placing.place(&options, target, &mut plan.targets, &processors);
-                placed.push(Placed { options, target, cores, group_id, alone: true });
+                placed.push(Placed { options, target, place, cores, group_id, alone: true });
             }
             plan.note_shared(&placed);
             for at in 0..placed.len() {
@@ -88,15 +93,24 @@ impl Rounds {
         Ok(plan)
     }
 
-    fn target_for(&mut self, spec: TargetSpec, options: &JobOptions) -> usize {
-        let same = |t: &Planned| t.spec == spec && t.direct == options.direct;
+    /// The target of a job, and which of its specs.
+    fn target_for(&mut self, spec: TargetSpec, options: &JobOptions) -> (usize, usize) {
+        let same = |t: &Planned| {
+            let is_same = t.specs.contains(&spec) && t.direct == options.direct;
+            is_same || t.specs.iter().any(|other| other.shares_with(&spec))
+        };
         let at = self.targets.iter().position(same).unwrap_or_else(|| {
-            let (direct, jobs, cpus) = (options.direct, Vec::new(), Vec::new());
-            self.targets.push(Planned { spec, direct, jobs, cpus });
+            let (specs, jobs, cpus) = (Vec::new(), Vec::new(), Vec::new());
+            self.targets.push(Planned { specs, direct: options.direct, jobs, cpus });
             self.targets.len() - 1
         });
-        self.targets[at].jobs.push(options.clone());
-        at
+        let target = &mut self.targets[at];
+        target.jobs.push(options.clone());
+        let place = target.specs.iter().position(|other| *other == spec).unwrap_or_else(|| {
+            target.specs.push(spec);
+            target.specs.len() - 1
+        });
+        (at, place)
     }
 
     /// Says so when reactors of one round have to share processors.
@@ -125,7 +139,7 @@ impl Rounds {
         let mut opened = Ok(());
         for planned in &self.targets {
             let wants = Wants::of(&planned.jobs, planned.cpus.clone());
-            match Target::open(&planned.spec, &wants) {
+            match Target::open(&planned.specs, &wants) {
                 Ok(target) => targets.push(target),
                 Err(error) => {
                     opened = Err(error);
@@ -211,7 +225,7 @@ fn run_placed(
     stop: &Arc<AtomicBool>,
     watch: &mut dyn FnMut(&Snapshot),
 ) -> Result<Report, Error> {
-    let mut session = target.session(&job.cores, stop);
+    let mut session = target.session(job.place, &job.cores, stop);
     if !job.alone {
         session.serving = &[];
     }
@@ -278,7 +292,7 @@ pub fn lay_out_new(target: &Target, stop: &Arc<AtomicBool>) -> Result<(), Error>
     match target.to_lay_out() {
         None => Ok(()),
         Some(length) => {
-            watched("laying out", |watch| lay_out(&target.session(&[0], stop), length, watch))
+            watched("laying out", |watch| lay_out(&target.session(0, &[0], stop), length, watch))
         }
     }
 }
@@ -303,6 +317,18 @@ mod tests {
         assert!(!plan.rounds[0][0].alone && plan.rounds[1][0].alone);
         assert_eq!(plan.targets[0].cpus[plan.rounds[0][1].cores[0]], 0);
         assert_eq!(plan.rounds[1][0].group_id, 1);
+    }
+
+    /// A second driver on the same controller would be refused: it has one.
+    #[test]
+    fn namespaces_of_one_controller_are_opened_together() {
+        let plan = plan(
+            "[a]\nfilename=nvme\\://01\\:00.0/1\n[b]\nfilename=nvme\\://01\\:00.0/2\ndirect=1\n\
+             [c]\nfilename=nvme\\://02\\:00.0/1\n[d]\nfilename=nvme\\://01\\:00.0/1\n",
+        );
+        let used = plan.rounds[0].iter().map(|job| (job.target, job.place));
+        assert_eq!(used.collect::<Vec<_>>(), [(0, 0), (0, 1), (1, 0), (0, 0)]);
+        assert_eq!(plan.targets[0].specs.len(), 2);
     }
 
     #[test]

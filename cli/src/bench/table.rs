@@ -88,9 +88,9 @@ fn run_on(target: &str, options: JobOptions, stop: &Arc<AtomicBool>) -> Result<C
     let processors = Processors::of(matches!(spec, TargetSpec::Soft(_))).jobs;
     let cores: Vec<usize> = (0..options.num_jobs as usize).collect();
     let cpus = cores.iter().map(|core| processors[core % processors.len()]).collect();
-    let target = Target::open(&spec, &Wants::of(&jobs, cpus))?;
+    let target = Target::open(&[spec], &Wants::of(&jobs, cpus))?;
     let result = lay_out_new(&target, stop).and_then(|()| {
-        let session = target.session(&cores, stop);
+        let session = target.session(0, &cores, stop);
         watched(&name, |watch| run_job(&session, options, watch))
     });
     let closed = target.close();

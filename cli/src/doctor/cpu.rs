@@ -1,9 +1,9 @@
 //! CPUs kept for the engine, and how fast they run.
 
+use oxblock_pci::host::Root;
 use serde_json::json;
 
 use super::finding::{Finding, Purpose};
-use oxblock_pci::host::Root;
 
 /// CPUs that the scheduler leaves alone.
 pub fn isolation(root: &Root) -> Finding {

@@ -1,14 +1,10 @@
 //! What an NVMe device in user space needs: an IOMMU, vfio-pci, and a device that nobody holds.
 
+use oxblock_pci::host::{HostFunction, Root};
 use serde_json::{Value, json};
 
 use super::finding::{Finding, Purpose};
 use super::memory::has_capability;
-use oxblock_pci::host::Holders;
-use oxblock_pci::host::Root;
-
-/// Base class, sub-class and programming interface of an NVM Express I/O controller.
-const NVME_CLASS: &str = "0x010802";
 /// CAP_SYS_ADMIN of capability.h.
 const CAP_SYS_ADMIN: u32 = 21;
 
@@ -89,180 +85,103 @@ pub fn nvme(root: &Root) -> Finding {
         "a device is driven by the kernel or from user space, never by both: one that holds a \
          mounted file system must stay with the kernel",
     );
-    let mut holders = Holders::new(root);
-    let names = root.names("sys/bus/pci/devices");
-    let devices: Vec<Device> = names
-        .into_iter()
-        .filter(|address| is_address(address))
-        .filter(|address| has_nvme_class(root, address))
-        .map(|address| Device::look(root, &mut holders, address))
-        .collect();
+    let mut devices = HostFunction::all(root);
+    devices.retain(HostFunction::is_nvme);
     for device in &devices {
-        finding.found(device.words());
+        finding.found(words(device));
     }
-    finding.details = devices.iter().map(Device::json).collect();
+    finding.details = devices.iter().map(details).collect();
+    let bound: Vec<&HostFunction> = devices.iter().filter(|device| device.is_bound()).collect();
     if devices.is_empty() {
         finding.found("no PCI function of class 010802h");
         finding.lacks("there is no NVMe device", &[Purpose::Nvme]);
         finding.mend("# everything runs on the software controller: oxblock bench --target=soft");
-    } else if !devices.iter().any(Device::is_ready) {
+    } else if bound.is_empty() {
         finding.lacks("no device is bound to vfio-pci", &[Purpose::Nvme]);
-        match devices.iter().find(|device| device.is_free()) {
-            Some(device) => device.hand_over(&mut finding),
+        match devices.iter().find(|device| device.held_by.is_empty()) {
+            Some(device) => hand_over(device, &mut finding),
             None => finding.mend(
                 "# each is in use: unmount what lies on it, or add another; never hand over a disk \
                  that the system runs on",
             ),
         }
     }
+    for device in bound {
+        look_at_group(device, &mut finding);
+    }
     if !devices.is_empty() && !has_capability(root, CAP_SYS_ADMIN) {
-        finding.found("not root: what other mount namespaces hold is not seen");
+        finding.found("not root: what others have open, or mounted elsewhere, is not seen");
     }
     finding
 }
 
-/// One NVMe controller.
-struct Device {
-    address: String,
-    driver: Option<String>,
-    group: Option<String>,
-    /// Other functions of its IOMMU group that have a driver: they are handed over together.
-    companions: Vec<String>,
-    node: Option<String>,
-    namespaces: Vec<String>,
-    held_by: Vec<String>,
-}
-
-impl Device {
-    fn look(root: &Root, holders: &mut Holders<'_>, address: String) -> Device {
-        let folder = format!("sys/bus/pci/devices/{address}");
-        let group = root.link_name(&format!("{folder}/iommu_group"));
-        let namespaces = namespaces(root, &folder);
-        let held_by = namespaces.iter().flat_map(|name| holders.of(name)).collect();
-        let companions = match &group {
-            None => Vec::new(),
-            Some(group) => companions(root, group, &address),
-        };
-        Device {
-            driver: root.link_name(&format!("{folder}/driver")),
-            node: root.text(&format!("{folder}/numa_node")).filter(|node| node != "-1"),
-            address,
-            group,
-            companions,
-            namespaces,
-            held_by,
-        }
-    }
-
-    fn is_ready(&self) -> bool {
-        self.driver.as_deref() == Some("vfio-pci")
-    }
-
-    fn is_free(&self) -> bool {
-        self.held_by.is_empty()
-    }
-
-    fn words(&self) -> String {
-        let mut words = format!("{}: ", self.address);
-        match self.driver.as_deref() {
-            Some(driver) => words.push_str(&format!("driver {driver}")),
-            None => words.push_str("no driver"),
-        }
-        if let Some(group) = &self.group {
-            words.push_str(&format!(", group {group}"));
-        }
-        if let Some(node) = &self.node {
-            words.push_str(&format!(", node {node}"));
-        }
-        for name in &self.namespaces {
-            words.push_str(&format!(", {name}"));
-        }
-        match (self.held_by.is_empty(), self.namespaces.is_empty()) {
-            (false, _) => words.push_str(&format!("; IN USE: {}", self.held_by.join(", "))),
-            (true, false) => words.push_str("; not in use"),
-            (true, true) => {}
-        }
-        words
-    }
-
-    fn json(&self) -> Value {
-        json!({
-            "address": self.address,
-            "driver": self.driver,
-            "iommu_group": self.group,
-            "group_companions": self.companions,
-            "numa_node": self.node.as_deref().and_then(|node| node.parse::<u32>().ok()),
-            "namespaces": self.namespaces,
-            "held_by": self.held_by,
-            "ready": self.is_ready(),
-        })
-    }
-
-    /// Adds the commands that give the device to vfio-pci.
-    fn hand_over(&self, finding: &mut Finding) {
-        let address = &self.address;
-        finding.mend("sudo modprobe vfio-pci");
-        finding.mend(format!(
-            "echo vfio-pci | sudo tee /sys/bus/pci/devices/{address}/driver_override"
-        ));
-        if self.driver.is_some() {
-            finding.mend(format!(
-                "echo {address} | sudo tee /sys/bus/pci/devices/{address}/driver/unbind"
-            ));
-        }
-        finding.mend(format!("echo {address} | sudo tee /sys/bus/pci/drivers_probe"));
-        if !self.companions.is_empty() {
-            finding.mend(format!(
-                "# and so for the others of its IOMMU group: {}",
-                self.companions.join(", ")
-            ));
-        }
-    }
-}
-
-/// Block devices of the controller in `folder`. With native multipath the path `nvme0c1n2`
-/// belongs to the head `nvme0n2`, which is the one that is mounted.
-fn namespaces(root: &Root, folder: &str) -> Vec<String> {
-    let mut found = Vec::new();
-    for controller in root.names(&format!("{folder}/nvme")) {
-        for name in root.names(&format!("{folder}/nvme/{controller}")) {
-            if let Some(name) = block_name(&name)
-                && !found.contains(&name)
-            {
-                found.push(name);
-            }
-        }
-    }
-    found
-}
-
-/// `nvme0n1` of `nvme0n1` and of `nvme0c3n1`; `None` for what names no namespace.
-fn block_name(name: &str) -> Option<String> {
-    let rest = name.strip_prefix("nvme")?;
-    let (front, namespace) = rest.split_once('n')?;
-    let instance = front.split('c').next()?;
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    (digits(instance) && digits(namespace)).then(|| format!("nvme{instance}n{namespace}"))
-}
-
-/// Bridges need not be handed over: vfio leaves them to the kernel.
-fn companions(root: &Root, group: &str, address: &str) -> Vec<String> {
-    let folder = format!("sys/kernel/iommu_groups/{group}/devices");
-    let mut names = root.names(&folder);
-    names.retain(|name| {
-        let class = root.text(&format!("sys/bus/pci/devices/{name}/class")).unwrap_or_default();
-        is_address(name) && name != address && !class.starts_with("0x0604")
+/// A group of which the kernel drives a part cannot be opened.
+fn look_at_group(device: &HostFunction, finding: &mut Finding) {
+    let with_kernel = device.companions.iter().filter(|other| {
+        let driver = other.driver.as_deref();
+        driver.is_some_and(|driver| !driver.contains("vfio") && driver != "pci-stub")
     });
-    names
+    for other in with_kernel {
+        let what = format!(
+            "the group of {} is not viable: the kernel drives {} of it",
+            device.address, other.address
+        );
+        finding.lacks(what, &[Purpose::Nvme]);
+        finding.mend(format!("sudo oxblock pci bind --force {}", other.address));
+    }
+    if device.no_iommu {
+        finding.found(format!(
+            "{} is bound without an IOMMU: what it does wrong, it does to any memory",
+            device.address
+        ));
+    }
 }
 
-fn has_nvme_class(root: &Root, address: &str) -> bool {
-    let class = root.text(&format!("sys/bus/pci/devices/{address}/class"));
-    class.is_some_and(|class| class.eq_ignore_ascii_case(NVME_CLASS))
+/// A device for people.
+fn words(device: &HostFunction) -> String {
+    let mut words = format!("{}: ", device.address);
+    match device.driver.as_deref() {
+        Some(driver) => words.push_str(&format!("driver {driver}")),
+        None => words.push_str("no driver"),
+    }
+    if let Some(group) = &device.group {
+        words.push_str(&format!(", group {group}"));
+    }
+    if let Some(node) = device.numa_node {
+        words.push_str(&format!(", node {node}"));
+    }
+    for name in &device.namespaces {
+        words.push_str(&format!(", {name}"));
+    }
+    match (device.held_by.is_empty(), device.namespaces.is_empty()) {
+        (false, _) => words.push_str(&format!("; IN USE: {}", device.held_by.join(", "))),
+        (true, false) => words.push_str("; not in use"),
+        (true, true) => {}
+    }
+    words
 }
 
-/// Is it a domain, bus, device and function, and so safe in a command?
-fn is_address(name: &str) -> bool {
-    let allowed = |b: u8| b.is_ascii_hexdigit() || b == b':' || b == b'.';
-    name.len() <= 16 && name.contains(':') && name.bytes().all(allowed)
+/// A device for scripts.
+pub fn details(device: &HostFunction) -> Value {
+    let companions = device.companions.iter().map(|other| other.address.to_string());
+    json!({
+        "address": device.address.to_string(),
+        "driver": device.driver,
+        "iommu_group": device.group,
+        "group_companions": companions.collect::<Vec<_>>(),
+        "numa_node": device.numa_node,
+        "namespaces": device.namespaces,
+        "held_by": device.held_by,
+        "ready": device.is_bound(),
+    })
+}
+
+/// Adds the commands that give the device to vfio-pci.
+fn hand_over(device: &HostFunction, finding: &mut Finding) {
+    finding.mend(format!("sudo oxblock pci bind {} --owner \"$USER\"", device.address));
+    if !device.companions.is_empty() {
+        let others: Vec<String> =
+            device.companions.iter().map(|other| other.address.to_string()).collect();
+        finding.mend(format!("# and so for the others of its IOMMU group: {}", others.join(", ")));
+    }
 }

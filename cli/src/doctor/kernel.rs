@@ -1,10 +1,10 @@
 //! io_uring, kernel lockdown, and what stands between this process and the machine.
 
+use oxblock_pci::host::Root;
 use serde_json::json;
 
 use super::finding::{Finding, Purpose};
 use super::memory::chosen;
-use oxblock_pci::host::Root;
 
 /// Makes a small ring and closes it again: 0, or the errno.
 pub fn try_io_uring() -> i32 {

@@ -1,10 +1,10 @@
 //! Hugepages, the limit on locked memory, transparent hugepages.
 
 use oxblock_bench::units::format_bytes;
+use oxblock_pci::host::Root;
 use serde_json::json;
 
 use super::finding::{Finding, Purpose};
-use oxblock_pci::host::Root;
 
 /// What the memory of one engine with a device asks for, at the least.
 const LOCKED_BYTES_WANTED: u64 = 64 << 20;

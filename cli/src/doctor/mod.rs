@@ -16,10 +16,10 @@ use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_engine::Error;
+use oxblock_pci::host::Root;
 use serde_json::{Map, Value, json};
 
 use finding::{Finding, Purpose};
-use oxblock_pci::host::Root;
 
 const AFTER_HELP: &str = "\
 It changes nothing: each command that mends something is printed, not run.

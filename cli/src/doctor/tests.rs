@@ -1,10 +1,11 @@
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
+use oxblock_pci::host::Root;
+
 use super::cpu::cpu_list;
 use super::finding::{Finding, Purpose};
 use super::{cpu, devices, kernel, look, memory, report};
-use oxblock_pci::host::Root;
 
 /// A root directory made of files (`path`, text) and links (`path`, target).
 struct Fake(tempfile::TempDir);
@@ -203,10 +204,7 @@ fn a_disk_in_use_is_never_offered() {
     assert_eq!(
         finding.mend,
         [
-            "sudo modprobe vfio-pci",
-            "echo vfio-pci | sudo tee /sys/bus/pci/devices/0000:02:00.0/driver_override",
-            "echo 0000:02:00.0 | sudo tee /sys/bus/pci/devices/0000:02:00.0/driver/unbind",
-            "echo 0000:02:00.0 | sudo tee /sys/bus/pci/drivers_probe",
+            "sudo oxblock pci bind 0000:02:00.0 --owner \"$USER\"",
             "# and so for the others of its IOMMU group: 0000:02:00.1",
         ]
     );

@@ -1,6 +1,9 @@
-//! Who holds a block device: mounted file systems, swap, and devices stacked on it.
+//! Who holds a block device: mounted file systems, swap, devices stacked on it, and processes
+//! that have it open.
 
-use crate::host::Root;
+use std::path::{Path, PathBuf};
+
+use super::Root;
 
 /// How many devices may be stacked before looking stops.
 const STACK_MAX: u32 = 8;
@@ -12,6 +15,8 @@ pub struct Holders<'a> {
     root: &'a Root,
     mounts: Vec<Mount>,
     swaps: Vec<String>,
+    /// Files below `/dev` that a process has open, and which process; read when first asked for.
+    open: Option<Vec<(PathBuf, String)>>,
 }
 
 /// One line of mountinfo, as far as it matters.
@@ -31,13 +36,30 @@ impl<'a> Holders<'a> {
         let mounts = lines.filter_map(parse_mount).collect();
         let swaps = root.text("proc/swaps").unwrap_or_default();
         let swaps = swaps.lines().skip(1).filter_map(|line| line.split_whitespace().next());
-        Holders { root, mounts, swaps: swaps.map(unescape).collect() }
+        Holders { root, mounts, swaps: swaps.map(unescape).collect(), open: None }
     }
 
     /// Who holds the block device `name`, its partitions, or what is stacked on them.
     pub fn of(&mut self, name: &str) -> Vec<String> {
         let mut found = Vec::new();
         self.collect(&format!("sys/block/{name}"), name, STACK_MAX, &mut found);
+        let folder = format!("sys/block/{name}");
+        let mut names = self.root.names(&folder);
+        names.retain(|part| self.root.exists(&format!("{folder}/{part}/partition")));
+        names.push(name.to_owned());
+        for name in names {
+            self.openers(&format!("/dev/{name}")).into_iter().for_each(|o| add(&mut found, o));
+        }
+        found
+    }
+
+    /// Who has a file below `/dev` open. Without root, only processes of this user are seen.
+    pub fn openers(&mut self, path: &str) -> Vec<String> {
+        let open = self.open.get_or_insert_with(|| open_files(self.root));
+        let users = open.iter().filter(|(file, _)| file.as_path() == Path::new(path));
+        let name = path.trim_start_matches("/dev/");
+        let mut found = Vec::new();
+        users.for_each(|(_, process)| add(&mut found, format!("{name} open in {process}")));
         found
     }
 
@@ -76,6 +98,32 @@ impl<'a> Holders<'a> {
             add(found, format!("{name} is swap"));
         }
     }
+}
+
+/// What processes have open below `/dev`, but for terminals and the like that come in hordes.
+fn open_files(root: &Root) -> Vec<(PathBuf, String)> {
+    let mut open = Vec::new();
+    for pid in root.names("proc") {
+        if !pid.bytes().all(|b| b.is_ascii_digit()) {
+            continue;
+        }
+        let folder = format!("proc/{pid}/fd");
+        let files = root.names(&folder).into_iter();
+        let files = files.filter_map(|fd| root.link(&format!("{folder}/{fd}")));
+        let devices = files.filter(|file| ["/dev/nvme", "/dev/vfio/"].iter().any(|p| has(file, p)));
+        let mut devices: Vec<PathBuf> = devices.collect();
+        devices.sort_unstable();
+        devices.dedup();
+        if !devices.is_empty() {
+            let name = root.text(&format!("proc/{pid}/comm")).unwrap_or_default();
+            open.extend(devices.into_iter().map(|d| (d, format!("process {pid} ({name})"))));
+        }
+    }
+    open
+}
+
+fn has(path: &Path, prefix: &str) -> bool {
+    path.to_str().is_some_and(|path| path.starts_with(prefix))
 }
 
 fn add(found: &mut Vec<String>, line: String) {

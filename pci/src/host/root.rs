@@ -1,13 +1,14 @@
-//! Reads `/proc` and `/sys` under a root directory: bounded, and believing nothing of it.
+//! Reads `/proc` and `/sys` under a root directory, bounded, and believing nothing of it; and
+//! writes the attributes by which a driver is given or taken.
 
-use std::fs::File;
-use std::io::Read;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 /// The most that is read of one file.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 /// The most names that are taken from one directory.
-const NAMES_MAX: usize = 4096;
+const NAMES_MAX: usize = 1 << 16;
 
 /// Where `/proc`, `/sys`, `/dev` and `/run` are looked for: `/`, or a test's directory.
 pub struct Root(PathBuf);
@@ -56,6 +57,20 @@ impl Root {
     pub fn link_name(&self, path: &str) -> Option<String> {
         let target = std::fs::read_link(self.path(path)).ok()?;
         Some(printable(target.file_name()?.to_str()?))
+    }
+
+    /// What a symbolic link points to, as it is written there.
+    pub fn link(&self, path: &str) -> Option<PathBuf> {
+        std::fs::read_link(self.path(path)).ok()
+    }
+
+    /// Writes an attribute of the kernel: the file must be there, and takes it in one call.
+    ///
+    /// # Errors
+    /// What the kernel says.
+    pub fn write(&self, path: &str, text: &str) -> io::Result<()> {
+        let mut file = OpenOptions::new().write(true).truncate(true).open(self.path(path))?;
+        file.write_all(text.as_bytes())
     }
 
     /// Is there anything of that name?
