@@ -27,7 +27,7 @@ impl Pieces {
     /// `files` are the plan of each and where its range starts.
     pub fn new(options: &JobOptions, files: &[(Plan, u64)], seed: u64) -> Pieces {
         match files {
-            [(plan, start)] => Pieces::One(Generator::new(options, plan, *start, seed)),
+            [(plan, _)] => Pieces::One(Generator::new(options, plan, seed)),
             several => Pieces::Several(Several::new(options, several, seed)),
         }
     }
@@ -41,14 +41,46 @@ impl Pieces {
     }
 }
 
+/// How much a clone is to do.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Budget {
+    bytes: u64,
+    ios: u64,
+}
+
+impl Budget {
+    pub fn new(options: &JobOptions, plan: &Plan) -> Budget {
+        let ios = match options.shape.sizes {
+            None => plan.limit,
+            Some(_) => options.shape.number_ios.unwrap_or(u64::MAX),
+        };
+        Budget { bytes: plan.bytes, ios }
+    }
+
+    #[inline]
+    pub fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.ios == 0
+    }
+
+    /// Takes one I/O off; what is without end stays so.
+    #[inline]
+    pub fn spend(&mut self, len: u32) {
+        if self.bytes != u64::MAX {
+            self.bytes = self.bytes.saturating_sub(u64::from(len));
+        }
+        if self.ios != u64::MAX {
+            self.ios = self.ios.saturating_sub(1);
+        }
+    }
+}
+
 /// Gives pieces without end. Replays from its seed; allocates only when built.
 #[derive(Clone, Debug)]
 pub(crate) struct Generator {
     random: Prng,
     seed: u64,
     pass: u64,
-    /// The range's start and length, bytes.
-    start: u64,
+    /// Length of the range, bytes.
     range: u64,
     /// 0 to read, 1 to write, 2 to trim; of a mix, read below the threshold of 2^32.
     way: usize,
@@ -89,7 +121,7 @@ enum Places {
 const WHOLE: f64 = (1u64 << 32) as f64;
 
 impl Generator {
-    pub fn new(options: &JobOptions, plan: &Plan, start: u64, seed: u64) -> Generator {
+    pub fn new(options: &JobOptions, plan: &Plan, seed: u64) -> Generator {
         let shape = &options.shape;
         let sizes = [0, 1, 2].map(|way: usize| match &shape.sizes {
             Some(sizes) => Sizes::new(&sizes[way]),
@@ -108,7 +140,6 @@ impl Generator {
             random: Prng::new(mix64(!seed)),
             seed,
             pass: 0,
-            start,
             range,
             way: if options.rw.trims() { 2 } else { usize::from(options.rw.writes()) },
             mix: options.rw.is_mixed().then(|| (u64::from(options.read_percent) << 32) / 100),
@@ -135,7 +166,7 @@ impl Generator {
         // The last places are those where the piece still fits.
         let places = (self.range.saturating_sub(u64::from(len))) / align + 1;
         let place = self.place(places).min(places - 1);
-        Piece { file: 0, way, offset: self.start + place * align, len }
+        Piece { file: 0, way, offset: place * align, len }
     }
 
     /// Goes on where the last piece of the direction ended; the range's last one may be shorter.
@@ -148,7 +179,7 @@ impl Generator {
         let room = (self.range - offset) / least * least;
         let len = u64::from(len).min(room.max(least));
         self.next[way] = offset + len;
-        Piece { file: 0, way, offset: self.start + offset, len: len as u32 }
+        Piece { file: 0, way, offset, len: len as u32 }
     }
 
     #[inline]
@@ -341,7 +372,7 @@ mod tests {
             options.set(name, value).expect("a good word");
         }
         let plan = options.plan(1 << 20, 512).expect("a job that fits");
-        Generator::new(&options, &plan, 0, 7)
+        Generator::new(&options, &plan, 7)
     }
 
     fn pieces(words: &[(&str, &str)], count: usize) -> Vec<Piece> {

@@ -20,6 +20,8 @@ pub(crate) struct Several {
 #[derive(Clone, Debug)]
 struct File {
     generator: Generator,
+    /// From the start of the first file's range to that of its own.
+    shift: u64,
     /// Length of its range, and how much of it this pass has still to do, bytes.
     range: u64,
     left: u64,
@@ -42,10 +44,11 @@ impl Several {
     /// `plans` and `starts` are those of the files, one each; at least one.
     pub fn new(options: &JobOptions, plans: &[(Plan, u64)], seed: u64) -> Several {
         let step = u64::from(options.least_block_size());
+        let first = plans.first().map_or(0, |(_, start)| *start);
         let file = |(number, (plan, start)): (u64, &(Plan, u64))| {
-            let generator = Generator::new(options, plan, *start, mix64(seed ^ number));
+            let generator = Generator::new(options, plan, mix64(seed ^ number));
             let range = plan.range - plan.range % step;
-            File { generator, range, left: range }
+            File { generator, shift: start.wrapping_sub(first), range, left: range }
         };
         let files: Vec<File> = (0..).zip(plans).map(file).collect();
         let (every, last) = (options.files.switch_after, files.len() - 1);
@@ -74,7 +77,8 @@ impl Several {
         let file = &mut self.files[self.at];
         let piece = file.generator.next();
         file.left = file.left.saturating_sub(u64::from(piece.len));
-        Piece { file: self.at as u16, ..piece }
+        let offset = piece.offset.wrapping_add(file.shift);
+        Piece { file: self.at as u16, offset, ..piece }
     }
 
     fn choose(&mut self) -> usize {

@@ -1,7 +1,7 @@
 //! The files of a job: which there are, how they come about, and in which order it goes to them.
 
 use super::table::{OptionSpec, option, parse_range, switch};
-use super::{Distribution, JobOptions, OptionError, Verify, shape};
+use super::{Distribution, JobOptions, OptionError, shape};
 
 /// The files of a job. [`Default`]: the one that the command chooses.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ impl Files {
         }
     }
 
-    pub(super) fn check(&self, verify: Verify) -> Result<(), OptionError> {
+    pub(super) fn check(&self, is_verified: bool) -> Result<(), OptionError> {
         let wrong =
             |option: &str, message: String| Err(OptionError { option: option.to_owned(), message });
         let listed = self.names.len() as u32;
@@ -93,7 +93,7 @@ impl Files {
                 format!("all {} files of the job are open at once; leave this out", self.each());
             return wrong("openfiles", text);
         }
-        if self.each() > 1 && verify != Verify::Off {
+        if self.each() > 1 && is_verified {
             return wrong("verify", "a verified job has one file".to_owned());
         }
         Ok(())
