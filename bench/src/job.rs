@@ -79,7 +79,11 @@ pub(crate) enum Work {
 #[repr(align(128))]
 pub(crate) struct Progress {
     pub ios: [AtomicU64; 2],
+    /// Of a shaped job.
+    pub bytes: AtomicU64,
     pub checking: AtomicBool,
+    /// Set by who watches: the clone is to end, for it has done what it was to do.
+    pub end: AtomicBool,
 }
 
 /// One clone in one phase; see the module's documentation.
@@ -154,6 +158,19 @@ impl Counts {
 }
 
 impl Progress {
+    /// I/Os and bytes of all directions; a plain job counts no bytes, as all its I/Os are of
+    /// `block_size`.
+    pub fn done(&self, block_size: u32, is_plain: bool) -> [u64; 2] {
+        let ios = self.ios().iter().sum();
+        [ios, if is_plain { ios * u64::from(block_size) } else { self.bytes.load(Relaxed) }]
+    }
+
+    /// Only the clone's core adds: no other store comes between.
+    #[inline]
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.store(self.bytes.load(Relaxed).wrapping_add(bytes), Relaxed);
+    }
+
     fn ios(&self) -> [u64; 2] {
         [0, 1].map(|way: usize| self.ios[way].load(Relaxed))
     }
@@ -319,7 +336,7 @@ impl Worker {
     /// Ends what should end, apart from completions.
     #[inline]
     fn watch(&mut self, now: u64) {
-        if now >= self.ends_ns {
+        if now >= self.ends_ns || self.progress.end.load(Relaxed) {
             self.closing = true;
         }
         if self.stop.load(Relaxed) {

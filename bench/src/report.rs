@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use oxblock_engine::Fault;
 
-use crate::options::JobOptions;
+use crate::options::{JobOptions, Unified};
 use crate::series::Series;
 use crate::stats::{CpuUse, Depths, Direction, DirectionStats, Latency};
+use crate::steady::Steadiness;
 use crate::verify::Mismatch;
 
 /// The result of one job with all its clones.
@@ -26,6 +27,8 @@ pub struct Report {
     pub serving: Vec<ServingReport>,
     /// Rates of all clones over the run.
     pub series: Series,
+    /// How steady the rates became, where that was asked for.
+    pub steadiness: Option<Steadiness>,
     /// Entries of logs for which there was no memory.
     pub log_entries_lost: u64,
     /// Ended before its time by the user.
@@ -192,7 +195,42 @@ impl ServingReport {
     }
 }
 
+/// What is reported as one: a clone, or with `group_reporting` all clones of a group of jobs.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The job; of a group, its first.
+    pub report: &'a Report,
+    /// Its figures.
+    pub clone: CloneReport,
+}
+
+/// What is reported of some jobs, in the order in which they ran.
+pub fn entries(reports: &[Report]) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    let mut reports = reports.iter().peekable();
+    while let Some(report) = reports.next() {
+        if !report.options.group_reporting {
+            let clones = report.clones.iter().cloned();
+            entries.extend(clones.map(|clone| Entry { report, clone }));
+            continue;
+        }
+        let mut clone = report.group();
+        while let Some(more) = reports.next_if(|next| report.is_reported_with(next)) {
+            clone.merge(&more.group());
+        }
+        entries.push(Entry { report, clone });
+    }
+    entries
+}
+
 impl Report {
+    /// Is the job after this one reported together with it?
+    pub fn is_reported_with(&self, next: &Report) -> bool {
+        self.options.group_reporting
+            && next.options.group_reporting
+            && next.group_id == self.group_id
+    }
+
     /// All clones as one.
     pub fn group(&self) -> CloneReport {
         let mut clones = self.clones.iter();
@@ -217,6 +255,31 @@ impl CloneReport {
             Direction::Write => &self.write,
             Direction::Trim => &self.trim,
         }
+    }
+
+    /// All directions together, as fio's `unified_rw_reporting` has them.
+    pub fn mixed(&self) -> DirectionStats {
+        let mut mixed = self.read.clone();
+        mixed.merge(&self.write);
+        mixed.merge(&self.trim);
+        mixed
+    }
+
+    /// The directions that are shown apart, or together, with fio's words for them.
+    pub fn shown(&self, unified: Unified) -> Vec<(&'static str, DirectionStats)> {
+        let apart = || Direction::ALL.map(|way| (way.word(), self.direction(way).clone()));
+        let mixed = || ("mixed", self.mixed());
+        match unified {
+            Unified::None => apart().to_vec(),
+            Unified::Mixed => vec![mixed()],
+            Unified::Both => apart().into_iter().chain([mixed()]).collect(),
+        }
+    }
+
+    /// What went wrong first, in words; `None`: nothing.
+    pub fn error_message(&self) -> Option<String> {
+        let fault = self.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault));
+        fault.or(self.ending.map(|ending| ending.to_string()))
     }
 
     /// I/Os of all directions.

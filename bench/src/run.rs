@@ -20,6 +20,7 @@ use crate::report::{CloneReport, Report};
 use crate::series::{Point, Series};
 use crate::serving::Serving;
 use crate::stats::{DirectionStats, Samples};
+use crate::steady::{self, Judge, Steadiness};
 use crate::units::Size;
 use crate::verify::{Checker, Recipe};
 
@@ -172,12 +173,13 @@ fn run_clones(
         }));
     }
     let mut serving = Vec::new();
-    let (samples, series) = watch_clones(job, &progress, &mut |now, snapshot| {
-        if serving.is_empty() && now.total() > 0 {
-            serving = begin_serving(session, now.total());
-        }
-        watch(snapshot);
-    });
+    let Watched { samples, series, steadiness } =
+        watch_clones(job, &progress, &mut |now, snapshot| {
+            if serving.is_empty() && now.total() > 0 {
+                serving = begin_serving(session, now.total());
+            }
+            watch(snapshot);
+        });
     let all = Mark::new(Instant::now(), &progress).total();
     let serving = serving.iter().filter_map(|core| core.end(session.engine, all).ok()).collect();
     let mut clones = Vec::with_capacity(count);
@@ -199,6 +201,7 @@ fn run_clones(
         clones,
         serving,
         series,
+        steadiness,
         interrupted,
         log_entries_lost: 0,
     })
@@ -326,14 +329,16 @@ fn watch_clones(
     job: &Job,
     progress: &[Arc<Progress>],
     watch: &mut dyn FnMut(&Mark, &Snapshot),
-) -> (Vec<[Samples; 2]>, Series) {
+) -> Watched {
     let begun = Instant::now();
+    let mut judged = Judged::new(job, begun);
     let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
     let mut series = Series::default();
     let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
     while job.running.load(SeqCst) > 0 {
         std::thread::park_timeout(SHOW);
         let now = Mark::new(Instant::now(), progress);
+        judged.look(now.at, job, progress);
         if now.at - begun < job.options.ramp_time {
             sampled = now.clone();
         } else if now.at - sampled.at >= SAMPLE {
@@ -353,7 +358,53 @@ fn watch_clones(
             shown = now;
         }
     }
-    (samples, series)
+    Watched { samples, series, steadiness: judged.end() }
+}
+
+/// What the watching thread saw.
+struct Watched {
+    /// Of each clone, reads and writes.
+    samples: Vec<[Samples; 2]>,
+    series: Series,
+    steadiness: Option<Steadiness>,
+}
+
+/// Judges how steady the clones are, and ends them when they are.
+struct Judged {
+    judge: Option<Judge>,
+    /// When rates were read last; at first, when that begins.
+    read: Instant,
+    /// I/Os and bytes up to then.
+    done: Option<[u64; 2]>,
+}
+
+impl Judged {
+    fn new(job: &Job, begun: Instant) -> Judged {
+        let begins = begun + job.options.ramp_time + job.options.watch.steady_ramp;
+        Judged { judge: Judge::new(&job.options.watch), read: begins, done: None }
+    }
+
+    fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
+        let Some(judge) = &mut self.judge else { return };
+        let since = now.saturating_duration_since(self.read);
+        if now < self.read || (self.done.is_some() && since < steady::EACH) {
+            return;
+        }
+        let (size, is_plain) = (job.options.block_size, !job.options.is_shaped());
+        let done = progress.iter().map(|clone| clone.done(size, is_plain));
+        let done = done.fold([0, 0], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
+        if let Some(before) = self.done {
+            let rate = |of: usize| done[of].saturating_sub(before[of]) as f64 / since.as_secs_f64();
+            if judge.add(rate(0), rate(1)) {
+                progress.iter().for_each(|clone| clone.end.store(true, Relaxed));
+            }
+        }
+        (self.read, self.done) = (now, Some(done));
+    }
+
+    fn end(self) -> Option<Steadiness> {
+        self.judge.map(Judge::end)
+    }
 }
 
 /// What was done between two marks, all clones together.

@@ -141,7 +141,8 @@ fn clones_run_side_by_side_and_add_up() {
     assert_eq!(report.clones.len(), 3);
     assert!(report.clones.iter().all(|clone| clone.read.ios == 256));
     assert_eq!((report.group().read.ios, report.group().merged), (768, 3));
-    assert!(text::report(&report).contains("all 3 jobs"));
+    assert_eq!(text::report(&report).matches("(groupid=0, jobs=1)").count(), 3);
+    assert!(text::summary(&[report]).contains("io=3072KiB (3146kB)"));
 }
 
 #[test]

@@ -304,6 +304,7 @@ impl Worker {
         let counts = &mut self.counts;
         counts.last_ns = now;
         counts.report.completed.record(count as usize - 1, 1);
+        let mut bytes = 0;
         for op in &mut self.rest[first..] {
             shaped.restore(op);
             let submitted_ns = self.submitted_ns[op.tag as usize];
@@ -319,11 +320,13 @@ impl Worker {
             };
             stats.ios += 1;
             stats.bytes += op.len;
+            bytes += op.len;
             match &mut shaped.watching {
                 None => stats.latency.record(latency),
                 Some(watching) => watching.completed(op, submitted_ns, now, stats),
             }
         }
+        self.progress.add_bytes(bytes);
         while let Some(mut op) = shaped.failed.pop() {
             shaped.restore(&mut op);
             counts.report.errors += 1;

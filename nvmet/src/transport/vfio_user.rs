@@ -126,8 +126,7 @@ impl VfioUserServer {
         for &at in &options.cores {
             let no_core = || Error::new(ErrorKind::Invalid, format!("there is no core {at}"));
             cores.push(core.remote(at).ok_or_else(no_core)?);
-            let namespaces = options.controller.namespaces.iter();
-            let nodes: Vec<_> = namespaces.map(|namespace| namespace.node.clone()).collect();
+            let nodes: Vec<_> = options.controller.nodes().cloned().collect();
             // The core's queues stay open, so that they are closed after the controllers.
             let open = move |core: Core| async move {
                 for node in nodes {
