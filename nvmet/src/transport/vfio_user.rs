@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oxblock_engine::{Core, Error, ErrorKind, Remote};
+use oxblock_engine::{Core, Engine, Error, ErrorKind, Remote};
 use oxblock_pci::vfio_user::{self, Ended, SessionOptions};
 use rustix::io::Errno;
 use rustix::net::{Shutdown, shutdown};
@@ -37,7 +37,7 @@ pub struct VfioUserOptions {
     pub path: PathBuf,
     /// What each controller is like. Its doorbells are mapped whatever it says.
     pub controller: ControllerOptions,
-    /// The cores that have the controllers, in turn; none is the core that starts the server.
+    /// The cores of the engine that have the controllers, in turn.
     pub cores: Vec<usize>,
     /// Clients at a time. Further ones are refused, with EBUSY.
     pub clients_max: usize,
@@ -48,13 +48,13 @@ pub struct VfioUserOptions {
 }
 
 impl VfioUserOptions {
-    /// Serves controllers like this one at a socket, to 16 clients, quietly.
+    /// Serves controllers like this one at a socket, on core 0, to 16 clients, quietly.
     #[must_use]
     pub fn new(path: impl Into<PathBuf>, controller: ControllerOptions) -> VfioUserOptions {
         VfioUserOptions {
             path: path.into(),
             controller,
-            cores: Vec::new(),
+            cores: vec![0],
             clients_max: 16,
             session: SessionOptions::default(),
             report: Arc::new(|_| {}),
@@ -111,21 +111,19 @@ struct Client {
 }
 
 impl VfioUserServer {
-    /// Opens the namespaces' nodes on the cores that serve, makes the socket and serves.
+    /// Opens the namespaces' nodes on the cores that serve, makes the socket and serves. The
+    /// threads of the server run where the calling thread may run, which must not be a core's.
     ///
     /// # Errors
     /// The options make no sense, a node cannot be opened, or the socket cannot be made.
-    pub async fn start(core: &Core, options: VfioUserOptions) -> Result<VfioUserServer, Error> {
+    pub fn start(engine: &Engine, options: VfioUserOptions) -> Result<VfioUserServer, Error> {
         let mut options = options;
         options.controller.mapped_doorbells = true;
         options.controller.check()?;
-        if options.cores.is_empty() {
-            options.cores.push(core.id());
-        }
         let mut cores = Vec::new();
         for &at in &options.cores {
             let no_core = || Error::new(ErrorKind::Invalid, format!("there is no core {at}"));
-            cores.push(core.remote(at).ok_or_else(no_core)?);
+            cores.push(engine.remote(at).ok_or_else(no_core)?);
             let nodes: Vec<_> = options.controller.nodes().cloned().collect();
             // The core's queues stay open, so that they are closed after the controllers.
             let open = move |core: Core| async move {
@@ -134,8 +132,9 @@ impl VfioUserServer {
                 }
                 Ok::<(), Error>(())
             };
-            core.call(at, open).await??;
+            engine.run(at, open)??;
         }
+        let home = *options.cores.first().ok_or_else(no_cores)?;
         let path = vfio_user::socket_path(&options.path);
         let listener = listen(&path)?;
         let failed = |error| Error::from_io(format!("the socket {}", path.display()), error);
@@ -150,12 +149,14 @@ impl VfioUserServer {
             clients: Mutex::default(),
             next_id: AtomicU64::new(1),
         });
-        let accepting = Arc::clone(&shared);
-        let accept = thread::Builder::new().name("vfio-user".into());
-        accept.spawn(move || accepting.accept()).map_err(failed)?;
+        let server = VfioUserServer { shared: Arc::clone(&shared) };
         let stopping = Arc::clone(&shared);
-        core.at_shutdown(move |core| Box::pin(async move { stopping.finish(&core).await }));
-        Ok(VfioUserServer { shared })
+        engine.run(home, move |core| async move {
+            core.at_shutdown(move |core| Box::pin(async move { stopping.finish(&core).await }));
+        })?;
+        let accept = thread::Builder::new().name("vfio-user".into());
+        accept.spawn(move || shared.accept()).map_err(failed)?;
+        Ok(server)
     }
 
     /// The socket.
@@ -287,8 +288,7 @@ impl Shared {
     /// A controller for a client, on the core whose turn it is.
     fn controller(&self, id: u64) -> Result<Arc<Controller>, Error> {
         let turn = (id % self.cores.len().max(1) as u64) as usize;
-        let no_core = || Error::new(ErrorKind::Failed, "there is no core to serve");
-        let core = self.cores.get(turn).ok_or_else(no_core)?;
+        let core = self.cores.get(turn).ok_or_else(no_cores)?;
         let options = ControllerOptions {
             address: format!("vfio-user:{}#{id}", self.path.display()),
             ..self.options.controller.clone()
@@ -324,6 +324,10 @@ impl Client {
     fn is_quiet(&self) -> bool {
         self.controller.as_ref().is_none_or(|controller| controller.is_stopped())
     }
+}
+
+fn no_cores() -> Error {
+    Error::new(ErrorKind::Invalid, "a server needs a core at least")
 }
 
 /// Makes the socket; one that a server left behind which is no more is replaced.
