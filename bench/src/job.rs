@@ -21,7 +21,7 @@ use std::task::{Poll, Waker};
 use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
 use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
-use oxblock_mem::{ArenaOptions, IoVector};
+use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
@@ -519,7 +519,8 @@ fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
     matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
 }
 
-/// One buffer of `len` bytes for each of `depth` I/Os.
+/// One buffer of `len` bytes for each of `depth` I/Os: of the engine's memory, which devices know
+/// already, if it has room for all; else of an arena of their own.
 pub(crate) fn buffers(
     core: &Core,
     depth: u32,
@@ -528,15 +529,18 @@ pub(crate) fn buffers(
 ) -> Result<Vec<IoVector>, Error> {
     let (depth, len) = (depth as usize, len as usize);
     let size = depth * len.next_multiple_of(4096);
-    let arena = core.memory().add_arena(&ArenaOptions::new(size))?;
+    let alloc = |arena: &Arena| (0..depth).map(|_| arena.alloc(len, 4096)).collect();
+    let engines: Result<Vec<Buf>, _> = alloc(core.arena());
+    let bufs = match engines {
+        Ok(bufs) => bufs,
+        Err(_) => alloc(&core.memory().add_arena(&ArenaOptions::new(size))?)?,
+    };
     let mut random = Prng::new(0);
-    let mut buffers = Vec::with_capacity(depth);
-    for _ in 0..depth {
-        let mut buf = arena.alloc(len, 4096)?;
+    let fill = |mut buf: Buf| {
         if let Some(block) = buf.as_mut_slice() {
             contents.fill(&mut random, block);
         }
-        buffers.push(buf.into());
-    }
-    Ok(buffers)
+        buf.into()
+    };
+    Ok(bufs.into_iter().map(fill).collect())
 }

@@ -6,6 +6,7 @@ use std::future::Future;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use oxblock_mem::View;
 
@@ -67,6 +68,15 @@ pub trait Queue {
 
     /// Asked when the reactor has nothing to do: may it sleep, and what wakes it?
     fn sleep(&mut self) -> Sleep<'_>;
+
+    /// Blocks in the reactor's stead, where the queue can wait for its completions at less than
+    /// its descriptor's cost: until there is news, or `event` turns readable, or the time is up;
+    /// sooner is no harm. Asked right after [`sleep`](Queue::sleep) gave a descriptor that is the
+    /// only one to watch. `false`, at once, where it cannot.
+    fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        let _ = (event, timeout);
+        false
+    }
 
     /// Stops for good, as fast as the device allows: after `true`, nothing of it touches
     /// memory any more. Called again and again until then; `poll` goes on in between.

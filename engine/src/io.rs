@@ -6,9 +6,11 @@
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Waker;
+use std::time::Duration;
 
 use oxblock_mem::{Arena, IoVector, Pool, View};
 
@@ -253,6 +255,16 @@ impl Io {
     /// What each leaf says about sleep.
     pub fn sleeps(&mut self) -> impl Iterator<Item = Sleep<'_>> {
         self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
+    }
+
+    /// Lets the leaf that has a descriptor wait, which is the only one: see [`Queue::wait`].
+    pub fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        let mut queues = self.leaves.iter_mut().flatten().map(|leaf| &mut leaf.queue);
+        let waiter = queues.find_map(|queue| match queue.sleep() {
+            Sleep::Fd(_) => Some(queue),
+            _ => None,
+        });
+        waiter.is_some_and(|queue| queue.wait(event, timeout))
     }
 
     /// Whether to poll a while before sleep: always, unless all that is in flight is slow.

@@ -282,27 +282,36 @@ impl Reactor {
     fn sleep(&self) -> bool {
         let inner = &*self.core.0;
         let (mut io, mut pollers) = (inner.io.borrow_mut(), inner.pollers.borrow_mut());
-        let event = PollFd::from_borrowed_fd(inner.mailbox().event(), PollFlags::IN);
-        let mut descriptors: [_; MAX_DESCRIPTORS] = std::array::from_fn(|_| event.clone());
-        let mut count = 1;
-        let mut until_ns = inner.timers.next().unwrap_or(u64::MAX);
+        let (mut watched, mut until_ns) = (0, inner.timers.next().unwrap_or(u64::MAX));
         for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
             match sleep {
                 Sleep::Woken => {}
                 Sleep::Never => return false,
                 Sleep::Until(at_ns) => until_ns = until_ns.min(at_ns),
-                Sleep::Fd(_) if count == MAX_DESCRIPTORS => return false,
-                Sleep::Fd(fd) => {
-                    descriptors[count] = PollFd::from_borrowed_fd(fd, PollFlags::IN);
-                    count += 1;
-                }
+                Sleep::Fd(_) => watched += 1,
             }
         }
-        let left_ns = until_ns.saturating_sub(inner.time.now());
-        let timeout = match until_ns {
-            u64::MAX => None,
-            _ => Timespec::try_from(Duration::from_nanos(left_ns)).ok(),
-        };
+        let event = inner.mailbox().event();
+        let timeout = (until_ns < u64::MAX)
+            .then(|| Duration::from_nanos(until_ns.saturating_sub(inner.time.now())));
+        if watched == 1 && io.wait(event, timeout) {
+            return true;
+        }
+        if watched >= MAX_DESCRIPTORS {
+            return false;
+        }
+        let event = PollFd::from_borrowed_fd(event, PollFlags::IN);
+        let mut descriptors: [_; MAX_DESCRIPTORS] = std::array::from_fn(|_| event.clone());
+        let mut count = 1;
+        for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
+            if let Sleep::Fd(fd) = sleep
+                && let Some(descriptor) = descriptors.get_mut(count)
+            {
+                *descriptor = PollFd::from_borrowed_fd(fd, PollFlags::IN);
+                count += 1;
+            }
+        }
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // An interrupted or failed wait is a turn too early, no more.
         let _ = poll(&mut descriptors[..count], timeout.as_ref());
         true

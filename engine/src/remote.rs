@@ -4,7 +4,7 @@ use std::future::Future;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -27,6 +27,9 @@ pub(crate) struct Mailbox {
     inbox: ArrayQueue<Message>,
     parking: Parking,
     event: OwnedFd,
+    /// Wake-ups that were claimed and not read yet; their owner's alone. The event is not read
+    /// after each sleep, and one that is written late must not keep the core awake.
+    owed: AtomicU64,
     /// The reactor is gone: nothing will read the inbox.
     closed: AtomicBool,
 }
@@ -40,6 +43,7 @@ impl Mailbox {
             inbox: ArrayQueue::new(INBOX_LEN),
             parking: Parking::new(),
             event,
+            owed: AtomicU64::new(0),
             closed: AtomicBool::new(false),
         }))
     }
@@ -58,9 +62,12 @@ impl Mailbox {
 
     /// Takes the announcement back, and any wake-up that came of it.
     pub fn awake(&self) {
-        self.parking.retract();
-        let mut count = [0; 8];
-        let _ = rustix::io::read(&self.event, &mut count);
+        let owed = self.owed.load(Ordering::Relaxed) + u64::from(self.parking.retract());
+        if owed > 0 {
+            let mut count = [0; 8];
+            let _ = rustix::io::read(&self.event, &mut count);
+            self.owed.store(owed.saturating_sub(u64::from_ne_bytes(count)), Ordering::Relaxed);
+        }
     }
 
     pub fn event(&self) -> BorrowedFd<'_> {

@@ -33,9 +33,9 @@
 //!   [`Region::try_unregister`] succeeded: no `Buf`, handle or mapping is left then.
 //! - **OWNED**: two private `Buf`s never overlap. Arenas hand out disjoint ranges, pools disjoint
 //!   slots, [`Buf::split_off`] disjoint halves.
-//! - **SHARED**: bytes that others may write at any time (registered memory, a device's view of
-//!   an arena) are never a `&[u8]`. They are copied by calls that the compiler cannot see into
-//!   (module `raw`) or reached as atomics ([`Cells`]).
+//! - **SHARED**: bytes that others may write at any time (registered memory, another process's,
+//!   a device's view of an arena) are never a `&[u8]`. They are copied by calls that the compiler
+//!   cannot see into (module `raw`) or reached as atomics ([`Cells`]).
 //! - **CELL**: bytes inside an [`IoVector`] are like a `Cell`: written through `&`, never lent as
 //!   a slice while shared, and not reachable from two threads (`IoVector`, [`Segment`], [`View`]
 //!   and [`Piece`] are not `Sync`).
@@ -54,6 +54,7 @@ pub mod counting_alloc;
 pub mod cycles;
 mod error;
 mod extents;
+mod foreign;
 mod home;
 mod iova;
 mod iovector;
@@ -67,6 +68,7 @@ mod pool;
 mod raw;
 mod region;
 mod returns;
+mod sigbus;
 pub mod spsc;
 mod sync;
 pub mod thread_usage;

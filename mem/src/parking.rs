@@ -38,9 +38,9 @@ impl Parking {
         fence(Ordering::SeqCst);
     }
 
-    /// The sleeper: it is awake.
-    pub fn retract(&self) {
-        self.announced.store(false, Ordering::Relaxed);
+    /// The sleeper: it is awake. Whether somebody claimed to wake it meanwhile.
+    pub fn retract(&self) -> bool {
+        !self.announced.swap(false, Ordering::Relaxed)
     }
 
     /// Others, after storing work: whether the sleeper must be woken, by this caller. A

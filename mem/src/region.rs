@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::buf::{Buf, Header, Kind};
+use crate::foreign::Foreign;
 use crate::map::{self, Mapping};
 use crate::memory::MemoryShared;
 use crate::{Lender, MemError, PageSize};
@@ -57,12 +58,21 @@ impl Region {
 
     /// The file behind an arena and the offset of the region in it, for another process to map.
     pub fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
-        self.shared.mapping.as_ref().map(|mapping| (mapping.fd(), 0))
+        match &self.shared.backing {
+            Backing::Own(mapping) => Some((mapping.fd(), 0)),
+            Backing::Caller | Backing::Foreign(_) => None,
+        }
     }
 
-    /// True for registered memory: its owner may write it at any time.
+    /// True for registered and imported memory: its owner may write it at any time.
     pub fn is_shared(&self) -> bool {
-        self.shared.mapping.is_none()
+        !matches!(self.shared.backing, Backing::Own(_))
+    }
+
+    /// True once some of an [imported](Region::import) region has vanished: what was there is
+    /// lost, and what is written there goes nowhere.
+    pub fn is_lost(&self) -> bool {
+        matches!(&self.shared.backing, Backing::Foreign(foreign) if foreign.is_lost())
     }
 
     /// True if a device may be given it: its pages are locked, or (registered memory) are left
@@ -249,8 +259,17 @@ pub(crate) struct RegionShared {
     /// Handles that mappers hold.
     device_handles: AtomicUsize,
     memory: Weak<MemoryShared>,
-    /// Our own mapping, or `None` for memory of the caller's.
-    mapping: Option<Mapping>,
+    backing: Backing,
+}
+
+/// Whose memory it is.
+enum Backing {
+    /// An arena's: ours.
+    Own(Mapping),
+    /// The caller's.
+    Caller,
+    /// Another process's.
+    Foreign(Foreign),
 }
 
 // SAFETY: the pointers name mapped memory (LIVE) and this very struct; the rest is Sync.
@@ -263,7 +282,7 @@ impl RegionShared {
     pub(crate) fn of_mapping(mapping: Mapping, memory: Weak<MemoryShared>) -> Arc<RegionShared> {
         let (base, len) = (mapping.base(), mapping.len());
         let (page_size, locked) = (mapping.page_size(), mapping.locked());
-        RegionShared::make(base, len, page_size, locked, Some(mapping), memory)
+        RegionShared::make(base, len, page_size, locked, Backing::Own(mapping), memory)
     }
 
     /// The region of memory of the caller's.
@@ -272,7 +291,13 @@ impl RegionShared {
         len: usize,
         memory: Weak<MemoryShared>,
     ) -> Arc<RegionShared> {
-        RegionShared::make(base, len, PageSize::Small4K, true, None, memory)
+        RegionShared::make(base, len, PageSize::Small4K, true, Backing::Caller, memory)
+    }
+
+    /// The region of another process's memory. No hardware reaches it.
+    pub(crate) fn of_foreign(foreign: Foreign, memory: Weak<MemoryShared>) -> Arc<RegionShared> {
+        let (base, len, page_size) = (foreign.base(), foreign.len(), foreign.page_size());
+        RegionShared::make(base, len, page_size, false, Backing::Foreign(foreign), memory)
     }
 
     fn make(
@@ -280,7 +305,7 @@ impl RegionShared {
         len: usize,
         page_size: PageSize,
         locked: bool,
-        mapping: Option<Mapping>,
+        backing: Backing,
         memory: Weak<MemoryShared>,
     ) -> Arc<RegionShared> {
         let huge = PageSize::Huge2M.bytes();
@@ -301,7 +326,7 @@ impl RegionShared {
                 handles: AtomicUsize::new(0),
                 device_handles: AtomicUsize::new(0),
                 memory,
-                mapping,
+                backing,
             }
         })
     }

@@ -3,8 +3,8 @@
 //! A driver sees a [`Function`] and nothing else: its configuration space, its [`Bar`]s
 //! through checked registers ([`Reg32`], [`Reg64`]), the IOMMU that turns its DMA addresses
 //! into memory, its interrupt vectors as [`EventFd`]s, and a reset. Who answers behind the
-//! trait, a device that the kernel handed over or a controller in software ([`soft`]), cannot
-//! be told from above.
+//! trait, a device that the kernel handed over, a controller in software ([`soft`]) or one in
+//! another process ([`vfio_user`]), cannot be told from above.
 //!
 //! This crate is one of the two floors that hold unsafe code; all of it is in the back ends
 //! and in [`EventFd`].
@@ -19,6 +19,7 @@ pub mod host;
 mod interrupts;
 pub mod soft;
 pub mod vfio;
+pub mod vfio_user;
 
 pub use address::Address;
 pub use bar::{Bar, Reg32, Reg64};

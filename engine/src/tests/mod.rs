@@ -3,6 +3,7 @@
 mod leaf;
 mod lifecycle;
 mod requests;
+mod waiting;
 
 use std::sync::Arc;
 

@@ -14,7 +14,7 @@ mod iommu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use oxblock_mem::DmaMapper;
+use oxblock_mem::{DmaMapper, Region};
 
 use crate::{Bar, Command, ConfigSpace, Events, Function, Ids, Interrupts, PciError, PciErrorKind};
 use config::SoftConfig;
@@ -41,6 +41,23 @@ pub trait Device: Send + Sync {
 
     /// Resets the device as a function-level reset does, and returns when it is quiet.
     fn reset(&self);
+
+    /// The part of a BAR that is memory, so that a host in another process can map it. A device
+    /// polls it: nobody tells of writes. Does not change.
+    fn window(&self, _bar: u8) -> Option<Window> {
+        None
+    }
+}
+
+/// A part of a BAR that is memory.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Where it begins in the BAR, a multiple of 4 KiB.
+    pub offset: u64,
+    /// Its length in bytes, a multiple of 4 KiB.
+    pub len: u64,
+    /// The memory: that of the BAR from its beginning to the end of the window, at least.
+    pub memory: Region,
 }
 
 /// A PCI function around a [`Device`].
@@ -100,6 +117,18 @@ impl SoftFunction {
         if !present {
             self.events.removal.signal();
         }
+    }
+
+    /// The vectors, as the device signals them.
+    #[must_use]
+    pub fn soft_interrupts(&self) -> &Arc<SoftInterrupts> {
+        &self.interrupts
+    }
+
+    /// The part of a BAR that a host in another process can map.
+    #[must_use]
+    pub fn window(&self, bar: u8) -> Option<Window> {
+        self.shared.device.window(bar)
     }
 }
 

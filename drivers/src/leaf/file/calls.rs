@@ -1,7 +1,9 @@
 //! The two ways of the file driver to the kernel: an io_uring, or threads where it is forbidden.
 
 use std::io;
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
 use oxblock_engine::Sleep;
 use oxblock_mem::Region;
@@ -99,6 +101,15 @@ impl Calls {
         match self {
             Calls::Ring(ring) => ring.in_kernel(),
             Calls::Workers(workers) => workers.outstanding(),
+        }
+    }
+
+    /// Hands on all queued calls and sleeps until there is a result, `event` turns readable or the
+    /// time is up; `false` where that would be no better than to watch descriptors.
+    pub(super) fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        match self {
+            Calls::Ring(ring) => ring.wait(event, timeout),
+            Calls::Workers(_) => false,
         }
     }
 

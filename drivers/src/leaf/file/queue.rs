@@ -1,7 +1,9 @@
 //! One core's queue on a file: what each request has come to, call by call.
 
+use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use oxblock_engine::{Busy, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token};
 use oxblock_mem::Region;
@@ -15,6 +17,10 @@ const AT_ONCE_BYTES_MAX: u64 = 1 << 20;
 
 /// The most requests that go to the ring after one that could not be made at once.
 const PAUSE_MAX: u8 = 63;
+
+/// So many calls are handed on without waiting for the kick: the device begins with them while
+/// the next are being prepared.
+const HANDED_ON: u8 = 4;
 
 /// So many requests in flight are few.
 const FEW: usize = 8;
@@ -32,6 +38,8 @@ pub(super) struct FileQueue {
     entries: Box<[Entry]>,
     free: Vec<u16>,
     at_once: AtOnceState,
+    /// Calls that the kernel was not told of.
+    unsent: u8,
     /// Set once the kernel refuses to be entered: what it has not taken never starts.
     broken: Option<i32>,
     stopping: bool,
@@ -92,6 +100,7 @@ impl FileQueue {
             entries: vec![none; usize::from(depth)].into(),
             free: (0..depth).rev().collect(),
             at_once: AtOnceState::default(),
+            unsent: 0,
             broken: None,
             stopping: false,
         })
@@ -185,6 +194,7 @@ impl FileQueue {
         match self.calls.push(slot, call) {
             Some(number) => {
                 self.entries[usize::from(slot)].call = number;
+                self.unsent = self.unsent.saturating_add(1);
                 Ok(())
             }
             None => Err(Fault::text(ErrorKind::Busy, offset, "the ring to the kernel is full")),
@@ -294,6 +304,7 @@ impl FileQueue {
 
     /// One system call, if there is anything to say.
     fn enter(&mut self, pass: &mut Pass) {
+        self.unsent = 0;
         if self.broken.is_some() {
             return;
         }
@@ -402,6 +413,9 @@ impl Queue for FileQueue {
         if let Err(fault) = started {
             self.finish(slot, Err(fault), pass);
         }
+        if self.unsent >= HANDED_ON {
+            self.enter(pass);
+        }
         Ok(())
     }
 
@@ -442,6 +456,11 @@ impl Queue for FileQueue {
 
     fn sleep(&mut self) -> Sleep<'_> {
         if self.in_flight() == 0 { Sleep::Woken } else { self.calls.sleep() }
+    }
+
+    fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        self.unsent = 0;
+        self.broken.is_none() && self.calls.wait(event, timeout)
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {

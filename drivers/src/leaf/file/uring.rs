@@ -5,15 +5,17 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::time::Duration;
 
 use io_uring::{IoUring, opcode, squeue, types};
 use oxblock_mem::Region;
 
 use super::syscall::{Call, Lists, write_flags};
 
-/// What marks the completions of cancellations.
+/// What marks the completions of cancellations, and of the watch over an eventfd.
 const CANCEL: u64 = u64::MAX;
+const EVENT: u64 = u64::MAX - 1;
 
 /// An io_uring on one file, with a list of memory for each of its slots. At most one call
 /// per slot is outstanding.
@@ -26,6 +28,8 @@ pub(super) struct Ring {
     in_kernel: usize,
     /// Calls pushed since the ring was made.
     pushed: u64,
+    /// The descriptor that the ring watches for the reactor.
+    watched: Option<RawFd>,
 }
 
 impl Ring {
@@ -44,6 +48,7 @@ impl Ring {
             fixed,
             in_kernel: 0,
             pushed: 0,
+            watched: None,
         })
     }
 
@@ -56,19 +61,22 @@ impl Ring {
     /// `None` if the submission ring is full or has no such call, otherwise the call's number.
     pub(super) fn push(&mut self, slot: u16, call: Call) -> Option<u64> {
         let entry = self.entry(slot, call)?.user_data(u64::from(slot));
-        self.push_entry(&entry)
+        self.push_entry(&entry)?;
+        self.in_kernel += 1;
+        Some(self.pushed - 1)
     }
 
     /// Asks the kernel to end the slot's call early, if there is room to ask.
     pub(super) fn cancel(&mut self, slot: u16) {
         let entry = opcode::AsyncCancel::new(u64::from(slot)).build().user_data(CANCEL);
-        self.push_cancel(&entry);
+        self.in_kernel += usize::from(self.push_aside(&entry));
     }
 
     /// Asks the kernel to end all calls early.
     pub(super) fn cancel_all(&mut self) {
         let all = types::CancelBuilder::any();
-        self.push_cancel(&opcode::AsyncCancel2::new(all).build().user_data(CANCEL));
+        let entry = opcode::AsyncCancel2::new(all).build().user_data(CANCEL);
+        self.in_kernel += usize::from(self.push_aside(&entry));
     }
 
     /// Whether calls wait to be handed over, or the kernel waits to be let run.
@@ -88,6 +96,35 @@ impl Ring {
         no_error_if_busy(self.uring.submit_and_wait(1))
     }
 
+    /// Hands all queued calls over, and sleeps until one has completed, `event` turns readable or
+    /// the time is up. `false` if this kernel or ring cannot.
+    pub(super) fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        if !self.uring.params().is_feature_ext_arg() || !self.watch(event.as_raw_fd()) {
+            return false;
+        }
+        let span = timeout.map(types::Timespec::from);
+        let args = types::SubmitArgs::new();
+        let args = match &span {
+            Some(span) => args.timespec(span),
+            None => args,
+        };
+        // A failure is found anew, and told, by the next `enter`.
+        let _ = self.uring.submitter().submit_with_args(1, &args);
+        true
+    }
+
+    /// Lets the ring watch a descriptor that the reactor keeps open as long as the queue.
+    fn watch(&mut self, fd: RawFd) -> bool {
+        if self.watched.is_some() {
+            return self.watched == Some(fd);
+        }
+        let entry = opcode::PollAdd::new(types::Fd(fd), libc::POLLIN as u32).build();
+        if self.push_aside(&entry.user_data(EVENT)) {
+            self.watched = Some(fd);
+        }
+        self.watched.is_some()
+    }
+
     /// How many calls the kernel has taken: those with a lower number than this.
     pub(super) fn taken(&mut self) -> u64 {
         self.pushed - self.uring.submission().len() as u64
@@ -95,14 +132,17 @@ impl Ring {
 
     /// Takes the next result off the ring: slot and result of its call.
     pub(super) fn reap(&mut self) -> Option<(u16, i32)> {
-        while self.in_kernel > 0 {
+        loop {
             let cqe = self.uring.completion().next()?;
+            if cqe.user_data() == EVENT {
+                self.watched = None;
+                continue;
+            }
             self.in_kernel -= 1;
             if cqe.user_data() != CANCEL {
                 return Some((cqe.user_data() as u16, cqe.result()));
             }
         }
-        None
     }
 
     /// How many calls are queued or in the kernel.
@@ -168,23 +208,20 @@ impl Ring {
         (last < region.len() && last / FIXED_MAX == part).then_some(part as u16)
     }
 
-    /// Cancellations leave room for one call of every slot.
-    fn push_cancel(&mut self, entry: &squeue::Entry) {
+    /// Pushes what is no call of a slot, if that leaves room for one call of every slot.
+    fn push_aside(&mut self, entry: &squeue::Entry) -> bool {
         let sq = self.uring.submission();
         let room = sq.len() + self.lists.len() < sq.capacity();
         drop(sq);
-        if room {
-            self.push_entry(entry);
-        }
+        room && self.push_entry(entry).is_some()
     }
 
-    fn push_entry(&mut self, entry: &squeue::Entry) -> Option<u64> {
+    fn push_entry(&mut self, entry: &squeue::Entry) -> Option<()> {
         // SAFETY: the module's invariant covers every pointer of the entry, and the entry's
         // list does not change until its completion is reaped.
         unsafe { self.uring.submission().push(entry) }.ok()?;
-        self.in_kernel += 1;
         self.pushed += 1;
-        Some(self.pushed - 1)
+        Some(())
     }
 }
 

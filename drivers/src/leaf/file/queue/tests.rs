@@ -1,11 +1,14 @@
 //! The queue, with results that a healthy kernel seldom gives. They are told to the queue by
 //! hand; what it has pushed on the ring meanwhile is carried out when the ring is dropped.
 
+use std::os::fd::AsFd;
 use std::sync::atomic::AtomicI32;
+use std::time::Instant;
 
 use oxblock_engine::Source;
 use oxblock_mem::{Arena, ArenaOptions, IoVector, Memory, PagePolicy};
 
+use super::super::probe;
 use super::super::syscall::AtOnce;
 use super::*;
 
@@ -273,6 +276,51 @@ fn a_full_queue_is_busy_and_then_goes_on() {
     assert!(matches!(rig.queue.sleep(), Sleep::Woken));
     assert_eq!(rig.queue.submit(&request, &mut rig.pass), Ok(()));
     assert_eq!(rig.settle(), vec![Ok(())]);
+    drop(rig);
+}
+
+/// The reactor's eventfd is watched by the ring, once and again: a wake-up that found no watch
+/// would leave a sleeping core asleep.
+#[test]
+fn a_wait_ends_with_a_completion_an_event_or_the_time() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(512);
+    let event = probe::event().expect("an eventfd");
+    let long = Some(Duration::from_secs(60));
+    for _ in 0..3 {
+        rig.submit(OpKind::Read, NONE, 0, &list);
+        // Whatever was left over may end a wait early; a completion ends one at last.
+        while rig.queue.in_flight() > 0 {
+            assert!(rig.queue.wait(event.as_fd(), long));
+            rig.queue.poll(&mut rig.pass);
+        }
+        assert_eq!(rig.outcome(), Some(Ok(())));
+
+        probe::give_event(&event);
+        assert!(rig.queue.wait(event.as_fd(), long));
+        rig.queue.poll(&mut rig.pass);
+        probe::take_event(&event);
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_millis(5) {
+            assert!(rig.queue.wait(event.as_fd(), Some(Duration::from_millis(6))));
+            while rig.queue.calls.reap().is_some() {}
+        }
+    }
+    drop(rig);
+}
+
+/// A disk that waits for a whole queue's calls before it begins with the first stands still
+/// meanwhile.
+#[test]
+fn the_kernel_has_the_first_calls_before_the_kick() {
+    let mut rig = Rig::new(None);
+    let list = rig.list(512);
+    for call in 1..=4 {
+        rig.submit(OpKind::Read, NONE, 0, &list);
+        let told = if call < HANDED_ON.into() { 0 } else { call };
+        assert_eq!(rig.queue.calls.taken(), told);
+    }
+    assert_eq!(rig.settle().len() + rig.pass.drain().count(), 4);
     drop(rig);
 }
 
