@@ -71,6 +71,81 @@ fn a_controller_comes_back_from_its_reset() {
     assert_eq!(json_of(&["reset", "soft"])["sn"], "OXBLOCK0");
 }
 
+/// A file full of bytes, and the name of the controller over it.
+fn disk() -> (tempfile::NamedTempFile, String) {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), vec![0x5a; 4 << 20]).expect("room for 4 MiB");
+    let device = format!("soft:{}", file.path().display());
+    (file, device)
+}
+
+fn is_erased(file: &tempfile::NamedTempFile) -> bool {
+    std::fs::read(file.path()).expect("the file").iter().all(|byte| *byte == 0)
+}
+
+#[test]
+fn a_format_erases_what_lies_below() {
+    let (file, device) = disk();
+    assert_eq!(json_of(&["id-ns", &device])["nsze"], 8192);
+    let (code, text) = failure(&["format", &device, "--yes", "--block-size=1024"]);
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("no LBA format of 1024 bytes"), "{text}");
+    let crypto = failure(&["format", &device, "--yes", "--ses=2"]);
+    assert_eq!(crypto.0, Some(1), "{}", crypto.1);
+    assert!(!is_erased(&file));
+    let done = json_of(&["format", &device, "--yes", "--block-size=4096", "--ses=1"]);
+    assert_eq!(done["lbaf"], 1);
+    assert!(is_erased(&file));
+}
+
+#[test]
+fn a_sanitize_erases_and_says_when_it_is_done() {
+    let (file, device) = disk();
+    let log = json_of(&[
+        "sanitize",
+        &device,
+        "--yes",
+        "--sanact=start-overwrite",
+        "--ovrpat=0",
+        "--owpass=2",
+        "--wait",
+    ]);
+    assert_eq!(log["sstat"]["status_words"], "the last sanitize succeeded");
+    assert_eq!(log["sstat"]["no_cmplted_passes"], 2);
+    assert!(is_erased(&file));
+    let (code, text) = failure(&["sanitize", "soft", "--yes", "-a", "start-crypto-erase"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("invalid field in command"), "{text}");
+    assert_eq!(json_of(&["sanitize-log", "soft"])["sstat"]["status"], 0);
+}
+
+#[test]
+fn namespaces_are_created_and_deleted() {
+    let created = json_of(&["create-ns", "soft", "--nsze=1024", "--flbas=1"]);
+    assert_eq!(created["nsid"], 2);
+    let (code, text) = failure(&["create-ns", "soft", "--nsze=0x10000000000"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("namespace insufficient capacity"), "{text}");
+    let (code, text) = failure(&["attach-ns", "soft", "-n", "1"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("namespace already attached"), "{text}");
+    assert_eq!(json_of(&["detach-ns", "soft", "-n", "1"])["nsid"], 1);
+    assert_eq!(json_of(&["delete-ns", "soft", "--yes"])["nsid"], 1);
+    assert_eq!(json_of(&["list-ns", "soft", "--all"])["nsid_list"], json!([{ "nsid": 1 }]));
+}
+
+#[test]
+fn firmware_is_sent_and_refused_if_it_is_none() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), b"no firmware").expect("written");
+    let path = file.path().display().to_string();
+    assert_eq!(json_of(&["fw-download", "soft", "--fw", &path])["bytes"], 12);
+    let (code, text) = failure(&["fw-commit", "soft", "--slot=2", "--action=1"]);
+    assert_eq!(code, Some(1));
+    assert!(text.contains("invalid firmware image"), "{text}");
+    json_of(&["fw-commit", "soft", "--slot=1", "--action=3"]);
+}
+
 #[test]
 fn what_destroys_data_is_not_done_unasked() {
     for args in [

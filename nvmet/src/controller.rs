@@ -17,7 +17,8 @@ use crate::admin::identify::{Identity, VERSION};
 use crate::data::HostMemory;
 use crate::doorbells::Doorbells;
 use crate::hooks::{Hooks, NoHooks};
-use crate::namespace::{Geometry, Namespace, Usage};
+use crate::inventory::Inventory;
+use crate::namespace::{Backing, Geometry, Usage};
 use crate::nvm::long::Jobs;
 use crate::options::ControllerOptions;
 use crate::registers::Registers;
@@ -116,14 +117,15 @@ impl Controller {
         wrap: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Device>,
     ) -> Result<Controller, Error> {
         options.check()?;
-        let mut namespaces = Vec::with_capacity(options.namespaces.len());
-        for (nsid, of) in (1u32..).zip(&options.namespaces) {
-            namespaces.push(Namespace {
-                channel: core.open_to_serve(&of.node).await?,
-                geometry: Geometry::new(nsid, of),
-                usage: Usage::default(),
-            });
+        let mut backings = Vec::new();
+        for node in options.nodes() {
+            let channel = core.open_to_serve(node).await?;
+            backings.push(Backing { channel, usage: Usage::default() });
         }
+        let first = (1u32..).zip(&options.namespaces).enumerate();
+        let first = first.map(|(backing, (nsid, of))| Geometry::new(nsid, backing, of)).collect();
+        let nodes = options.nodes().map(|node| node.limits().clone()).collect();
+        let inventory = Inventory::new(first, options.max_namespaces, nodes);
         let jobs = Jobs::new(core.arena())?;
 
         let doorbells = Doorbells::new(options.max_io_queues, options.dstrd);
@@ -143,13 +145,13 @@ impl Controller {
         iommu.on_change(Box::new(move || watcher.wake()));
 
         let poller = Rc::new(Cell::new(None));
-        let geometries = namespaces.iter().map(|n| n.geometry.clone()).collect();
         let service = Service::new(Parts {
             shared: Arc::clone(&shared),
             memory: HostMemory::new(iommu.translator(), options.sgl),
             signals: interrupts.signals(),
-            admin: admin(&options, geometries, core.now() / 1_000_000),
-            namespaces,
+            admin: admin(&options, inventory.numbers(), core.now() / 1_000_000),
+            inventory,
+            backings,
             jobs,
             hooks,
             io_queues: options.max_io_queues,
@@ -204,12 +206,12 @@ fn ids() -> Ids {
     }
 }
 
-fn admin(options: &ControllerOptions, namespaces: Vec<Geometry>, now_ms: u64) -> Admin {
+fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
     let volatile_cache = options.has_volatile_cache();
     let limits = FeatureLimits {
         io_queues: options.max_io_queues,
         vectors: options.vectors,
-        namespaces: namespaces.len() as u32,
+        namespaces,
         volatile_cache,
     };
     let identity = Identity {
@@ -220,7 +222,6 @@ fn admin(options: &ControllerOptions, namespaces: Vec<Geometry>, now_ms: u64) ->
         sgl: options.sgl,
         shadow_doorbells: options.shadow_doorbells,
         volatile_cache,
-        namespaces,
     };
     Admin::new(identity, limits, now_ms)
 }

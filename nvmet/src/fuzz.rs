@@ -127,12 +127,15 @@ impl<'a> Fuzz<'a> {
         let reactor = reactor();
         let ram = Ram::new(1 << 20, 512);
         let ledger = Ledger::default();
+        let large = NamespaceOptions::new(ram.node("b"), 4096);
         let namespaces = vec![
             NamespaceOptions::new(ram.node("a"), 512),
-            NamespaceOptions { read_only: true, ..NamespaceOptions::new(ram.node("b"), 4096) },
+            NamespaceOptions { read_only: data.first().is_some_and(|byte| byte % 4 == 0), ..large },
         ];
         let options = ControllerOptions {
             namespaces,
+            capacity: vec![ram.node("c")],
+            max_namespaces: 4,
             max_io_queues: 3,
             max_queue_entries: 32,
             mdts: 4,
@@ -167,7 +170,7 @@ impl<'a> Fuzz<'a> {
     }
 
     fn step(&mut self) {
-        match self.input.byte() % 20 {
+        match self.input.byte() % 21 {
             0 => self.write_register(),
             1 if !self.host.csts().rdy() || self.input.byte() < 32 => self.enable(),
             2 | 3 => self.create_queues(),
@@ -180,6 +183,7 @@ impl<'a> Fuzz<'a> {
             16 => self.remap(),
             17 => self.reap(),
             18 if self.input.byte() < 64 => self.disable(),
+            20 => self.manage(),
             _ => self.rarely(),
         }
     }
@@ -232,7 +236,15 @@ impl<'a> Fuzz<'a> {
     }
 
     fn admin_command(&mut self) {
-        const OPCODES: [u8; 12] = [
+        const OPCODES: [u8; 20] = [
+            admin::FORMAT_NVM,
+            admin::NAMESPACE_MANAGEMENT,
+            admin::NAMESPACE_MANAGEMENT,
+            admin::NAMESPACE_ATTACHMENT,
+            admin::NAMESPACE_ATTACHMENT,
+            admin::SANITIZE,
+            admin::FIRMWARE_DOWNLOAD,
+            admin::FIRMWARE_COMMIT,
             admin::DELETE_SQ,
             admin::CREATE_SQ,
             admin::GET_LOG_PAGE,
@@ -248,6 +260,28 @@ impl<'a> Fuzz<'a> {
         ];
         let command = self.command(&OPCODES);
         self.push(0, command);
+    }
+
+    /// A command of namespace management whose data is as it should be, or nearly.
+    fn manage(&mut self) {
+        let blocks = u64::from(self.input.byte()) << (self.input.byte() % 8);
+        let mut page = [0; 128];
+        page[..8].copy_from_slice(&blocks.to_le_bytes());
+        page[8..16].copy_from_slice(&blocks.to_le_bytes());
+        page[26] = self.input.byte() % 2;
+        let nsid = u32::from(self.input.byte() % 5);
+        let command = match self.input.byte() % 6 {
+            0 | 1 => Command::create_namespace(0),
+            2 => Command::delete_namespace(nsid),
+            3 => Command::detach_namespace(nsid),
+            _ => Command::attach_namespace(nsid),
+        };
+        if command.opcode() == admin::NAMESPACE_ATTACHMENT {
+            page[..4].copy_from_slice(&[1, 0, 1, 0]);
+        }
+        self.window.write_at(0, &page);
+        let base = self.window.iova().unwrap_or(0);
+        self.push(0, command.with_prp(base, 0));
     }
 
     fn io_command(&mut self) {
@@ -278,6 +312,7 @@ impl<'a> Fuzz<'a> {
             1 => u32::MAX,
             2 => 0,
             3..=5 => 2,
+            6 => 3,
             _ => 1,
         };
         let mut command = Command::new(opcode, nsid);

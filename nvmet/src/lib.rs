@@ -12,6 +12,7 @@
 //! | rings and slots | `queue` |
 //! | PRPs and SGLs to scatter lists | `data` |
 //! | admin commands | `admin` |
+//! | namespaces that come, go and change: format, sanitize | `inventory`, `maintenance`, `erase` |
 //! | I/O commands | `nvm`, `namespace` |
 //! | fault switches for tests | [`fault`] |
 //!
@@ -27,13 +28,16 @@ mod admin;
 mod controller;
 mod data;
 mod doorbells;
+mod erase;
 pub mod fault;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod hooks;
 #[cfg(any(test, feature = "fuzz"))]
 mod host;
+mod inventory;
 mod lifecycle;
+mod maintenance;
 mod namespace;
 mod nvm;
 mod options;

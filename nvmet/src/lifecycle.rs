@@ -11,8 +11,6 @@ use crate::queue::{CompletionQueue, Place, SubmissionQueue, Work};
 use crate::registers::Control;
 use crate::service::Service;
 use crate::transport::pci::Notice;
-use oxblock_nvme::event::{Event, NOTICE_NAMESPACE_CHANGED, TYPE_NOTICE};
-use oxblock_nvme::log::LID_CHANGED_NAMESPACES;
 
 /// Where a controller stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,7 +92,9 @@ impl<H: Hooks> Service<H> {
                     self.flush_for_shutdown();
                 }
             }
-            Phase::Stopping if self.is_quiet() => self.finish_stop(),
+            Phase::Stopping if self.is_quiet() && !self.maintenance.is_running() => {
+                self.finish_stop();
+            }
             _ => {
                 self.let_finish();
                 return 0;
@@ -184,6 +184,7 @@ impl<H: Hooks> Service<H> {
         let csts = self.shared.registers.csts();
         match self.phase {
             Phase::Ready => {
+                self.abandon_tasks(false);
                 self.phase = Phase::ShuttingDown { flushing: false, abrupt };
                 self.shared.registers.set_csts(csts.with_shst(SHST_OCCURRING));
             }
@@ -196,13 +197,13 @@ impl<H: Hooks> Service<H> {
     /// Everything has completed: what caches hold goes to the media.
     fn flush_for_shutdown(&mut self) {
         let Phase::ShuttingDown { abrupt, .. } = self.phase else { return };
-        if abrupt || self.namespaces.is_empty() {
+        if abrupt || self.backings.is_empty() {
             return self.finish_shutdown(Status::SUCCESS);
         }
         let Some((place, job)) = self.jobs.free() else { return };
         job.begin(Kind::FlushAll);
         job.owner = None;
-        job.namespace = 0;
+        job.backing = 0;
         self.jobs.keep();
         self.phase = Phase::ShuttingDown { flushing: true, abrupt };
         self.step_long(place);
@@ -229,6 +230,7 @@ impl<H: Hooks> Service<H> {
             return;
         }
         self.phase = Phase::Stopping;
+        self.abandon_tasks(true);
         self.drop_waiting();
         self.cancel_all();
     }
@@ -239,9 +241,10 @@ impl<H: Hooks> Service<H> {
         self.shared.set_stopped();
     }
 
-    /// Whether the engine has nothing of this controller any more.
+    /// Whether the engine has nothing of the host any more.
     fn is_quiet(&self) -> bool {
-        self.in_flight() == 0 && self.stalled.is_empty() && self.jobs.is_idle()
+        let ours = usize::from(self.maintenance.is_running());
+        self.in_flight() == ours && self.stalled.is_empty() && self.jobs.is_idle()
     }
 
     /// Lets commands that wait for a place go on, on the way to a shutdown.
@@ -253,6 +256,7 @@ impl<H: Hooks> Service<H> {
 
     /// Drops commands that the engine does not have; nobody waits for them any more.
     fn drop_waiting(&mut self) {
+        self.abandon_tasks(false);
         self.stalled.clear();
         let busy: Vec<u8> = self.jobs.busy().collect();
         for place in busy {
@@ -328,14 +332,7 @@ impl<H: Hooks> Service<H> {
     pub(crate) fn take_notices(&mut self) {
         for notice in self.shared.take_notices() {
             match notice {
-                Notice::NamespaceChanged(nsid) => {
-                    self.admin.logs.namespace_changed(nsid);
-                    self.admin.raise(Event {
-                        kind: TYPE_NOTICE,
-                        information: NOTICE_NAMESPACE_CHANGED,
-                        log_page: LID_CHANGED_NAMESPACES,
-                    });
-                }
+                Notice::NamespaceChanged(nsid) => self.tell_changed(nsid),
                 Notice::Raw(event) => self.admin.raise(event),
             }
         }

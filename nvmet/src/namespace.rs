@@ -12,24 +12,48 @@ pub(crate) const COPY_BYTES: u32 = 256 << 10;
 /// Copy: source ranges of one command.
 pub(crate) const COPY_RANGES: usize = 128;
 
-/// A namespace as the controller's core sees it.
-pub(crate) struct Namespace {
+/// LBA formats that every namespace lists first, as powers of two.
+pub(crate) const FORMATS: [u32; 2] = [9, 12];
+
+/// A node that namespaces lie on, as the controller's core reaches it.
+pub(crate) struct Backing {
     pub(crate) channel: Channel,
-    pub(crate) geometry: Geometry,
     pub(crate) usage: Usage,
 }
 
-/// What does not change while the controller runs.
+/// Where a namespace lies, and how it is cut into blocks.
 #[derive(Clone, Debug)]
 pub(crate) struct Geometry {
     pub(crate) nsid: u32,
+    /// Tells it from all others that had its number before.
+    pub(crate) incarnation: u32,
+    /// The node that it lies on: its index.
+    pub(crate) backing: usize,
+    /// Its first byte there, and its length in bytes.
+    pub(crate) base: u64,
+    pub(crate) len: u64,
     /// Logical blocks.
     pub(crate) blocks: u64,
     /// Bytes of a block, as a power of two.
     pub(crate) shift: u32,
+    /// A format that it has besides the usual ones.
+    pub(crate) extra_format: Option<u32>,
     pub(crate) read_only: bool,
     pub(crate) noiob: u16,
     pub(crate) limits: Limits,
+}
+
+/// A range of a node for a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    pub(crate) backing: usize,
+    pub(crate) base: u64,
+    pub(crate) len: u64,
+}
+
+/// Whether a node can be cut into blocks of this size.
+pub(crate) fn permits(limits: &Limits, shift: u32) -> bool {
+    limits.block_size != 0 && (1u32 << shift).is_multiple_of(limits.block_size)
 }
 
 /// What the SMART log counts.
@@ -50,21 +74,91 @@ pub(crate) struct Range {
 }
 
 impl Geometry {
-    pub(crate) fn new(nsid: u32, options: &NamespaceOptions) -> Geometry {
+    /// A namespace over all of a node.
+    pub(crate) fn new(nsid: u32, backing: usize, options: &NamespaceOptions) -> Geometry {
         let limits = options.node.limits().clone();
         let shift = options.block_size.trailing_zeros();
-        let boundary = u16::try_from(limits.boundary >> shift).unwrap_or(0);
-        // A boundary inside a block is none that a host could keep to.
-        let whole = limits.boundary.is_multiple_of(options.block_size);
-        let noiob = if whole { boundary } else { 0 };
-        Geometry {
+        let extra_format = (!FORMATS.contains(&shift)).then_some(shift);
+        let (len, read_only) = (limits.length, options.read_only || limits.read_only);
+        let mut geometry = Geometry {
             nsid,
-            blocks: limits.length >> shift,
+            incarnation: 0,
+            backing,
+            base: 0,
+            len,
+            blocks: 0,
             shift,
-            read_only: options.read_only || limits.read_only,
-            noiob: options.noiob.unwrap_or(noiob),
+            extra_format,
+            read_only,
+            noiob: 0,
             limits,
-        }
+        };
+        geometry.reshape(shift);
+        geometry.noiob = options.noiob.unwrap_or(geometry.noiob);
+        geometry
+    }
+
+    /// A namespace over a range of a node.
+    pub(crate) fn part(nsid: u32, at: Part, shift: u32, limits: Limits) -> Geometry {
+        let Part { backing, base, len } = at;
+        let mut geometry = Geometry {
+            nsid,
+            incarnation: 0,
+            backing,
+            base,
+            len,
+            blocks: 0,
+            shift,
+            extra_format: None,
+            read_only: limits.read_only,
+            noiob: 0,
+            limits,
+        };
+        geometry.reshape(shift);
+        geometry
+    }
+
+    /// Cuts it into blocks of another size.
+    pub(crate) fn reshape(&mut self, shift: u32) {
+        let block_size = 1u32 << shift;
+        let boundary = self.limits.boundary;
+        // A boundary inside a block is none that a host could keep to.
+        let whole = boundary.is_multiple_of(block_size);
+        let aligned = boundary == 0 || self.base.is_multiple_of(boundary.into());
+        self.shift = shift;
+        self.blocks = self.len >> shift;
+        self.noiob = match u16::try_from(boundary >> shift) {
+            Ok(noiob) if whole && aligned => noiob,
+            _ => 0,
+        };
+    }
+
+    /// How many LBA formats it lists.
+    pub(crate) fn formats(&self) -> u8 {
+        FORMATS.len() as u8 + u8::from(self.extra_format.is_some())
+    }
+
+    /// The block size of an LBA format, as a power of two; `None` if it does not exist, or the node
+    /// below does not permit it.
+    pub(crate) fn format(&self, index: u8) -> Option<u32> {
+        let index = usize::from(index);
+        let shift = match FORMATS.get(index) {
+            Some(&shift) => shift,
+            None => self.extra_format.filter(|_| index == FORMATS.len())?,
+        };
+        let fits = permits(&self.limits, shift) && self.len >> shift > 0;
+        fits.then_some(shift)
+    }
+
+    /// The index of the LBA format in use.
+    pub(crate) fn format_index(&self) -> u8 {
+        let index = FORMATS.iter().position(|&shift| shift == self.shift);
+        index.unwrap_or(FORMATS.len()) as u8
+    }
+
+    /// What its identifiers derive from: the number, and how often it was given away before.
+    pub(crate) fn identifier(&self) -> u32 {
+        self.nsid | self.incarnation << 16
     }
 
     /// The bytes of `blocks` blocks from `slba` on.
@@ -78,7 +172,7 @@ impl Geometry {
             return Err(Status::LBA_OUT_OF_RANGE);
         }
         // In range of the node's length in bytes, so the shifts lose nothing.
-        Ok(Range { offset: slba << self.shift, len: blocks << self.shift })
+        Ok(Range { offset: self.base + (slba << self.shift), len: blocks << self.shift })
     }
 
     /// Refuses to change a namespace that is write protected.
@@ -108,14 +202,22 @@ pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn geometry(blocks: u64, shift: u32) -> Geometry {
-        Geometry {
-            nsid: 1,
-            blocks,
-            shift,
-            read_only: false,
-            noiob: 0,
-            limits: Limits::new(blocks << shift, 512),
-        }
+        let limits = Limits::new(blocks << shift, 512);
+        let all = Part { backing: 0, base: 0, len: blocks << shift };
+        Geometry::part(1, all, shift, limits)
+    }
+
+    #[test]
+    fn a_namespace_stays_in_its_part_of_the_node() {
+        let part = Part { backing: 0, base: 1 << 20, len: 10 << 12 };
+        let mut g = Geometry::part(1, part, 12, Limits::new(1 << 30, 512));
+        assert_eq!(g.range(9, 1), Ok(Range { offset: (1 << 20) + (9 << 12), len: 4096 }));
+        assert_eq!(g.range(10, 1), Err(Status::LBA_OUT_OF_RANGE));
+        assert_eq!((g.format(0), g.format(1), g.format(2)), (Some(9), Some(12), None));
+        g.reshape(9);
+        assert_eq!((g.blocks, g.format_index()), (80, 0));
+        g.limits.block_size = 4096;
+        assert_eq!((g.format(0), g.format(1)), (None, Some(12)));
     }
 
     #[test]

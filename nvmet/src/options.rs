@@ -17,8 +17,14 @@ const MDTS_MAX: u8 = 16;
 /// A controller and its namespaces.
 #[derive(Clone)]
 pub struct ControllerOptions {
-    /// The namespaces, numbered from 1 in this order.
+    /// The namespaces that there are from the beginning, attached, numbered from 1 in this order.
     pub namespaces: Vec<NamespaceOptions>,
+    /// Nodes without a namespace: room for those that hosts create. The node of a namespace that a
+    /// host deletes is such room from then on, too.
+    pub capacity: Vec<Arc<Node>>,
+    /// The largest number that a namespace can have, at most 1024, if there are not more from the
+    /// beginning.
+    pub max_namespaces: u32,
     /// Entries of the largest I/O queue, 2 to 65,536 (CAP.MQES + 1).
     pub max_queue_entries: u32,
     /// Pairs of I/O queues, 1 to 4096.
@@ -71,6 +77,8 @@ impl Default for ControllerOptions {
     fn default() -> ControllerOptions {
         ControllerOptions {
             namespaces: Vec::new(),
+            capacity: Vec::new(),
+            max_namespaces: 16,
             max_queue_entries: 1024,
             max_io_queues: 16,
             mdts: 8,
@@ -100,13 +108,20 @@ impl ControllerOptions {
         require(ascii(&self.serial, 20), "serial must be ASCII, at most 20 characters")?;
         require(ascii(&self.model, 40), "model must be ASCII, at most 40 characters")?;
         require(self.namespaces.len() <= 1024, "at most 1024 namespaces fit a controller")?;
+        require(self.max_namespaces <= 1024, "max_namespaces must be at most 1024")?;
+        require(self.capacity.len() <= 1024, "at most 1024 nodes of capacity fit a controller")?;
         self.namespaces.iter().try_for_each(NamespaceOptions::check)
     }
 
     /// Whether the controller has a volatile write cache.
     pub(crate) fn has_volatile_cache(&self) -> bool {
-        let of_nodes = || self.namespaces.iter().any(|n| n.node.limits().volatile_cache);
+        let of_nodes = || self.nodes().any(|node| node.limits().volatile_cache);
         self.volatile_cache.unwrap_or_else(of_nodes)
+    }
+
+    /// The nodes: those of the namespaces, in their order, then the others.
+    pub(crate) fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.namespaces.iter().map(|namespace| &namespace.node).chain(&self.capacity)
     }
 }
 

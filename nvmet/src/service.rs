@@ -20,8 +20,10 @@ use crate::admin::Admin;
 use crate::admin::dbbuf::ShadowPages;
 use crate::data::HostMemory;
 use crate::hooks::Hooks;
+use crate::inventory::Inventory;
 use crate::lifecycle::Phase;
-use crate::namespace::{Namespace, Usage};
+use crate::maintenance::{self, Maintenance};
+use crate::namespace::{Backing, Usage};
 use crate::nvm::long::{Jobs, PLACES, Step};
 use crate::nvm::{self as commands, Rules};
 use crate::queue::{LONG, Queues, Tag, Work};
@@ -44,7 +46,9 @@ pub(crate) struct Service<H: Hooks> {
     pub(crate) cc: Cc,
     pub(crate) memory: HostMemory,
     pub(crate) signals: Signals,
-    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) inventory: Inventory,
+    /// The nodes that namespaces lie on, by index.
+    pub(crate) backings: Vec<Backing>,
     pub(crate) queues: Queues,
     pub(crate) admin: Admin,
     pub(crate) jobs: Jobs,
@@ -55,6 +59,7 @@ pub(crate) struct Service<H: Hooks> {
     pub(crate) stalled: std::collections::VecDeque<Stalled>,
     /// Deletions of submission queues that wait for commands in work.
     pub(crate) deletions: u32,
+    pub(crate) maintenance: Maintenance,
     pub(crate) max_queue_entries: u32,
     pub(crate) vectors: u16,
     batch: Box<[Command; BURST]>,
@@ -74,7 +79,8 @@ pub(crate) struct Parts<H> {
     pub(crate) shared: Arc<Shared>,
     pub(crate) memory: HostMemory,
     pub(crate) signals: Signals,
-    pub(crate) namespaces: Vec<Namespace>,
+    pub(crate) inventory: Inventory,
+    pub(crate) backings: Vec<Backing>,
     pub(crate) admin: Admin,
     pub(crate) jobs: Jobs,
     pub(crate) hooks: H,
@@ -97,7 +103,8 @@ impl<H: Hooks> Service<H> {
             cc: Cc::default(),
             memory: parts.memory,
             signals: parts.signals,
-            namespaces: parts.namespaces,
+            inventory: parts.inventory,
+            backings: parts.backings,
             queues: Queues::new(parts.io_queues),
             admin: parts.admin,
             jobs: parts.jobs,
@@ -106,6 +113,7 @@ impl<H: Hooks> Service<H> {
             shadow: None,
             stalled: std::collections::VecDeque::new(),
             deletions: 0,
+            maintenance: Maintenance::default(),
             max_queue_entries: parts.max_queue_entries,
             vectors: parts.vectors,
             batch: Box::new([Command::default(); BURST]),
@@ -213,13 +221,14 @@ impl<H: Hooks> Service<H> {
 
     #[inline]
     fn submit_io(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
-        let index = command.nsid().wrapping_sub(1) as usize;
-        let Some(namespace) = self.namespaces.get(index) else {
-            return Err(unknown_namespace(command));
+        let geometry = match self.inventory.open(command.nsid()) {
+            Ok(geometry) => geometry,
+            Err(status) => return Err(refused(command, status)),
         };
-        let geometry = &namespace.geometry;
         let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
-        match namespace.channel.submit(op.tag(tag.to_bits())) {
+        let index = geometry.backing;
+        let backing = self.backings.get(index).ok_or(Status::INTERNAL_ERROR)?;
+        match backing.channel.submit(op.tag(tag.to_bits())) {
             Ok(id) => {
                 if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
                     slot.work = Work::Submitted(id);
@@ -233,25 +242,28 @@ impl<H: Hooks> Service<H> {
     /// Starts a long command, or puts it in line for a place.
     fn start_long(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
         let flush_all = command.opcode() == nvm::FLUSH;
-        let index = if flush_all { 0 } else { command.nsid().wrapping_sub(1) as usize };
-        let Some(namespace) = self.namespaces.get(index) else {
-            return Err(unknown_namespace(command));
+        let geometry = if flush_all {
+            self.inventory.closed().map_or(Ok(None), Err)?
+        } else {
+            let open = self.inventory.open(command.nsid());
+            Some(open.map_err(|status| refused(command, status))?)
         };
         let Some((place, job)) = self.jobs.free() else {
             self.stalled.push_back(Stalled::Long(tag, *command));
             return Ok(());
         };
-        if flush_all {
-            job.begin(commands::long::Kind::FlushAll);
-        } else {
-            let (geometry, memory) = (&namespace.geometry, &mut self.memory);
-            if !commands::prepare(command, geometry, &self.rules, memory, job)? {
-                self.complete(tag, 0, Status::SUCCESS);
-                return Ok(());
+        job.backing = geometry.map_or(0, |geometry| geometry.backing);
+        match geometry {
+            None => job.begin(commands::long::Kind::FlushAll),
+            Some(geometry) => {
+                let memory = &mut self.memory;
+                if !commands::prepare(command, geometry, &self.rules, memory, job)? {
+                    self.complete(tag, 0, Status::SUCCESS);
+                    return Ok(());
+                }
             }
         }
         job.owner = Some(tag);
-        job.namespace = index;
         self.jobs.keep();
         if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
             slot.work = Work::Long(place);
@@ -265,15 +277,15 @@ impl<H: Hooks> Service<H> {
         let Some(job) = self.jobs.get(place) else { return };
         let op = match job.stalled.take() {
             Some(op) => op,
-            None => match job.step(self.namespaces.len()) {
+            None => match job.step(self.backings.len()) {
                 Step::Submit(op) => op.tag(LONG | u64::from(place)),
                 Step::Over(status) => return self.end_long(place, status),
             },
         };
-        let Some(namespace) = self.namespaces.get(job.namespace) else {
+        let Some(backing) = self.backings.get(job.backing) else {
             return self.end_long(place, Status::INTERNAL_ERROR);
         };
-        match namespace.channel.submit(op) {
+        match backing.channel.submit(op) {
             Ok(id) => job.running = Some(id),
             Err(Full(op)) => job.stalled = Some(op),
         }
@@ -315,8 +327,8 @@ impl<H: Hooks> Service<H> {
 
     fn resubmit(&mut self, index: usize, op: Op) {
         let tag = Tag::from_bits(op.tag);
-        let Some(namespace) = self.namespaces.get(index) else { return };
-        match namespace.channel.submit(op) {
+        let Some(backing) = self.backings.get(index) else { return };
+        match backing.channel.submit(op) {
             Ok(id) => {
                 if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
                     slot.work = Work::Submitted(id);
@@ -331,15 +343,19 @@ impl<H: Hooks> Service<H> {
     fn reap(&mut self) -> usize {
         let mut work = 0;
         let mut index = 0;
-        while let Some(namespace) = self.namespaces.get_mut(index) {
+        while let Some(backing) = self.backings.get_mut(index) {
             index += 1;
-            let Namespace { channel, usage, .. } = namespace;
+            let Backing { channel, usage } = backing;
             let (queues, hooks) = (&mut self.queues, &mut self.hooks);
             let (admin, memory) = (&mut self.admin, &mut self.memory);
             let (jobs, shared) = (&mut self.jobs, &self.shared);
+            let maintenance = &mut self.maintenance;
             let mut stepped = 0u32;
             work += channel.poll(|completion| {
                 let bits = completion.op.tag;
+                if bits == LONG | u64::from(maintenance::PLACE) {
+                    return maintenance.completed(completion);
+                }
                 if bits & LONG != 0 {
                     count(usage, &completion, shared);
                     if let Some(job) = jobs.get(bits as u8) {
@@ -442,9 +458,9 @@ impl<H: Hooks> Service<H> {
         }
     }
 
-    /// What all namespaces have done.
+    /// What hosts have done to all namespaces.
     pub(crate) fn usage(&self) -> Usage {
-        self.namespaces.iter().fold(Usage::default(), |sum, n| Usage {
+        self.backings.iter().fold(Usage::default(), |sum, n| Usage {
             reads: sum.reads + n.usage.reads,
             writes: sum.writes + n.usage.writes,
             bytes_read: sum.bytes_read + n.usage.bytes_read,
@@ -455,13 +471,13 @@ impl<H: Hooks> Service<H> {
 
     /// Operations that the engine has of this controller.
     pub(crate) fn in_flight(&self) -> usize {
-        self.namespaces.iter().map(|n| n.channel.in_flight()).sum()
+        self.backings.iter().map(|backing| backing.channel.in_flight()).sum()
     }
 
     /// A channel that an operation in flight belongs to.
     pub(crate) fn channel(&self, nsid: u32) -> Option<&Channel> {
-        let namespace = self.namespaces.get(nsid.wrapping_sub(1) as usize)?;
-        Some(&namespace.channel)
+        let geometry = self.inventory.allocated(nsid)?;
+        self.backings.get(geometry.backing).map(|backing| &backing.channel)
     }
 }
 
@@ -497,8 +513,14 @@ impl<H: Hooks> Poller for Service<H> {
             if self.deletions > 0 {
                 self.finish_deletions();
             }
+            if !self.maintenance.is_idle() {
+                work += self.maintain();
+            }
             self.report_events();
         } else {
+            if !self.maintenance.is_idle() {
+                work += self.maintain();
+            }
             work += self.progress(core.pass_now() / 1_000_000);
         }
         self.finish_pass();
@@ -511,7 +533,9 @@ impl<H: Hooks> Poller for Service<H> {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        let waits = !self.stalled.is_empty() || self.queues.cqs().any(|cq| cq.holds_back());
+        let waits = !self.stalled.is_empty()
+            || self.maintenance.wants_turns()
+            || self.queues.cqs().any(|cq| cq.holds_back());
         if waits || self.must_be_polled() || self.arm_shadows() {
             return Sleep::Never;
         }
@@ -520,10 +544,10 @@ impl<H: Hooks> Poller for Service<H> {
 }
 
 #[cold]
-fn unknown_namespace(command: &Command) -> Status {
+fn refused(command: &Command, status: Status) -> Status {
     match command.opcode() {
-        nvm::FLUSH..=nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES => Status::INVALID_NAMESPACE,
-        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => Status::INVALID_NAMESPACE,
+        nvm::FLUSH..=nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES => status,
+        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => status,
         _ => Status::INVALID_OPCODE,
     }
 }

@@ -41,6 +41,8 @@ pub(crate) fn settled(status: Status) -> Status {
         Status::ABORTED_SQ_DELETION,
         Status::NAMESPACE_NOT_READY,
         Status::DATA_TRANSFER_ERROR,
+        Status::FORMAT_IN_PROGRESS,
+        Status::SANITIZE_IN_PROGRESS,
     ];
     let code = status.code();
     if status.sct == SCT_GENERIC && transient.iter().any(|s| s.code() == code) {

@@ -17,7 +17,7 @@ use crate::function::{FunctionSpec, Functions, pci_error};
 
 /// The one core: what is asked here does not need two.
 const CORE: usize = 0;
-/// Bytes of a software controller's namespace in memory, and of what it has besides.
+/// Bytes of a software controller's namespace in memory, and of what it has for others.
 const SOFT_BYTES: u64 = 64 << 20;
 
 /// A controller that is attached, and the engine that it lives in.
@@ -99,18 +99,20 @@ fn spec(device: &str) -> Result<FunctionSpec, Failure> {
 
 type Soft = (Arc<dyn Function>, Option<Arc<Controller>>);
 
-/// A software controller with one namespace, in memory or over a file.
+/// A software controller with one namespace, in memory or over a file, and room in memory for
+/// those that are created.
 fn soft(engine: &Engine, path: Option<&Path>) -> Result<Soft, Error> {
     let memory = || memory::open(MemoryOptions { size: SOFT_BYTES, block_size: 512 });
     let driver = match path {
         None => memory()?,
         Some(path) => file::open(FileOptions::new(path))?,
     };
-    let node = Node::new("soft", driver);
+    let (node, room) = (Node::new("soft", driver), Node::new("room", memory()?));
     let controller = engine.run(CORE, move |core| async move {
         let block_size = node.limits().block_size.max(512);
         let options = ControllerOptions {
             namespaces: vec![NamespaceOptions::new(node, block_size)],
+            capacity: vec![room],
             ..ControllerOptions::default()
         };
         Controller::start(&core, options).await

@@ -81,7 +81,8 @@ pub(crate) const EVENTS: EventMask = EventMask::SPARE
     .union(EventMask::RELIABILITY)
     .union(EventMask::READ_ONLY)
     .union(EventMask::BACKUP)
-    .union(EventMask::NAMESPACE);
+    .union(EventMask::NAMESPACE)
+    .union(EventMask::FIRMWARE);
 
 /// Every feature that there is, for the log of feature identifiers.
 pub(crate) const SUPPORTED: [u8; 13] = [

@@ -2,14 +2,12 @@
 
 use std::collections::VecDeque;
 
-use oxblock_nvme::identify::write_ascii;
-use oxblock_nvme::log::{self, Effects, ErrorEntry, FirmwareSlots, Smart, Supported};
+use oxblock_nvme::log::{self, Effects, ErrorEntry, Smart, Supported};
 use oxblock_nvme::opcode::{admin, nvm};
 use oxblock_nvme::{Command, NSID_ALL, Status, feature};
 use zerocopy::IntoBytes;
 
 use super::features;
-use super::identify::FIRMWARE;
 use crate::namespace::Usage;
 
 /// Entries of the error log (ELPE + 1).
@@ -25,7 +23,7 @@ const WARNING_TEMPERATURE: u8 = 1 << 1;
 const LID_MI_EFFECTS: u8 = 0x13;
 
 /// Log pages that there are.
-const LIDS: [u8; 8] = [
+const LIDS: [u8; 9] = [
     log::LID_SUPPORTED,
     log::LID_ERROR,
     log::LID_SMART,
@@ -34,6 +32,7 @@ const LIDS: [u8; 8] = [
     log::LID_EFFECTS,
     log::LID_FEATURE_EFFECTS,
     LID_MI_EFFECTS,
+    log::LID_SANITIZE,
 ];
 
 /// Feature effects: supported, and where it applies.
@@ -43,6 +42,10 @@ const SCOPE_CONTROLLER: u32 = 1 << 21;
 
 /// Changed Namespace List: entries before it overflows.
 const CHANGED_MAX: usize = 1024;
+
+/// What Format NVM does.
+const FORMATTING: u32 =
+    log::EFFECT_CONTENT_CHANGE | log::EFFECT_NAMESPACE_CHANGE | log::EFFECT_ALONE_IN_NAMESPACE;
 
 /// What the logs hold.
 pub(crate) struct Logs {
@@ -145,7 +148,6 @@ impl Logs {
             log::LID_SUPPORTED => supported(),
             log::LID_ERROR => self.error_page(),
             log::LID_SMART => self.smart_page(health),
-            log::LID_FIRMWARE_SLOT => firmware_page(),
             log::LID_CHANGED_NAMESPACES => self.changed_page(),
             log::LID_EFFECTS => effects_page(),
             log::LID_FEATURE_EFFECTS => feature_page(),
@@ -207,13 +209,6 @@ fn supported() -> Vec<u8> {
     page.as_bytes().to_vec()
 }
 
-fn firmware_page() -> Vec<u8> {
-    let mut page = FirmwareSlots::boxed();
-    page.afi = 1;
-    write_ascii(&mut page.frs[0], FIRMWARE);
-    page.as_bytes().to_vec()
-}
-
 /// Commands that there are, and those of them that change what blocks hold.
 fn effects_page() -> Vec<u8> {
     const ADMIN: [u8; 11] = [
@@ -229,11 +224,22 @@ fn effects_page() -> Vec<u8> {
         admin::ASYNC_EVENT,
         admin::DOORBELL_BUFFER_CONFIG,
     ];
+    const MANAGING: [(u8, u32); 6] = [
+        (admin::FORMAT_NVM, FORMATTING),
+        (admin::NAMESPACE_MANAGEMENT, log::EFFECT_INVENTORY_CHANGE | log::EFFECT_CONTENT_CHANGE),
+        (admin::NAMESPACE_ATTACHMENT, log::EFFECT_INVENTORY_CHANGE),
+        (admin::FIRMWARE_DOWNLOAD, 0),
+        (admin::FIRMWARE_COMMIT, 0),
+        (admin::SANITIZE, log::EFFECT_CONTENT_CHANGE | log::EFFECT_ALONE),
+    ];
     const READING: [u8; 4] = [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY];
     const WRITING: [u8; 4] = [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT, nvm::COPY];
     let mut page = Effects::boxed();
     for opcode in ADMIN {
         page.acs[usize::from(opcode)] = log::EFFECT_SUPPORTED.into();
+    }
+    for (opcode, effects) in MANAGING {
+        page.acs[usize::from(opcode)] = (log::EFFECT_SUPPORTED | effects).into();
     }
     for opcode in READING {
         page.iocs[usize::from(opcode)] = log::EFFECT_SUPPORTED.into();

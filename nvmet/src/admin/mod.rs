@@ -6,27 +6,40 @@ pub(crate) mod abort;
 pub(crate) mod aer;
 pub(crate) mod dbbuf;
 pub(crate) mod features;
+pub(crate) mod firmware;
 pub(crate) mod identify;
 pub(crate) mod logs;
+mod manage;
 pub(crate) mod queues;
+pub(crate) mod sanitize;
 
 use oxblock_mem::IoVector;
 use oxblock_nvme::event::{self, Event};
-use oxblock_nvme::log::{LID_ERROR, LID_SMART};
+use oxblock_nvme::log::{LID_ERROR, LID_FIRMWARE_SLOT, LID_SANITIZE, LID_SMART};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::{Command, Status};
 
 use crate::data::DataPath;
 use crate::hooks::Hooks;
+use crate::inventory::Inventory;
 use crate::namespace::Usage;
 use aer::AsyncEvents;
 use features::{FeatureLimits, Features, Situation};
+use firmware::{Committed, Firmware};
 use identify::Identity;
 use logs::{Health, Logs, Wanted};
+use sanitize::Sanitize;
 
 /// SMART event: the temperature is past a threshold.
 const TEMPERATURE_EVENT: Event =
     Event { kind: event::TYPE_SMART, information: 1, log_page: LID_SMART };
+
+/// Notice: another firmware image is being activated.
+const FIRMWARE_EVENT: Event = Event {
+    kind: event::TYPE_NOTICE,
+    information: event::NOTICE_FIRMWARE_ACTIVATION,
+    log_page: LID_FIRMWARE_SLOT,
+};
 
 /// What the admin commands of one controller know.
 pub(crate) struct Admin {
@@ -34,6 +47,8 @@ pub(crate) struct Admin {
     pub(crate) features: Features,
     pub(crate) events: AsyncEvents,
     pub(crate) logs: Logs,
+    pub(crate) sanitize: Sanitize,
+    firmware: Firmware,
     limits: FeatureLimits,
     /// Largest transfer in bytes; `None` is no limit.
     transfer_max: Option<u64>,
@@ -42,6 +57,7 @@ pub(crate) struct Admin {
 /// What an admin command finds around it.
 pub(crate) struct Surroundings<'a, D> {
     pub(crate) data: &'a mut D,
+    pub(crate) inventory: &'a Inventory,
     pub(crate) usage: Usage,
     pub(crate) situation: Situation,
 }
@@ -54,15 +70,19 @@ impl Admin {
             features: Features::new(limits, now_ms),
             events: AsyncEvents::default(),
             logs: Logs::new(),
+            sanitize: Sanitize::new(),
+            firmware: Firmware::new(),
             limits,
             transfer_max: (mdts != 0).then(|| 4096 << mdts),
         }
     }
 
-    /// A reset of the controller: features at their defaults, no events. Logs stay.
+    /// A reset of the controller: features at their defaults, no events, the firmware that waited
+    /// for it. Logs stay.
     pub(crate) fn reset(&mut self, now_ms: u64) {
         self.features = Features::new(self.limits, now_ms);
         self.events.reset();
+        self.firmware.reset();
     }
 
     /// Largest transfer of a command in bytes; `None` is no limit.
@@ -81,10 +101,12 @@ impl Admin {
         hooks: &mut H,
     ) -> Result<u32, Status> {
         match command.opcode() {
-            admin::IDENTIFY => self.identify(command, around.data, hooks),
+            admin::IDENTIFY => self.identify(command, around, hooks),
             admin::GET_LOG_PAGE => self.log_page(command, around),
             admin::SET_FEATURES => self.set_features(command, around),
             admin::GET_FEATURES => self.get_features(command, around),
+            admin::FIRMWARE_DOWNLOAD => self.firmware.download(command, around.data).and(Ok(0)),
+            admin::FIRMWARE_COMMIT => self.commit_firmware(command),
             _ => Err(Status::INVALID_OPCODE),
         }
     }
@@ -104,12 +126,13 @@ impl Admin {
     fn identify<D: DataPath, H: Hooks>(
         &mut self,
         command: &Command,
-        data: &mut D,
+        around: Surroundings<'_, D>,
         hooks: &mut H,
     ) -> Result<u32, Status> {
-        let mut page = self.identity.page(command)?;
+        let revision = self.firmware.revision();
+        let mut page = self.identity.page(command, around.inventory, &revision)?;
         hooks.identify(command, &mut page);
-        let mut to = data.map(command, page.len())?;
+        let mut to = around.data.map(command, page.len())?;
         to.write_at(0, &page[..]);
         Ok(0)
     }
@@ -128,7 +151,11 @@ impl Admin {
             temperature_warning: self.features.temperature_warning(),
             powered_on_ms: around.situation.now_ms,
         };
-        let page = self.logs.page(wanted.lid, &health);
+        let page = match wanted.lid {
+            LID_FIRMWARE_SLOT => self.firmware.page(),
+            LID_SANITIZE => self.sanitize.page(health.usage.writes),
+            lid => self.logs.page(lid, &health),
+        };
         let start = usize::try_from(wanted.offset).ok();
         let rest = start.and_then(|start| page.get(start..));
         let rest = rest.ok_or(Status::INVALID_FIELD)?;
@@ -141,6 +168,13 @@ impl Admin {
         if !wanted.retain {
             self.logs.was_read(wanted.lid);
             self.events.log_was_read(wanted.lid);
+        }
+        Ok(0)
+    }
+
+    fn commit_firmware(&mut self, command: &Command) -> Result<u32, Status> {
+        if self.firmware.commit(command)? == Committed::AtOnce {
+            self.raise(FIRMWARE_EVENT);
         }
         Ok(0)
     }

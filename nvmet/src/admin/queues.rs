@@ -32,7 +32,7 @@ pub(super) enum Outcome {
 }
 
 /// The data of admin commands, which take no SGL.
-struct AdminData<'a>(&'a mut HostMemory);
+pub(super) struct AdminData<'a>(pub(super) &'a mut HostMemory);
 
 impl DataPath for AdminData<'_> {
     fn map(&mut self, command: &Command, len: usize) -> Result<oxblock_mem::IoVector, Status> {
@@ -74,6 +74,7 @@ impl<H: Hooks> Service<H> {
         if command.fuse() != 0 {
             return Err(Status::INVALID_FIELD);
         }
+        self.admin.sanitize.permits(command.opcode())?;
         let done = Ok(Outcome::Done(0));
         match command.opcode() {
             admin::CREATE_CQ => self.create_cq(command).and(done),
@@ -85,6 +86,10 @@ impl<H: Hooks> Service<H> {
                 self.admin.events.hold(tag.slot)?;
                 Ok(Outcome::Held)
             }
+            admin::FORMAT_NVM => self.format(tag, command),
+            admin::NAMESPACE_MANAGEMENT => self.manage(tag, command),
+            admin::NAMESPACE_ATTACHMENT => self.attachment(tag, command),
+            admin::SANITIZE => self.sanitize(command, core).map(Outcome::Done),
             admin::DOORBELL_BUFFER_CONFIG => self.configure_shadows(command).and(done),
             _ => self.execute(command, core).map(Outcome::Done),
         }
@@ -95,8 +100,12 @@ impl<H: Hooks> Service<H> {
             has_io_queues: self.queues.has_io_queues(),
             now_ms: core.now() / 1_000_000,
         };
-        let around =
-            Surroundings { usage: self.usage(), situation, data: &mut AdminData(&mut self.memory) };
+        let around = Surroundings {
+            usage: self.usage(),
+            situation,
+            inventory: &self.inventory,
+            data: &mut AdminData(&mut self.memory),
+        };
         let dword = self.admin.execute(command, around, &mut self.hooks)?;
         self.rules.write_cache = self.admin.features.write_cache();
         Ok(dword)

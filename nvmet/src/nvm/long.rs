@@ -27,7 +27,7 @@ pub(crate) enum Kind {
     Verify,
     /// Reads all ranges, then writes them in one.
     Copy,
-    /// Flushes all namespaces.
+    /// Flushes all nodes.
     FlushAll,
 }
 
@@ -36,8 +36,8 @@ pub(crate) struct Job {
     kind: Kind,
     /// The command, or none: the flush of a shutdown.
     pub(crate) owner: Option<Tag>,
-    /// Index of the namespace; of the next one for a flush of all.
-    pub(crate) namespace: usize,
+    /// Index of the namespace's node; of the next one for a flush of all.
+    pub(crate) backing: usize,
     ranges: Vec<Range>,
     /// The range in work, and how much of it is done.
     next: usize,
@@ -58,7 +58,7 @@ pub(crate) struct Job {
 
 /// What a job does next.
 pub(crate) enum Step {
-    /// This, on the job's namespace.
+    /// This, on the job's node.
     Submit(Op),
     /// It is over, with this status.
     Over(Status),
@@ -70,7 +70,7 @@ impl Job {
         Job {
             kind: Kind::Verify,
             owner: None,
-            namespace: 0,
+            backing: 0,
             ranges: Vec::with_capacity(RANGES),
             next: 0,
             done: 0,
@@ -114,16 +114,16 @@ impl Job {
         }
     }
 
-    /// The next operation, with `namespaces` namespaces in all.
-    pub(crate) fn step(&mut self, namespaces: usize) -> Step {
-        let op = if self.status.is_success() { self.next_op(namespaces) } else { None };
+    /// The next operation, with `backings` nodes in all.
+    pub(crate) fn step(&mut self, backings: usize) -> Step {
+        let op = if self.status.is_success() { self.next_op(backings) } else { None };
         match op {
             Some(op) => Step::Submit(op),
             None => Step::Over(self.status),
         }
     }
 
-    fn next_op(&mut self, namespaces: usize) -> Option<Op> {
+    fn next_op(&mut self, backings: usize) -> Option<Op> {
         match self.kind {
             Kind::Deallocate => {
                 let range = self.ranges.get(self.next)?;
@@ -135,7 +135,7 @@ impl Job {
                 let read = self.next_read();
                 read.or_else(|| self.write_back())
             }
-            Kind::FlushAll if self.namespace < namespaces => Some(Op::flush()),
+            Kind::FlushAll if self.backing < backings => Some(Op::flush()),
             Kind::FlushAll => None,
         }
     }
@@ -168,7 +168,7 @@ impl Job {
         match op.kind {
             OpKind::Read => self.advance(op.len),
             OpKind::Discard => self.next += 1,
-            OpKind::Flush => self.namespace += 1,
+            OpKind::Flush => self.backing += 1,
             _ => {}
         }
         let keep = self.kind == Kind::Copy && op.kind == OpKind::Read;
@@ -371,7 +371,7 @@ pub(crate) mod tests {
         let (ops, status) = run(&mut job, fail);
         assert_eq!((ops.len(), status), (3, Status::CAPACITY_EXCEEDED.dnr()));
         job.begin(Kind::FlushAll);
-        job.namespace = 0;
+        job.backing = 0;
         let (ops, status) = run(&mut job, |_| Ok(()));
         assert_eq!((ops.len(), status), (3, Status::SUCCESS));
     }

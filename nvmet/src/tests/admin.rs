@@ -28,7 +28,7 @@ fn every_identify_page_arrives() {
     assert_eq!(controller[77], 5);
     let namespace = host.page(Command::identify(0, 2, 0));
     assert_eq!(namespace[..8], 256u64.to_le_bytes());
-    assert_eq!(namespace[130], 12);
+    assert_eq!((namespace[26], namespace[134]), (1, 12));
     assert_eq!(host.status(0, Command::identify(0, 3, 0)), Status::INVALID_NAMESPACE);
     assert_eq!(host.status(0, Command::identify(0x99, 0, 0)), Status::INVALID_FIELD);
 }
@@ -182,6 +182,12 @@ fn what_is_not_supported_says_so() {
             admin::GET_FEATURES,
             admin::ASYNC_EVENT,
             admin::DOORBELL_BUFFER_CONFIG,
+            admin::FORMAT_NVM,
+            admin::NAMESPACE_MANAGEMENT,
+            admin::NAMESPACE_ATTACHMENT,
+            admin::FIRMWARE_DOWNLOAD,
+            admin::FIRMWARE_COMMIT,
+            admin::SANITIZE,
         ];
         if !known.contains(&opcode) {
             let completion = host.run(0, Command::new(opcode, 0));

@@ -6,6 +6,7 @@ mod faults;
 mod hostile;
 mod io;
 mod lifecycle;
+mod manage;
 mod shadow;
 mod threads;
 
@@ -24,7 +25,12 @@ fn options() -> (ControllerOptions, Arc<Ram>, Arc<Ram>) {
         NamespaceOptions::new(small.node("small"), 512),
         NamespaceOptions::new(large.node("large"), 4096),
     ];
-    let options =
-        ControllerOptions { namespaces, max_io_queues: 4, mdts: 5, ..ControllerOptions::default() };
+    let options = ControllerOptions {
+        namespaces,
+        max_namespaces: 2,
+        max_io_queues: 4,
+        mdts: 5,
+        ..ControllerOptions::default()
+    };
     (options, small, large)
 }
