@@ -119,7 +119,7 @@ fn two_controllers() {
         let [one, other] = functions;
         let (first, from) = channel(&core, one).await;
         let (second, to) = channel(&core, other).await;
-        let bytes: Vec<u8> = (0..LEN).map(|at| (at * 7 ^ at >> 9) as u8).collect();
+        let bytes: Vec<u8> = (0..LEN).map(|at| ((at * 7) ^ (at >> 9)) as u8).collect();
         let mut buf = core.arena().alloc(LEN, 4096).expect("memory");
         buf.write_at(0, &bytes);
         let (buf, result) = from.write(0, buf).await;
@@ -360,10 +360,10 @@ fn registers_stay() {
     for line in maps.lines() {
         if line.contains("vfio-device") {
             is_device = true;
-        } else if let Some(found) = line.strip_prefix("VmFlags:") {
-            if std::mem::take(&mut is_device) {
-                flags = Some(found.to_owned());
-            }
+        } else if let Some(found) = line.strip_prefix("VmFlags:")
+            && std::mem::take(&mut is_device)
+        {
+            flags = Some(found.to_owned());
         }
     }
     let flags = flags.unwrap_or_else(|| panic!("no mapped BAR in:\n{maps}"));
