@@ -1,11 +1,13 @@
 //! What runs in the guest: the tests, and what starts them one by one.
 
+mod bench;
 mod conformance;
 mod data;
 pub mod disks;
 mod doctor;
 mod kernel;
 mod machine;
+mod nvme;
 mod pci;
 mod runner;
 mod vfio;
@@ -22,6 +24,8 @@ pub fn tests() -> Vec<Test> {
     kernel::add(&mut tests);
     pci::add(&mut tests);
     vfio::add(&mut tests);
+    nvme::add(&mut tests);
+    bench::add(&mut tests);
     data::add(&mut tests);
     conformance::add(&mut tests);
     tests
