@@ -64,8 +64,9 @@ fn job(report: &Report, clone: &CloneReport, has_bins: bool) -> Value {
         let lat = latency.value(Some(&clone.sync), true);
         put("sync", json!({ "total_ios": clone.sync.count(), "lat_ns": lat }));
     }
-    if clone.errors > 0 {
-        put("total_err", clone.errors.into());
+    let errors = clone.errors + clone.verify.as_ref().map_or(0, |verify| verify.bad);
+    if errors > 0 {
+        put("total_err", errors.into());
         put("first_error", clone.errno().into());
     }
     put("job_runtime", (clone.runtime_ns / 1_000_000).into());
@@ -111,8 +112,15 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
             .iter()
             .map(|bad| json!({ "offset": bad.offset, "what": bad.to_string() }))
             .collect();
-        json!({ "blocks_checked": verify.checked, "blocks_bad": verify.bad,
-                "mismatches": mismatches })
+        let doubts = verify.doubts;
+        json!({
+            "blocks_checked": verify.checked,
+            "blocks_bad": verify.bad,
+            "blocks_raced": verify.raced,
+            "blocks_in_doubt": { "old": doubts.old, "new": doubts.new, "torn": doubts.torn,
+                                 "unknown": doubts.unknown },
+            "mismatches": mismatches,
+        })
     });
     let serving: Vec<Value> = report
         .serving

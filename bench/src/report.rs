@@ -173,12 +173,78 @@ impl fmt::Display for Ending {
 /// What checking found.
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
-    /// Blocks read and checked.
+    /// Blocks (intervals of `verify_interval` bytes) read and checked.
     pub checked: u64,
     /// Blocks that were not what had been written.
     pub bad: u64,
-    /// The first of them, described.
+    /// Blocks that were written or trimmed while they were read, and could not be checked then.
+    pub raced: u64,
+    /// Blocks whose last write had not been seen to end.
+    pub doubts: Doubts,
+    /// The first bad ones, described.
     pub mismatches: Vec<Mismatch>,
+}
+
+/// What blocks hold whose last write failed, or was in flight when the run was killed. None of
+/// these is bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// What was there before.
+    pub old: u64,
+    /// What was being written.
+    pub new: u64,
+    /// Some of the target's own blocks hold the one, some the other.
+    pub torn: u64,
+    /// It had not been written before: what it held then is not known.
+    pub unknown: u64,
+}
+
+impl VerifyReport {
+    /// Adds what another clone or phase found.
+    pub fn merge(&mut self, other: &VerifyReport) {
+        self.checked += other.checked;
+        self.bad += other.bad;
+        self.raced += other.raced;
+        self.doubts.merge(other.doubts);
+        self.mismatches.extend(other.mismatches.iter().cloned());
+    }
+}
+
+impl VerifyReport {
+    /// What there is to say beside good and bad, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let Doubts { old, new, torn, unknown } = self.doubts;
+        let mut notes = Vec::new();
+        if self.doubts.total() > 0 {
+            notes.push(format!(
+                "{} blocks were in flight when the run ended, or their write failed: {old} hold \
+                 what was there before, {new} what was being written, {torn} some of both (each \
+                 block of the target whole), and of {unknown} it cannot be told",
+                self.doubts.total()
+            ));
+        }
+        if self.raced > 0 {
+            notes.push(format!(
+                "{} blocks were being written while they were read, and were not checked then",
+                self.raced
+            ));
+        }
+        notes
+    }
+}
+
+impl Doubts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.old + self.new + self.torn + self.unknown
+    }
+
+    fn merge(&mut self, other: Doubts) {
+        self.old += other.old;
+        self.new += other.new;
+        self.torn += other.torn;
+        self.unknown += other.unknown;
+    }
 }
 
 impl Allocations {
@@ -334,10 +400,7 @@ impl CloneReport {
             mine.ios += theirs.ios;
         }
         if let Some(theirs) = &other.verify {
-            let mine = self.verify.get_or_insert_default();
-            mine.checked += theirs.checked;
-            mine.bad += theirs.bad;
-            mine.mismatches.extend(theirs.mismatches.iter().cloned());
+            self.verify.get_or_insert_default().merge(theirs);
         }
     }
 }

@@ -42,7 +42,7 @@ pub fn describe(options: &JobOptions) -> String {
     if options.shape.sizes.is_some() {
         size = format!("up to {size}");
     }
-    let only = if options.verify_only { "verifying " } else { "" };
+    let only = if options.verify.only { "verifying " } else { "" };
     format!("{only}{size} {order} {what}, {} in flight", options.io_depth)
 }
 
@@ -288,6 +288,9 @@ fn verify_lines(text: &mut String, clone: &CloneReport) {
         0 => writeln!(text, "  verify       : {} blocks checked, all good", verify.checked),
         bad => writeln!(text, "  VERIFY       : {bad} of {} blocks are bad", verify.checked),
     };
+    for words in verify.notes() {
+        let _ = writeln!(text, "             {words}");
+    }
     for mismatch in &verify.mismatches {
         let _ = writeln!(text, "                 {mismatch}");
     }

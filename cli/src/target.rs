@@ -127,8 +127,8 @@ impl Wants {
             depth: jobs.iter().map(|job| job.io_depth).max().unwrap_or(1),
             end: jobs.iter().filter_map(JobOptions::end_bytes).max(),
             reads: jobs.iter().any(|job| job.reads_in_hundred() > 0),
-            writes: jobs.iter().any(|job| job.rw.writes() && !job.verify_only),
-            creates: jobs.iter().any(|job| !job.verify_only),
+            writes: jobs.iter().any(|job| job.rw.writes() && !job.verify.only),
+            creates: jobs.iter().any(|job| !job.verify.only),
             direct: jobs.iter().any(|job| job.direct),
         }
     }
