@@ -3,7 +3,6 @@
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
@@ -122,7 +121,6 @@ fn serve(blocks: u64, block_bytes: u32, mdts: u8, path: &Path) {
     let options = VfioUserOptions {
         clients_max: CLIENTS,
         cores: vec![1, 0],
-        report: Arc::new(|event| eprintln!("server: {event}")),
         ..VfioUserOptions::new(path, controller)
     };
     let server = VfioUserServer::start(&engine, options).expect("a server");
