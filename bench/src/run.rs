@@ -265,9 +265,9 @@ async fn run_clone(
     let shaped = phases.shaped().map(|shaped| shaped.watched(phases.watching()));
     let first = run_phase(core, start(phases.first(), shaped, buffers, channel)).await;
     drop(writing);
-    let Outcome { mut report, buffers, interrupted } = first;
+    let Outcome { mut report, buffers, interrupted, failed } = first;
     report.core = core.id();
-    if !options.reads_back() || interrupted || report.fault.is_some() {
+    if !options.reads_back() || interrupted || failed {
         return Ok((report, interrupted));
     }
     // Another clone may still write what this one would check.

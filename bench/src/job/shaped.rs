@@ -310,6 +310,7 @@ impl Worker {
             }
         });
         self.closing |= ends;
+        self.failed |= ends;
         let now = core.now();
         if !self.started {
             let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);
