@@ -154,6 +154,12 @@ impl Progress {
         [ios, if is_plain { ios * u64::from(block_size) } else { self.bytes.load(Relaxed) }]
     }
 
+    /// What was written is read back whole, however steady it came.
+    #[inline]
+    fn is_told_to_end(&self) -> bool {
+        self.end.load(Relaxed) && !self.checking.load(Relaxed)
+    }
+
     /// Only the clone's core adds: no other store comes between.
     #[inline]
     fn add_bytes(&self, bytes: u64) {
@@ -317,7 +323,7 @@ impl Worker {
     /// Ends what should end, apart from completions.
     #[inline]
     fn watch(&mut self, now: u64) {
-        if now >= self.ends_ns || self.progress.end.load(Relaxed) {
+        if now >= self.ends_ns || self.progress.is_told_to_end() {
             self.closing = true;
         }
         if self.stop.load(Relaxed) {

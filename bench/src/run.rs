@@ -417,6 +417,10 @@ impl Judged {
 
     fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
         let Some(judge) = &mut self.judge else { return };
+        // Once it is steady, or reads back what it wrote, there is nothing to judge.
+        if judge.is_attained() || progress.iter().any(|clone| clone.checking.load(Relaxed)) {
+            return;
+        }
         let since = now.saturating_duration_since(self.read);
         if now < self.read || (self.done.is_some() && since < steady::EACH) {
             return;

@@ -392,7 +392,7 @@ pub(super) fn parse_bool(word: &str) -> Result<bool, String> {
 
 /// A target's word. fio lists several files with `:` between them; a job of ours has one.
 fn parse_target(word: &str) -> Result<String, String> {
-    let plain = word.starts_with("soft:") || word.starts_with("nvme:") || word.starts_with('{');
+    let plain = ["soft:", "nvme:", "vfio-user:", "{"].iter().any(|start| word.starts_with(start));
     if word.is_empty() {
         return Err("is empty; give a path, soft, null, memory or a node as JSON".to_owned());
     }

@@ -33,6 +33,8 @@ Targets:
   nvme://ADDRESS/NAMESPACE
                 a namespace of an NVMe controller that was given to vfio-pci: nvme://01:00.0/1;
                 see oxblock pci. Writing jobs overwrite it!
+  vfio-user:SOCKET/NAMESPACE
+                the same of a controller that another process serves, such as oxblock nvmet
   null          accepts everything, keeps nothing
   memory        a disk in memory
   PATH          a file; made with --size when it is not there. Writing jobs overwrite it!
@@ -173,8 +175,11 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ctrl-C and SIGTERM end the jobs with what there is; the second one ends the program.
-fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
+/// What Ctrl-C and SIGTERM set, so that jobs end with what there is; the second one ends the
+/// program.
+///
+/// Errors: the signals cannot be taken over.
+pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {

@@ -4,7 +4,9 @@ pub mod disks;
 mod doctor;
 mod kernel;
 mod machine;
+mod pci;
 mod runner;
+mod vfio;
 
 pub use runner::main;
 
@@ -16,6 +18,8 @@ pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     doctor::add(&mut tests);
     kernel::add(&mut tests);
+    pci::add(&mut tests);
+    vfio::add(&mut tests);
     tests
 }
 
