@@ -87,9 +87,10 @@ pub fn run(
         options.seed = stamp;
     }
     let atomic = limits.block_size;
+    let verification = Verification::new(&options, &plan, stamp, atomic, session.stop)?;
     let mut job = Job {
         plan,
-        verification: Verification::new(&options, &plan, stamp, atomic)?.map(Arc::new),
+        verification: verification.map(Arc::new),
         writing: AtomicUsize::new(options.num_jobs as usize),
         node: session.node.clone(),
         stop: session.stop.clone(),

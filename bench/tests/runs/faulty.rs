@@ -282,7 +282,8 @@ fn misdirected_writes_are_found_at_both_ends_by_each_method() {
 
 #[test]
 fn torn_writes_are_found_and_named_by_each_method_that_looks_beyond_headers() {
-    for (method, line) in methods() {
+    // Seven bits let one torn block in 128 pass.
+    for (method, line) in methods().filter(|&(method, _)| method != Method::Crc7) {
         let line = format!("{line} rw=randwrite iodepth=8");
         let (bad, hits) = found(&[(77, Wrong::Tear(1536))], &line);
         let first = hits[0] + 1536;

@@ -186,6 +186,19 @@ fn what_is_read_between_is_checked_if_it_was_written() {
 }
 
 #[test]
+fn verified_jobs_do_not_allocate_on_their_way() {
+    for line in [
+        "rw=randwrite verify=crc32c iodepth=16 io_size=16m norandommap",
+        "rw=randrw verify=xxhash iodepth=16 io_size=16m bsrange=1k-8k random_distribution=zipf:1.1",
+        "rw=randwrite verify=sha256 iodepth=16 io_size=16m loops=2 verify_backlog=64",
+    ] {
+        let allocations = verified(line).0.allocations.expect("this test counts");
+        assert_eq!(allocations.count, 0, "{line}: in {} I/Os", allocations.ios);
+        assert!(allocations.ios > 3000);
+    }
+}
+
+#[test]
 fn a_backlog_is_checked_while_writing() {
     let line = "rw=randwrite verify=crc32c iodepth=8 do_verify=0 verify_backlog=16";
     assert_eq!(verified(line).1.checked, 256);

@@ -155,8 +155,9 @@ fn a_write_lost_after_a_kill_is_told_from_one_in_flight() {
     let begun = Instant::now();
     let lost = loop {
         let now = bench.words();
+        let writes = |word: u64| word & 0xff;
         let again = (0..now.len())
-            .find(|&at| is_done(before[at]) && now[at] & 0xff > before[at] & 0xff + 3);
+            .find(|&at| is_done(before[at]) && writes(now[at]) > writes(before[at]) + 3);
         if let Some(at) = again {
             break at;
         }
