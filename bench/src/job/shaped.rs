@@ -269,6 +269,7 @@ impl Worker {
         let channels = std::iter::once(&self.channel).chain(&self.others);
         let count: usize = channels.map(|channel| channel.poll(&mut take)).sum();
         self.closing |= ends;
+        self.failed |= ends;
         let now = core.now();
         if !self.started {
             let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);

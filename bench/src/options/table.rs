@@ -187,7 +187,7 @@ static JOB: &[OptionSpec] = &[
     }),
     switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify.fatal = on),
     option!("verify_backlog"[], "N", "Check after each so many writes [at the end]", |job, word| {
-        parse_range(word, 0, u32::MAX).map(|writes| job.verify.backlog = writes)
+        parse_range(word, 0, 1 << 24).map(|writes| job.verify.backlog = writes)
     }),
     option!("verify_backlog_batch"[], "N", "Blocks checked then [verify_backlog]", |job, word| {
         parse_range(word, 0, u32::MAX)
