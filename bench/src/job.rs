@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Poll, Waker};
 
-use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
+use oxblock_engine::{Channel, Core, Error, Fault, Full, Op, OpId, OpKind, Poller, Sleep};
 use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
 use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
@@ -29,6 +29,8 @@ use crate::report::{Allocations, CloneReport, FailedIo};
 use crate::stats::{CpuUse, Direction};
 use shaped::Shaped;
 
+mod filler;
+mod pace;
 mod shaped;
 mod target;
 mod verified;
@@ -77,6 +79,8 @@ pub(crate) struct Progress {
 /// One clone in one phase; see the module's documentation.
 pub(crate) struct Worker {
     channel: Channel,
+    /// Those of the job's other files; only a job with a shape has any.
+    others: Vec<Channel>,
     phase: Phase,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
@@ -95,6 +99,8 @@ pub(crate) struct Worker {
     /// No more submissions: the limit, the time, a fault or the user said so.
     closing: bool,
     interrupted: bool,
+    /// An I/O failed, and the job does not go on after that.
+    failed: bool,
     started: bool,
     empty_passes: u32,
     /// The clock's last reading for submissions, and for how many more of this pass it holds.
@@ -126,6 +132,8 @@ pub(crate) struct Outcome {
     /// The buffers, for the next phase.
     pub buffers: Vec<IoVector>,
     pub interrupted: bool,
+    /// An I/O that failed ended it.
+    pub failed: bool,
 }
 
 impl Counts {
@@ -231,6 +239,7 @@ impl Worker {
         let rest = (0..).zip(buffers).map(|(tag, data)| Op::read(0, data).tag(tag)).collect();
         Worker {
             channel,
+            others: Vec::new(),
             phase,
             stop,
             shown_before: progress.ios(),
@@ -242,6 +251,7 @@ impl Worker {
             taken: 0,
             closing: false,
             interrupted: false,
+            failed: false,
             started: false,
             empty_passes: 0,
             stamp_ns: 0,
@@ -254,9 +264,9 @@ impl Worker {
         }
     }
 
-    /// The same, of a job with a shape.
-    pub fn shaped(self, shaped: Shaped) -> Worker {
-        Worker { shaped: Some(Box::new(shaped)), ..self }
+    /// The same, of a job with a shape. `others` are the channels of its files but the first.
+    pub fn shaped(self, shaped: Shaped, others: Vec<Channel>) -> Worker {
+        Worker { shaped: Some(Box::new(shaped)), others, ..self }
     }
 
     /// One pass: takes what has completed, and submits as much again. How many had completed.
@@ -347,7 +357,7 @@ impl Worker {
         counts.report.completed.record(count - 1, 1);
         if self.fault.is_some() {
             // Which of them failed is not known here any more; the job ends with the fault.
-            self.closing = true;
+            (self.closing, self.failed) = (true, true);
             return;
         }
         for op in &self.rest[first..] {
@@ -415,13 +425,25 @@ impl Worker {
     /// Submits one operation, or holds it while the core's slots are all taken.
     #[inline]
     fn submit(&mut self, core: &Core, op: Op) -> bool {
+        self.stamp(core, &op);
+        let result = self.channel.submit(op);
+        self.submitted(result)
+    }
+
+    /// Notes when an operation is submitted.
+    #[inline]
+    fn stamp(&mut self, core: &Core, op: &Op) {
         if self.stamp_left == 0 {
             self.stamp_left = SUBMISSIONS_PER_READING;
             self.stamp_ns = core.now();
         }
         self.stamp_left -= 1;
         self.submitted_ns[op.tag as usize] = self.stamp_ns;
-        match self.channel.submit(op) {
+    }
+
+    #[inline]
+    fn submitted(&mut self, result: Result<OpId, Full>) -> bool {
+        match result {
             Ok(_) => {
                 self.in_flight += 1;
                 true
@@ -470,6 +492,7 @@ impl Worker {
             report,
             buffers: self.rest.drain(..).map(|op| op.data).collect(),
             interrupted: self.interrupted,
+            failed: self.failed,
         }
     }
 }

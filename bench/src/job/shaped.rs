@@ -1,18 +1,19 @@
 //! The hot loop of a job with a [`Shape`](crate::options::Shape): blocks of several sizes, rates,
 //! rests, flushes. Apart from the plain loop, which pays one branch a pass for it.
 
-use oxblock_engine::{Core, Op, OpKind};
+use oxblock_engine::{Completion, Core, Op, OpKind};
 use oxblock_mem::IoVector;
 use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::filler::Filler;
+use super::pace::{Due, Pace, Think};
 use super::verified::Verified;
 use super::watch::{Look, Watching};
-use super::{Contents, Counts, Worker, note_fault};
-use crate::generate::{Budget, Generator, Piece, unit};
+use super::{Counts, Worker, note_fault};
+use crate::generate::{Budget, Piece, Pieces};
 use crate::options::{JobOptions, Plan};
-use crate::pattern::{Prng, mix64};
-use crate::report::{Allocations, VerifyReport};
+use crate::report::{Allocations, VerifyReport, errno_of};
 
 /// How soon a write looks again whether another one of its place is still in flight, which may be
 /// that of another core.
@@ -21,7 +22,10 @@ const PLACE_CHECK_NS: u64 = 20_000;
 /// What such a job keeps beside the rest of its worker.
 #[derive(Debug)]
 pub(crate) struct Shaped {
-    generator: Generator,
+    pieces: Pieces,
+    /// By tag: the file of the I/O; and the last that was written to.
+    files: Box<[u16]>,
+    written: u16,
     /// Drawn, and waiting for its time or, due then, for its place.
     next: Option<(Piece, Option<Due>)>,
     /// By tag: what the I/O leaves unused of its buffer.
@@ -29,6 +33,8 @@ pub(crate) struct Shaped {
     /// Operations that failed in this pass and do not end the job.
     failed: Vec<Op>,
     continues: [bool; 2],
+    /// Errnos that are no failure.
+    ignored: [Vec<i32>; 2],
     budget: Budget,
     /// Of a job that is verified.
     verified: Option<Verified>,
@@ -36,7 +42,7 @@ pub(crate) struct Shaped {
     delay_ns: u64,
     begins_ns: Option<u64>,
     pace: Option<Pace>,
-    think: Think,
+    think: Option<Think>,
     batch: u32,
     complete_min: u32,
     depth_low: Option<u32>,
@@ -46,33 +52,13 @@ pub(crate) struct Shaped {
     full: bool,
     fsync: u32,
     unsynced: u32,
-    end_fsync: bool,
-    refill: Option<(Prng, Contents)>,
+    /// Files to flush at the end.
+    end_fsyncs: usize,
+    filler: Option<Filler>,
     /// Nothing can be submitted before, whatever completes.
     wait_until_ns: u64,
     watching: Option<Box<Watching>>,
 }
-
-/// When the next I/O of each direction is due.
-#[derive(Debug)]
-struct Pace {
-    due_ns: [f64; 3],
-    /// ns for each byte and for each I/O.
-    per_byte: [f64; 3],
-    per_io: [f64; 3],
-    poisson: Option<Prng>,
-}
-
-#[derive(Debug)]
-struct Think {
-    ns: u64,
-    blocks: u32,
-    done: u32,
-    until_ns: Option<u64>,
-}
-
-/// When an I/O was due; `None` where its direction has no rate.
-type Due = Option<u64>;
 
 /// What a worker is to do now.
 enum Next {
@@ -83,33 +69,26 @@ enum Next {
 }
 
 impl Shaped {
-    pub fn new(options: &JobOptions, plan: &Plan, seed: u64) -> Shaped {
+    /// `files` are the plan of each file and where its range starts; at least one.
+    pub fn new(options: &JobOptions, files: &[(Plan, u64)], seed: u64) -> Shaped {
         let shape = &options.shape;
+        let budget = files.first().map(|(plan, _)| Budget::new(options, plan));
         let depth = options.io_depth;
-        let per = |rate: u64| if rate > 0 { 1e9 / rate as f64 } else { 0.0 };
-        let pace = Pace {
-            due_ns: [0.0; 3],
-            per_byte: shape.rate.map(per),
-            per_io: shape.rate_iops.map(per),
-            poisson: shape.poisson.then(|| Prng::new(mix64(seed ^ 1))),
-        };
         Shaped {
-            generator: Generator::new(options, plan, seed),
+            pieces: Pieces::new(options, files, seed),
+            files: vec![0; depth as usize].into(),
+            written: 0,
             next: None,
             tails: (0..depth).map(|_| IoVector::new()).collect(),
             failed: Vec::with_capacity(depth as usize),
             continues: shape.continue_on_error,
-            budget: Budget::new(options, plan),
+            ignored: shape.ignored_errors.clone(),
+            budget: budget.unwrap_or_default(),
             verified: None,
             delay_ns: shape.start_delay.as_nanos() as u64,
             begins_ns: None,
-            pace: shape.has_rate().then_some(pace),
-            think: Think {
-                ns: shape.think.as_nanos() as u64,
-                blocks: shape.think_blocks,
-                done: 0,
-                until_ns: None,
-            },
+            pace: Pace::new(shape, seed),
+            think: Think::new(shape),
             batch: shape.batch.unwrap_or(u32::MAX),
             complete_min: shape.batch_complete_min,
             depth_low: shape.depth_low,
@@ -118,8 +97,8 @@ impl Shaped {
             full: false,
             fsync: if options.rw.writes() { shape.fsync } else { 0 },
             unsynced: 0,
-            end_fsync: shape.end_fsync && options.rw.writes(),
-            refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
+            end_fsyncs: if shape.end_fsync && options.rw.writes() { files.len() } else { 0 },
+            filler: Filler::new(options, seed),
             wait_until_ns: u64::MAX,
             watching: None,
         }
@@ -154,7 +133,7 @@ impl Shaped {
 
     /// Is nothing left to do once the worker closes?
     pub fn is_done(&self) -> bool {
-        !self.end_fsync
+        self.end_fsyncs == 0
     }
 
     /// When it must be looked after even if nothing completes.
@@ -176,8 +155,9 @@ impl Shaped {
                 in_flight > 0 && self.verified.as_ref().is_some_and(Verified::has_backlog);
             return if may_check { Next::Wait } else { Next::End };
         }
-        if self.think.ns > 0 && !self.think.is_over(now, in_flight) {
-            self.wait_until_ns = self.think.until_ns.unwrap_or(u64::MAX);
+        if let Some(Err(until_ns)) = self.think.as_mut().map(|think| think.is_over(now, in_flight))
+        {
+            self.wait_until_ns = until_ns.unwrap_or(u64::MAX);
             return Next::Wait;
         }
         let Some((piece, due)) = self.next.take().or_else(|| Some((self.draw()?, None))) else {
@@ -201,7 +181,9 @@ impl Shaped {
             return Next::Wait;
         }
         self.budget.spend(piece.len);
-        self.think.done += 1;
+        if let Some(think) = &mut self.think {
+            think.submitted();
+        }
         self.unsynced += u32::from(piece.way == 1);
         Next::Do(piece, due)
     }
@@ -209,26 +191,36 @@ impl Shaped {
     fn draw(&mut self) -> Option<Piece> {
         match &mut self.verified {
             Some(verified) if verified.reads_back() => verified.next_known(),
-            _ => Some(self.generator.next()),
+            _ => Some(self.pieces.next()),
         }
     }
 
     /// Makes a resting operation the piece that is due.
     fn prepare(&mut self, op: &mut Op, piece: &Piece, start: u64) {
+        self.files[op.tag as usize] = piece.file;
         op.offset = start.wrapping_add(piece.offset);
         op.len = u64::from(piece.len);
         op.kind = [OpKind::Read, OpKind::Write, OpKind::Discard][piece.way];
+        if op.kind == OpKind::Write {
+            self.written = piece.file;
+        }
         if op.kind != OpKind::Discard && (piece.len as usize) < op.data.len() {
             self.tails[op.tag as usize] = op.data.split_off(piece.len as usize);
         }
-        if let (OpKind::Write, Some((random, contents))) = (op.kind, &mut self.refill)
+        if let (OpKind::Write, Some(filler)) = (op.kind, &mut self.filler)
             && let Some(Some(block)) = op.data.slices_mut().next()
         {
-            contents.fill(random, block);
+            filler.fill(block);
         }
         if let Some(verified) = &mut self.verified {
             verified.prepare(op);
         }
+    }
+
+    /// Makes a resting operation the flush of a file.
+    fn prepare_flush(&mut self, op: &mut Op, file: u16) {
+        self.files[op.tag as usize] = file;
+        (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
     }
 
     /// Puts the parts of an operation's buffer together again.
@@ -257,59 +249,27 @@ impl Shaped {
     }
 }
 
-impl Pace {
-    /// When the piece was due, if it is (`None` where its direction has no rate); else when it will.
-    fn take(&mut self, piece: &Piece, now: u64) -> Result<Option<u64>, u64> {
-        let way = piece.way;
-        let gap = (self.per_byte[way] * f64::from(piece.len)).max(self.per_io[way]);
-        if gap <= 0.0 {
-            return Ok(None);
-        }
-        if self.due_ns[way] == 0.0 {
-            self.due_ns[way] = now as f64;
-        }
-        let due = self.due_ns[way];
-        if (now as f64) < due {
-            return Err(due.ceil() as u64);
-        }
-        let spread = self.poisson.as_mut().map_or(1.0, |random| -unit(random).ln());
-        self.due_ns[way] = due + gap * spread;
-        Ok(Some(due as u64))
-    }
-}
-
-impl Think {
-    /// After each few I/Os: are all of them back, and has the rest been long enough?
-    fn is_over(&mut self, now: u64, in_flight: u32) -> bool {
-        if self.done < self.blocks {
-            return true;
-        }
-        if in_flight > 0 {
-            return false;
-        }
-        if now < *self.until_ns.get_or_insert(now + self.ns) {
-            return false;
-        }
-        (self.done, self.until_ns) = (0, None);
-        true
-    }
-}
-
 impl Worker {
     /// As [`Worker::pass`], for a job with a shape.
     pub(super) fn pass_shaped(&mut self, core: &Core, mut shaped: Box<Shaped>) -> usize {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let mut ends = false;
-        let count = self.channel.poll(|completion| match completion.result {
+        let mut take = |completion: Completion| match completion.result {
             Ok(()) => rest.push(completion.op),
             Err(error) => {
-                note_fault(fault, completion.op.kind, error);
-                ends |= !shaped.continues[usize::from(completion.op.kind != OpKind::Read)];
+                let way = usize::from(completion.op.kind != OpKind::Read);
+                if !shaped.ignored[way].contains(&errno_of(error)) {
+                    note_fault(fault, completion.op.kind, error);
+                    ends |= !shaped.continues[way];
+                }
                 shaped.failed.push(completion.op);
             }
-        });
+        };
+        let channels = std::iter::once(&self.channel).chain(&self.others);
+        let count: usize = channels.map(|channel| channel.poll(&mut take)).sum();
         self.closing |= ends;
+        self.failed |= ends;
         let now = core.now();
         if !self.started {
             let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);
@@ -394,7 +354,7 @@ impl Worker {
         shaped.wait_until_ns = u64::MAX;
         while let Some(op) = self.held.pop() {
             let tag = op.tag as usize;
-            if !self.submit(core, op) {
+            if !self.submit_to(core, op, shaped) {
                 return;
             }
             if let Some(watching) = shaped.watching.as_mut().filter(|w| w.wants_issue()) {
@@ -420,7 +380,7 @@ impl Worker {
                     due
                 }
                 Next::Flush => {
-                    (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
+                    shaped.prepare_flush(&mut op, shaped.written);
                     None
                 }
                 next => {
@@ -433,7 +393,7 @@ impl Worker {
             if times_submission {
                 self.stamp_left = 0;
             }
-            let submitted = self.submit(core, op);
+            let submitted = self.submit_to(core, op, shaped);
             if let (true, Some(watching)) = (times_submission, &mut shaped.watching) {
                 watching.issued(tag, self.submitted_ns[tag], core.now());
             }
@@ -457,6 +417,19 @@ impl Worker {
         }
     }
 
+    /// Submits an operation to its file, or holds it while the core's slots are all taken.
+    #[inline]
+    fn submit_to(&mut self, core: &Core, op: Op, shaped: &Shaped) -> bool {
+        self.stamp(core, &op);
+        let file = usize::from(shaped.files[op.tag as usize]);
+        let channel = match file.checked_sub(1) {
+            Some(other) => &self.others[other],
+            None => &self.channel,
+        };
+        let result = channel.submit(op);
+        self.submitted(result)
+    }
+
     fn submitted_batch(&mut self, fresh: u32) {
         if fresh > 0 {
             self.channel.kick();
@@ -467,15 +440,24 @@ impl Worker {
 
     /// The flush at the end, once everything else is back.
     fn end_shaped(&mut self, core: &Core, shaped: &mut Shaped) {
-        if self.in_flight > 0 || !shaped.end_fsync {
+        if self.in_flight > 0 || shaped.end_fsyncs == 0 {
             return;
         }
-        shaped.end_fsync = false;
-        if let (None, Some(mut op)) = (&self.fault, self.rest.pop()) {
-            (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
-            if self.submit(core, op) {
-                self.channel.kick();
+        let files = std::mem::take(&mut shaped.end_fsyncs);
+        if self.fault.is_some() {
+            return;
+        }
+        // One after the other where the queue is not as deep as there are files.
+        for file in (0..files).rev() {
+            let Some(mut op) = self.rest.pop() else {
+                shaped.end_fsyncs = file + 1;
+                break;
+            };
+            shaped.prepare_flush(&mut op, file as u16);
+            if !self.submit_to(core, op, shaped) {
+                break;
             }
         }
+        self.channel.kick();
     }
 }
