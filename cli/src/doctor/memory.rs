@@ -62,8 +62,8 @@ pub fn memlock(root: &Root) -> Finding {
     let mut finding = Finding::new(
         "memlock",
         "locked-memory",
-        "memory that a device reaches must stay where it is: the kernel counts all of it against \
-         this limit, hugepages too",
+        "memory that a device reaches must stay where it is; all of it counts as locked, hugepages \
+         too, up to this limit",
     );
     let limits = root.text("proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(|line| {
@@ -89,8 +89,8 @@ pub fn memlock(root: &Root) -> Finding {
     if exempt {
         finding.found("this user has CAP_IPC_LOCK: the limit does not bind");
     } else if bytes.is_some_and(|bytes| bytes < LOCKED_BYTES_WANTED) {
-        let wanted = format_bytes(LOCKED_BYTES_WANTED);
-        finding.lacks(format!("less than {wanted}"), &[Purpose::Nvme]);
+        let least = format_bytes(LOCKED_BYTES_WANTED);
+        finding.lacks(format!("less than {least}"), &[Purpose::Nvme]);
         finding.mend(
             "echo \"$USER - memlock unlimited\" | sudo tee /etc/security/limits.d/oxblock.conf",
         );

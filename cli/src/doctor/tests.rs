@@ -128,6 +128,7 @@ fn hugepages_are_told_by_size_and_node() {
     assert!(finding.mend[0].starts_with("echo 1024 | sudo tee /sys/kernel/mm"), "{finding:?}");
 }
 
+/// VFIO counts hugepages as locked, too: with enough of them this was once called ready.
 #[test]
 fn memlock_binds_who_is_not_exempt() {
     let limits = "Limit Soft Hard Units\nMax locked memory         8388608  8388608  bytes\n";
@@ -143,7 +144,6 @@ fn memlock_binds_who_is_not_exempt() {
     fake.write("proc/self/status", b"CapEff:\tzz\n");
     fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", b"64");
     fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", b"64");
-    // The kernel counts hugepages that a device reaches, too.
     assert!(memory::memlock(&fake.root()).blocks(Purpose::Nvme));
 }
 
