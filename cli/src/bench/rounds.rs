@@ -29,6 +29,8 @@ pub enum News<'a> {
     Notices(&'a [String]),
     /// A job whose round has ended.
     Report(Box<Report>),
+    /// How the jobs stand that run.
+    Status(Vec<Arc<Report>>),
 }
 
 /// Takes the news.
@@ -166,13 +168,20 @@ impl Rounds {
         for round in self.rounds.iter().take_while(|_| goes_on()) {
             let results = match &round[..] {
                 [job] => {
+                    let mut told = Ok(());
                     let result = watched(&job.options.name, |watch| {
-                        run_placed(job, &targets[job.target], stop, watch)
+                        run_placed(job, &targets[job.target], stop, &mut |now| {
+                            watch(now);
+                            if let (Ok(()), Some(status)) = (&told, &now.status) {
+                                told = tell(News::Status(vec![status.clone()]));
+                            }
+                        })
                     });
+                    told?;
                     Endings::new(round, &rest).after(0, &result);
                     vec![result]
                 }
-                jobs => run_side_by_side(jobs, targets, stop, &rest),
+                jobs => run_side_by_side(jobs, targets, (stop, &rest), tell)?,
             };
             for result in results {
                 let report = result?;
@@ -232,7 +241,14 @@ fn run_placed(
     if !job.alone {
         session.serving = &[];
     }
-    let result = run_on_files(&session, target.nodes(job.place), job.options.clone(), watch);
+    let mut watch = |now: &Snapshot| {
+        let in_group = |status: &Arc<Report>| {
+            Arc::new(Report { group_id: job.group_id, ..Report::clone(status) })
+        };
+        watch(&Snapshot { status: now.status.as_ref().map(in_group), ..now.clone() });
+    };
+    let nodes = target.nodes(job.place);
+    let result = run_on_files(&session, nodes, job.options.clone(), &mut watch);
     let named = |error: Error| error.context(format!("job `{}`", job.options.name));
     result.map(|report| Report { group_id: job.group_id, ..report }).map_err(named)
 }
@@ -284,15 +300,16 @@ impl<'a> Endings<'a> {
 fn run_side_by_side(
     jobs: &[Placed],
     targets: &[Target],
-    stop: &Arc<AtomicBool>,
-    rest: &AtomicBool,
-) -> Vec<Result<Report, Error>> {
+    (stop, rest): (&Arc<AtomicBool>, &AtomicBool),
+    tell: Tell<'_>,
+) -> Result<Vec<Result<Report, Error>>, Error> {
     let endings = Endings::new(jobs, rest);
     let shown = Mutex::new(vec![Snapshot::default(); jobs.len()]);
+    let mut told = Ok(());
     let one = |number: usize, job: &Placed| {
         let ending = &endings.flags[number];
         let result = run_placed(job, &targets[job.target], ending, &mut |now| {
-            shown.lock().unwrap_or_else(PoisonError::into_inner)[number] = *now;
+            shown.lock().unwrap_or_else(PoisonError::into_inner)[number].replace_by(now);
         });
         endings.after(number, &result);
         result.map(|report| Report {
@@ -300,7 +317,7 @@ fn run_side_by_side(
             ..report
         })
     };
-    watched(&format!("{} jobs", jobs.len()), |watch| {
+    let results = watched(&format!("{} jobs", jobs.len()), |watch| {
         std::thread::scope(|scope| {
             let one = &one;
             let threads: Vec<_> = (0..)
@@ -312,12 +329,21 @@ fn run_side_by_side(
                 if stop.load(Relaxed) {
                     endings.end_all();
                 }
-                watch(&together(&shown.lock().unwrap_or_else(PoisonError::into_inner)));
+                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
+                watch(&together(&shown));
+                let mut running = threads.iter().zip(&*shown).filter(|(t, _)| !t.is_finished());
+                // Each that runs has told of itself: that is a status of all.
+                if told.is_ok() && running.all(|(_, now)| now.status.is_some()) {
+                    let statuses = shown.iter_mut().filter_map(|now| now.status.take()).collect();
+                    drop(shown);
+                    told = tell(News::Status(statuses));
+                }
             }
             let gone = || Err(Error::new(ErrorKind::Failed, "the thread of a job panicked"));
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
         })
-    })
+    });
+    told.map(|()| results)
 }
 
 /// Where several jobs stand, as one: the slowest's progress, all their rates.
@@ -329,6 +355,7 @@ fn together(jobs: &[Snapshot]) -> Snapshot {
         iops: [sum(|job| job.iops[0]), sum(|job| job.iops[1])],
         bandwidth: sum(|job| job.bandwidth),
         checking: jobs.iter().any(|job| job.checking),
+        status: None,
     }
 }
 
