@@ -284,6 +284,8 @@ fn a_status_of_running_jobs_is_written_between() {
     let documents = serde_json::Deserializer::from_str(&out).into_iter::<serde_json::Value>();
     let documents: Vec<_> = documents.map(|document| document.expect("JSON")).collect();
     assert!((2..=4).contains(&documents.len()), "{} documents", documents.len());
+    let count = |document: &serde_json::Value| document["jobs"].as_array().map(Vec::len);
+    assert!(documents.iter().all(|document| count(document) == Some(2)));
     for job in [0, 1] {
         let read = |document: &serde_json::Value| {
             let read = &document["jobs"][job]["read"];

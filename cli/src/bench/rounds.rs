@@ -304,14 +304,18 @@ fn run_side_by_side(
     tell: Tell<'_>,
 ) -> Result<Vec<Result<Report, Error>>, Error> {
     let endings = Endings::new(jobs, rest);
-    let shown = Mutex::new(vec![Snapshot::default(); jobs.len()]);
+    let shown = Mutex::new(Shown::new(jobs.len()));
+    let locked = || shown.lock().unwrap_or_else(PoisonError::into_inner);
     let mut told = Ok(());
     let one = |number: usize, job: &Placed| {
         let ending = &endings.flags[number];
         let result = run_placed(job, &targets[job.target], ending, &mut |now| {
-            shown.lock().unwrap_or_else(PoisonError::into_inner)[number].replace_by(now);
+            locked().jobs[number].replace_by(now);
         });
         endings.after(number, &result);
+        if let (Ok(report), Some(_)) = (&result, job.options.status_interval) {
+            locked().ended[number] = Some(Arc::new(report.clone()));
+        }
         result.map(|report| Report {
             interrupted: report.interrupted && stop.load(Relaxed),
             ..report
@@ -329,14 +333,10 @@ fn run_side_by_side(
                 if stop.load(Relaxed) {
                     endings.end_all();
                 }
-                let mut shown = shown.lock().unwrap_or_else(PoisonError::into_inner);
-                watch(&together(&shown));
-                let mut running = threads.iter().zip(&*shown).filter(|(t, _)| !t.is_finished());
-                // Each that runs has told of itself: that is a status of all.
-                if told.is_ok() && running.all(|(_, now)| now.status.is_some()) {
-                    let statuses = shown.iter_mut().filter_map(|now| now.status.take()).collect();
-                    drop(shown);
-                    told = tell(News::Status(statuses));
+                watch(&together(&locked().jobs));
+                let status = locked().take_status();
+                if let (Ok(()), Some(status)) = (&told, status) {
+                    told = tell(News::Status(status));
                 }
             }
             let gone = || Err(Error::new(ErrorKind::Failed, "the thread of a job panicked"));
@@ -344,6 +344,32 @@ fn run_side_by_side(
         })
     });
     told.map(|()| results)
+}
+
+/// What the jobs of a round show of themselves.
+struct Shown {
+    jobs: Vec<Snapshot>,
+    /// The reports of those that have ended, where a status is asked for.
+    ended: Vec<Option<Arc<Report>>>,
+}
+
+impl Shown {
+    fn new(count: usize) -> Shown {
+        Shown { jobs: vec![Snapshot::default(); count], ended: vec![None; count] }
+    }
+
+    /// How all jobs stand, once each that runs has told of itself since the last time.
+    fn take_status(&mut self) -> Option<Vec<Arc<Report>>> {
+        let runs = |(job, ended): (&Snapshot, &Option<Arc<Report>>)| {
+            ended.is_none().then_some(job.status.is_some())
+        };
+        let running: Vec<bool> = self.jobs.iter().zip(&self.ended).filter_map(runs).collect();
+        if running.is_empty() || running.contains(&false) {
+            return None;
+        }
+        let jobs = self.jobs.iter_mut().zip(&self.ended);
+        Some(jobs.filter_map(|(job, ended)| ended.clone().or(job.status.take())).collect())
+    }
 }
 
 /// Where several jobs stand, as one: the slowest's progress, all their rates.
