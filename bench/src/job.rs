@@ -29,6 +29,8 @@ use crate::report::{Allocations, CloneReport, FailedIo};
 use crate::stats::{CpuUse, Direction};
 use shaped::Shaped;
 
+mod filler;
+mod pace;
 mod shaped;
 mod target;
 mod verified;
