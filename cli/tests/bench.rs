@@ -6,6 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+#[path = "bench/verify.rs"]
+mod verify;
+
 /// Reactors spin: runs side by side would only wait for each other.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -244,6 +247,32 @@ fn exitall_ends_the_jobs_beside() {
     let begun = Instant::now();
     let out = good(&[path(&file)]);
     assert!(begun.elapsed() < Duration::from_secs(30) && !out.contains("Ctrl-C"), "{out}");
+}
+
+#[test]
+fn exit_what_chooses_who_ends() {
+    let ran = |words: &str, jobs: &str| {
+        let text = format!("[global]\nfilename=null\n[first]\nruntime=200ms\n{words}\n{jobs}");
+        let report = json(&[path(&job_file(&text))]);
+        let jobs = report["jobs"].as_array().expect("jobs").clone();
+        jobs.iter().map(|job| job["job_runtime"].as_u64().unwrap_or(0)).collect::<Vec<_>>()
+    };
+    // A group ends together; the next one goes on, unless all that run are to end.
+    let groups = "[same]\nruntime=60\n[other]\nnew_group\nruntime=700ms\n";
+    let times = ran("exitall", groups);
+    assert!(times[1] < 650 && times[2] >= 650, "{times:?}");
+    let times = ran("exitall\nexit_what=stonewall", groups);
+    assert!(times[1] < 650 && times[2] < 650, "{times:?}");
+    let later = "[later]\nstonewall\nruntime=100ms\n";
+    assert_eq!(ran("exitall\nexit_what=stonewall", later).len(), 2);
+    assert_eq!(ran("exitall\nexit_what=all", later).len(), 1);
+    assert_eq!(ran("exitall_on_error\nexit_what=all", later).len(), 2);
+    let text = "[a]\nfilename=null\nrate_cycle=50\nrate_iops_min=100g\nexitall_on_error\nexit_what=all\n[b]\nstonewall\n";
+    let (out, _) = bad(&[path(&job_file(text))]);
+    assert!(
+        out.contains("a: (groupid=0, jobs=1): err= 5 (reads were") && !out.contains("b: ("),
+        "{out}"
+    );
 }
 
 #[test]
