@@ -7,3 +7,4 @@ mod engines;
 mod faults;
 mod files;
 mod registered;
+mod sharing;
