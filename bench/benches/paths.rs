@@ -10,7 +10,7 @@ use oxblock_bench::options::{JobOptions, Rw};
 use oxblock_bench::pattern::{Order, Steps};
 use oxblock_bench::run::{Session, run};
 use oxblock_bench::stats::Latency;
-use oxblock_bench::verify::{Checker, Recipe};
+use oxblock_bench::verify::{Checker, Expected, Method, Recipe, Write};
 use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::null::{self, NullOptions};
 use oxblock_engine::{Driver, Engine, Node, Options};
@@ -69,12 +69,19 @@ fn parts(c: &mut Criterion) {
             latency.record(black_box(ns));
         });
     });
-    let recipe = Recipe { seed: 1, stamp: 2 };
-    let mut block = vec![0; 4096];
-    c.bench_function("verify/fill_4k", |b| b.iter(|| recipe.fill(black_box(4096), &mut block)));
-    let mut checker = Checker::new(1, Some(2));
-    c.bench_function("verify/check_4k", |b| b.iter(|| checker.check(4096, black_box(&block))));
-    assert_eq!(checker.bad(), 0);
+    for method in [Method::Crc32c, Method::Xxhash, Method::Sha256, Method::Meta] {
+        let recipe = Recipe { method, seed: 1, pattern: None, header_at: 0 };
+        let write = Write { offset: 4096, stamp: 2, generation: 1 };
+        let (mut block, name) = (vec![0; 4096], method.word());
+        c.bench_function(&format!("verify/fill_4k/{name}"), |b| {
+            b.iter(|| recipe.fill(black_box(write), &mut block));
+        });
+        let mut checker = Checker::new(recipe, Some(2), 512);
+        c.bench_function(&format!("verify/check_4k/{name}"), |b| {
+            b.iter(|| checker.check(4096, Expected::Write(1), black_box(&mut block)));
+        });
+        assert_eq!(checker.report().bad, 0);
+    }
 }
 
 /// A message through a ring between two cores, both ends on this one.

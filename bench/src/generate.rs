@@ -12,6 +12,39 @@ pub(crate) struct Piece {
     pub len: u32,
 }
 
+/// How much a clone is to do.
+#[derive(Clone, Debug)]
+pub(crate) struct Budget {
+    bytes: u64,
+    ios: u64,
+}
+
+impl Budget {
+    pub fn new(options: &JobOptions, plan: &Plan) -> Budget {
+        let ios = match options.shape.sizes {
+            None => plan.limit,
+            Some(_) => options.shape.number_ios.unwrap_or(u64::MAX),
+        };
+        Budget { bytes: plan.bytes, ios }
+    }
+
+    #[inline]
+    pub fn is_spent(&self) -> bool {
+        self.bytes == 0 || self.ios == 0
+    }
+
+    /// Takes one I/O off; what is without end stays so.
+    #[inline]
+    pub fn spend(&mut self, len: u32) {
+        if self.bytes != u64::MAX {
+            self.bytes = self.bytes.saturating_sub(u64::from(len));
+        }
+        if self.ios != u64::MAX {
+            self.ios = self.ios.saturating_sub(1);
+        }
+    }
+}
+
 /// Gives pieces without end. Replays from its seed; allocates only when built.
 #[derive(Clone, Debug)]
 pub(crate) struct Generator {

@@ -25,16 +25,17 @@ use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
-use crate::report::{Allocations, CloneReport, FailedIo, VerifyReport};
+use crate::report::{Allocations, CloneReport, FailedIo};
 use crate::stats::{CpuUse, Direction};
-use crate::verify::{Checker, Recipe};
 use shaped::Shaped;
 
 mod shaped;
 mod target;
+mod verified;
 mod watch;
 
 pub(crate) use shaped::Shaped as ShapedWork;
+pub(crate) use verified::Verified;
 pub(crate) use watch::Watching;
 
 /// The clock that latencies are taken with.
@@ -59,19 +60,6 @@ pub(crate) struct Phase {
     pub limit: u64,
     pub runtime_ns: Option<u64>,
     pub ramp_ns: u64,
-    pub work: Work,
-}
-
-/// What is done at each step.
-#[derive(Clone, Debug)]
-pub(crate) enum Work {
-    /// Read or write, as the step says.
-    Plain,
-    /// The same, and what is written can be checked.
-    Stamp(Recipe),
-    /// Read what the step says and check it; a step that the writing job read is passed over
-    /// when `writes_only`.
-    Check { writes_only: bool, fatal: bool },
 }
 
 /// What a clone shows of itself while it runs; written by its core alone.
@@ -79,7 +67,11 @@ pub(crate) enum Work {
 #[repr(align(128))]
 pub(crate) struct Progress {
     pub ios: [AtomicU64; 2],
+    /// Of a shaped job.
+    pub bytes: AtomicU64,
     pub checking: AtomicBool,
+    /// Set by who watches: the clone is to end, for it has done what it was to do.
+    pub end: AtomicBool,
 }
 
 /// One clone in one phase; see the module's documentation.
@@ -111,7 +103,6 @@ pub(crate) struct Worker {
     ends_ns: u64,
     ramp_ends_ns: u64,
     counts: Counts,
-    checker: Option<Checker>,
     fault: Option<FailedIo>,
     /// Set for jobs whose blocks, places or pace are not plain.
     shaped: Option<Box<Shaped>>,
@@ -134,8 +125,6 @@ pub(crate) struct Outcome {
     pub report: CloneReport,
     /// The buffers, for the next phase.
     pub buffers: Vec<IoVector>,
-    /// Steps taken, for the phase that checks them.
-    pub taken: u64,
     pub interrupted: bool,
 }
 
@@ -154,14 +143,21 @@ impl Counts {
 }
 
 impl Progress {
+    /// I/Os and bytes of all directions; a plain job counts no bytes, as all its I/Os are of
+    /// `block_size`.
+    pub fn done(&self, block_size: u32, is_plain: bool) -> [u64; 2] {
+        let ios = self.ios().iter().sum();
+        [ios, if is_plain { ios * u64::from(block_size) } else { self.bytes.load(Relaxed) }]
+    }
+
+    /// Only the clone's core adds: no other store comes between.
+    #[inline]
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.store(self.bytes.load(Relaxed).wrapping_add(bytes), Relaxed);
+    }
+
     fn ios(&self) -> [u64; 2] {
         [0, 1].map(|way: usize| self.ios[way].load(Relaxed))
-    }
-}
-
-impl Work {
-    fn is_fatal(&self) -> bool {
-        matches!(self, Work::Check { fatal: true, .. })
     }
 }
 
@@ -224,10 +220,8 @@ impl Worker {
         buffers: Vec<IoVector>,
         stop: Arc<AtomicBool>,
         progress: Arc<Progress>,
-        checker: Option<Checker>,
     ) -> Worker {
         let depth = buffers.len();
-        progress.checking.store(checker.is_some(), Relaxed);
         let rest = (0..).zip(buffers).map(|(tag, data)| Op::read(0, data).tag(tag)).collect();
         Worker {
             channel,
@@ -249,7 +243,6 @@ impl Worker {
             ends_ns: u64::MAX,
             ramp_ends_ns: 0,
             counts: Counts::new(0),
-            checker,
             fault: None,
             shaped: None,
         }
@@ -300,7 +293,7 @@ impl Worker {
     pub fn is_over(&self) -> bool {
         self.closing
             && self.in_flight == 0
-            && self.shaped.as_ref().is_none_or(|shaped| shaped.is_done())
+            && self.shaped.as_ref().is_none_or(|shaped| self.held.is_empty() && shaped.is_done())
     }
 
     /// When [`Worker::pass`] must be called even if nothing completes.
@@ -319,7 +312,7 @@ impl Worker {
     /// Ends what should end, apart from completions.
     #[inline]
     fn watch(&mut self, now: u64) {
-        if now >= self.ends_ns {
+        if now >= self.ends_ns || self.progress.end.load(Relaxed) {
             self.closing = true;
         }
         if self.stop.load(Relaxed) {
@@ -351,17 +344,13 @@ impl Worker {
             self.closing = true;
             return;
         }
-        for op in &mut self.rest[first..] {
+        for op in &self.rest[first..] {
             let stats = match op.kind {
                 OpKind::Read => &mut counts.report.read,
                 _ => &mut counts.report.write,
             };
             stats.ios += 1;
             stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
-            if let Some(checker) = &mut self.checker {
-                let good = check(checker, op.offset, &mut op.data);
-                self.closing |= !good && self.phase.work.is_fatal();
-            }
         }
         let shown = [counts.report.read.ios, counts.report.write.ios];
         for way in [0, 1] {
@@ -412,14 +401,7 @@ impl Worker {
             };
             let op = &mut self.rest[place];
             op.offset = self.phase.start + step.block * u64::from(self.phase.block_size);
-            op.kind = match &self.phase.work {
-                Work::Plain if step.write => OpKind::Write,
-                Work::Stamp(recipe) if step.write => {
-                    fill(recipe, op.offset, &mut op.data);
-                    OpKind::Write
-                }
-                _ => OpKind::Read,
-            };
+            op.kind = if step.write { OpKind::Write } else { OpKind::Read };
         }
         self.rest.len()
     }
@@ -447,17 +429,11 @@ impl Worker {
 
     #[inline]
     fn next_step(&mut self) -> Option<Step> {
-        loop {
-            if self.taken == self.phase.limit {
-                return None;
-            }
-            self.taken += 1;
-            let step = self.phase.steps.next_step();
-            match self.phase.work {
-                Work::Check { writes_only: true, .. } if !step.write => {}
-                _ => return Some(step),
-            }
+        if self.taken == self.phase.limit {
+            return None;
         }
+        self.taken += 1;
+        Some(self.phase.steps.next_step())
     }
 
     /// Takes the results and the buffers out of a worker that is over.
@@ -483,15 +459,10 @@ impl Worker {
             report.ending = watching.ending();
             report.found_depth = watching.found_depth();
         }
-        report.verify = self.checker.take().map(|checker| VerifyReport {
-            checked: report.read.ios,
-            bad: checker.bad(),
-            mismatches: checker.mismatches(),
-        });
+        report.verify = self.shaped.as_mut().and_then(|shaped| shaped.take_findings());
         Outcome {
             report,
             buffers: self.rest.drain(..).map(|op| op.data).collect(),
-            taken: self.taken,
             interrupted: self.interrupted,
         }
     }
@@ -505,18 +476,6 @@ fn note_fault(first: &mut Option<FailedIo>, kind: OpKind, fault: Fault) {
         _ => Direction::Write,
     };
     first.get_or_insert(FailedIo { direction, fault });
-}
-
-/// Makes the block that belongs at `offset`.
-fn fill(recipe: &Recipe, offset: u64, data: &mut IoVector) {
-    if let Some(Some(block)) = data.slices_mut().next() {
-        recipe.fill(offset, block);
-    }
-}
-
-/// Checks the block that was read at `offset`.
-fn check(checker: &mut Checker, offset: u64, data: &mut IoVector) -> bool {
-    matches!(data.slices_mut().next(), Some(Some(block)) if checker.check(offset, block))
 }
 
 /// One buffer of `len` bytes for each of `depth` I/Os: of the engine's memory, which devices know

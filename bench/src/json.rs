@@ -5,9 +5,11 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde_json::{Map, Value, json};
 
-use crate::options::JobOptions;
-use crate::report::{CloneReport, Report};
-use crate::stats::{Depths, Direction, DirectionStats, Latency, Summary};
+use crate::bins;
+use crate::options::{Latencies, Unified};
+use crate::report::{CloneReport, Report, entries};
+use crate::shares::{self, Shares};
+use crate::stats::{DirectionStats, Latency, Samples, Summary};
 
 /// The release of fio whose shape this is; readers look at it to choose a parser.
 pub const FIO_VERSION: &str = "fio-3.33";
@@ -18,23 +20,20 @@ pub const PERCENTILES: [f64; 17] = [
     99.99,
 ];
 
-/// The document for some jobs, in the order in which they ran, that ended at `ended`. With
-/// `group_reporting` the jobs of one group are one entry, under the first one's name.
+/// The document for some jobs, in the order in which they ran, that ended at `ended`; fio's
+/// `json`. With `group_reporting` the jobs of one group are one entry, under the first one's name.
 pub fn document(reports: &[Report], ended: SystemTime) -> Value {
+    with_detail(reports, ended, false)
+}
+
+/// The same with the counts of all of [fio's bins](crate::bins): fio's `json+`.
+pub fn document_plus(reports: &[Report], ended: SystemTime) -> Value {
+    with_detail(reports, ended, true)
+}
+
+fn with_detail(reports: &[Report], ended: SystemTime, has_bins: bool) -> Value {
     let since_epoch = ended.duration_since(UNIX_EPOCH).unwrap_or_default();
-    let mut jobs = Vec::new();
-    let mut reports = reports.iter().peekable();
-    while let Some(report) = reports.next() {
-        if !report.options.group_reporting {
-            jobs.extend(report.clones.iter().map(|clone| job(report, clone)));
-            continue;
-        }
-        let mut group = report.group();
-        while let Some(more) = reports.next_if(|next| is_merged(report, next)) {
-            group.merge(&more.group());
-        }
-        jobs.push(job(report, &group));
-    }
+    let jobs = entries(reports).into_iter().map(|entry| job(entry.report, &entry.clone, has_bins));
     json!({
         "fio version": FIO_VERSION,
         "oxblock version": env!("CARGO_PKG_VERSION"),
@@ -42,15 +41,12 @@ pub fn document(reports: &[Report], ended: SystemTime) -> Value {
         "timestamp_ms": since_epoch.as_millis() as u64,
         "time": calendar_time(since_epoch),
         "global options": {},
-        "jobs": jobs,
+        "jobs": jobs.collect::<Vec<Value>>(),
     })
 }
 
-fn is_merged(first: &Report, next: &Report) -> bool {
-    next.options.group_reporting && next.group_id == first.group_id
-}
-
-fn job(report: &Report, clone: &CloneReport) -> Value {
+fn job(report: &Report, clone: &CloneReport, has_bins: bool) -> Value {
+    let (options, watch) = (&report.options, &report.options.watch);
     let mut job = Map::new();
     let mut put = |key: &str, value: Value| job.insert(key.to_owned(), value);
     put("jobname", report.options.name.clone().into());
@@ -59,14 +55,18 @@ fn job(report: &Report, clone: &CloneReport) -> Value {
     put("eta", 0.into());
     put("elapsed", clone.runtime_ns.div_ceil(1_000_000_000).into());
     put("job options", job_options(report));
-    for way in Direction::ALL {
-        let group_rate = report.group().direction(way).bandwidth();
-        put(way.word(), direction(clone.direction(way), group_rate, &report.options));
+    let latency = Shown { percentiles: &options.percentiles, has_bins };
+    let group = report.group().shown(watch.unified);
+    for ((word, stats), (_, group)) in clone.shown(watch.unified).into_iter().zip(group) {
+        put(word, direction(&stats, group.bandwidth(), &watch.latencies, &latency));
     }
-    let lat = with_percentiles(&clone.sync, &report.options.percentiles);
-    put("sync", json!({ "total_ios": clone.sync.count(), "lat_ns": lat }));
-    if clone.errors > 0 {
-        put("total_err", clone.errors.into());
+    if watch.unified != Unified::Mixed {
+        let lat = latency.value(Some(&clone.sync), true);
+        put("sync", json!({ "total_ios": clone.sync.count(), "lat_ns": lat }));
+    }
+    let errors = clone.errors + clone.verify.as_ref().map_or(0, |verify| verify.bad);
+    if errors > 0 {
+        put("total_err", errors.into());
         put("first_error", clone.errno().into());
     }
     put("job_runtime", (clone.runtime_ns / 1_000_000).into());
@@ -76,19 +76,22 @@ fn job(report: &Report, clone: &CloneReport) -> Value {
     put("ctx", clone.cpu.context_switches.into());
     put("majf", clone.cpu.major_faults.into());
     put("minf", clone.cpu.minor_faults.into());
-    put("iodepth_level", levels(&clone.depths));
-    put("iodepth_submit", batches(&clone.submitted));
-    put("iodepth_complete", batches(&clone.completed));
-    let mut all = clone.read.latency.clone();
-    all.merge(&clone.write.latency);
-    all.merge(&clone.trim.latency);
-    put("latency_ns", spread(&all, 1, &NS_STEPS, None));
-    put("latency_us", spread(&all, 1_000, &US_STEPS, None));
-    put("latency_ms", spread(&all, 1_000_000, &MS_STEPS, Some(2000)));
-    put("latency_depth", report.options.io_depth.into());
-    put("latency_target", 0.into());
-    put("latency_percentile", 100.0.into());
-    put("latency_window", 0.into());
+    put("iodepth_level", object(shares::levels(&clone.depths)));
+    put("iodepth_submit", object(shares::batches(&clone.submitted)));
+    put("iodepth_complete", object(shares::batches(&clone.completed)));
+    let all = clone.mixed().latency;
+    for (key, shares) in
+        ["latency_ns", "latency_us", "latency_ms"].into_iter().zip(shares::spread(&all))
+    {
+        put(key, object(shares));
+    }
+    put("latency_depth", clone.found_depth.unwrap_or(options.io_depth).into());
+    put("latency_target", watch.target.target_ns.into());
+    put("latency_percentile", watch.target.percentile.into());
+    put("latency_window", (watch.target.window_ns / 1000).into());
+    if let Some(steadiness) = &report.steadiness {
+        put("steadystate", steadiness.json());
+    }
     put("oxblock", own_figures(report, clone));
     Value::Object(job)
 }
@@ -109,8 +112,15 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
             .iter()
             .map(|bad| json!({ "offset": bad.offset, "what": bad.to_string() }))
             .collect();
-        json!({ "blocks_checked": verify.checked, "blocks_bad": verify.bad,
-                "mismatches": mismatches })
+        let doubts = verify.doubts;
+        json!({
+            "blocks_checked": verify.checked,
+            "blocks_bad": verify.bad,
+            "blocks_raced": verify.raced,
+            "blocks_in_doubt": { "old": doubts.old, "new": doubts.new, "torn": doubts.torn,
+                                 "unknown": doubts.unknown },
+            "mismatches": mismatches,
+        })
     });
     let serving: Vec<Value> = report
         .serving
@@ -135,36 +145,45 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
         "heap_allocations": clone.allocations.map(|a| a.count),
         "clock": crate::job::CLOCK,
         "latency_from": if report.options.shape.has_rate() { "due time" } else { "submission" },
+        "completion_latency_from": completion_from(report, clone),
         "interrupted": report.interrupted,
-        "error_message": error_message(clone),
+        "error_message": clone.error_message(),
         "log_entries_lost": report.log_entries_lost,
         "verify": verify,
     })
 }
 
-fn error_message(clone: &CloneReport) -> Option<String> {
-    let fault = clone.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault));
-    fault.or(clone.ending.map(|ending| ending.to_string()))
+/// From when `clat_ns` counts.
+fn completion_from(report: &Report, clone: &CloneReport) -> &'static str {
+    match (clone.read.apart.is_some(), report.options.shape.has_rate()) {
+        (true, _) => "end of submission",
+        (false, true) => "due time",
+        (false, false) => "submission",
+    }
 }
 
-fn direction(stats: &DirectionStats, group_bandwidth: f64, options: &JobOptions) -> Value {
+fn direction(
+    stats: &DirectionStats,
+    group_bandwidth: f64,
+    switches: &Latencies,
+    shown: &Shown<'_>,
+) -> Value {
     let bandwidth = stats.bandwidth();
-    let rates = Summary::of(&stats.samples.bandwidth);
-    let iops = Summary::of(&stats.samples.iops);
+    let none = Samples::default();
+    let samples = if switches.disable_bw { &none } else { &stats.samples };
+    let rates = Summary::of(&samples.bandwidth);
+    let iops = Summary::of(&samples.iops);
     let share = if group_bandwidth > 0.0 { 100.0 * bandwidth / group_bandwidth } else { 0.0 };
-    json!({
+    let mut value = json!({
         "io_bytes": stats.bytes,
         "io_kbytes": stats.bytes / 1024,
         "bw_bytes": bandwidth as u64,
         "bw": (bandwidth / 1024.0) as u64,
         "iops": stats.iops(),
-        "runtime": stats.runtime_ns / 1_000_000,
+        "runtime": stats.runtime_ms(),
         "total_ios": stats.ios,
         "short_ios": 0,
         "drop_ios": 0,
-        "slat_ns": latency(None),
-        "clat_ns": with_percentiles(&stats.latency, &options.percentiles),
-        "lat_ns": latency(Some(&stats.latency)),
         "bw_min": (rates.min / 1024.0) as u64,
         "bw_max": (rates.max / 1024.0) as u64,
         "bw_agg": share,
@@ -176,72 +195,50 @@ fn direction(stats: &DirectionStats, group_bandwidth: f64, options: &JobOptions)
         "iops_mean": iops.mean,
         "iops_stddev": iops.stddev,
         "iops_samples": iops.count,
-    })
+    });
+    for (word, latency, has_percentiles) in stats.shown(switches) {
+        value[format!("{word}_ns")] = shown.value(latency, has_percentiles);
+    }
+    value
 }
 
-/// Submission is not timed apart (see [`crate::job`]): `slat_ns` is `None`'s zeroes, as fio's is
-/// for engines that cannot tell, and `lat_ns` equals `clat_ns`.
-fn latency(latency: Option<&Latency>) -> Value {
-    match latency.filter(|latency| latency.count() > 0) {
-        None => json!({ "min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0 }),
-        Some(latency) => json!({
+/// How latencies are shown.
+struct Shown<'a> {
+    /// Which percentiles; none: fio's.
+    percentiles: &'a [f64],
+    has_bins: bool,
+}
+
+impl Shown<'_> {
+    /// One latency; zeroes where it was not measured, as fio has it.
+    fn value(&self, latency: Option<&Latency>, has_percentiles: bool) -> Value {
+        let Some(latency) = latency.filter(|latency| latency.count() > 0) else {
+            return json!({ "min": 0, "max": 0, "mean": 0.0, "stddev": 0.0, "N": 0 });
+        };
+        let mut value = json!({
             "min": latency.min(),
             "max": latency.max(),
             "mean": latency.mean(),
             "stddev": latency.stddev(),
             "N": latency.count(),
-        }),
-    }
-}
-
-fn with_percentiles(stats: &Latency, list: &[f64]) -> Value {
-    let mut value = latency(Some(stats));
-    if stats.count() > 0 {
-        let list = if list.is_empty() { &PERCENTILES[..] } else { list };
-        let list = list.iter().map(|&p| (format!("{p:.6}"), Value::from(stats.percentile(p))));
+        });
+        if !has_percentiles {
+            return value;
+        }
+        let list = if self.percentiles.is_empty() { &PERCENTILES[..] } else { self.percentiles };
+        let list = list.iter().map(|&p| (format!("{p:.6}"), Value::from(latency.percentile(p))));
         value["percentile"] = Value::Object(list.collect());
+        if self.has_bins {
+            let bins = bins::counts(latency).into_iter();
+            let bins = bins.map(|(bin, count)| (bins::value(bin).to_string(), count.into()));
+            value["bins"] = Value::Object(bins.collect());
+        }
+        value
     }
-    value
 }
 
-fn levels(depths: &Depths) -> Value {
-    let total = depths.total().max(1) as f64;
-    let share = |low, high| 100.0 * depths.count_between(low, high) as f64 / total;
-    json!({
-        "1": share(0, 1), "2": share(2, 3), "4": share(4, 7), "8": share(8, 15),
-        "16": share(16, 31), "32": share(32, 63), ">=64": share(64, usize::MAX),
-    })
-}
-
-/// fio counts a batch under the next step that it does not exceed: 5 to 8 under `8`.
-fn batches(depths: &Depths) -> Value {
-    let total = depths.total().max(1) as f64;
-    let share = |low, high| 100.0 * depths.count_between(low, high) as f64 / total;
-    json!({
-        "0": 0.0, "4": share(0, 3), "8": share(4, 7), "16": share(8, 15),
-        "32": share(16, 31), "64": share(32, 63), ">=64": share(64, usize::MAX),
-    })
-}
-
-const NS_STEPS: [u64; 10] = [2, 4, 10, 20, 50, 100, 250, 500, 750, 1000];
-const US_STEPS: [u64; 10] = NS_STEPS;
-const MS_STEPS: [u64; 11] = [2, 4, 10, 20, 50, 100, 250, 500, 750, 1000, 2000];
-
-/// The share of I/Os below each step and not below the one before, in a unit of `unit` ns.
-fn spread(all: &Latency, unit: u64, steps: &[u64], last: Option<u64>) -> Value {
-    let total = all.count().max(1) as f64;
-    let mut low = if unit == 1 { 0 } else { unit };
-    let mut shares = Map::new();
-    for &step in steps {
-        let share = 100.0 * all.count_between(low, step * unit) as f64 / total;
-        shares.insert(step.to_string(), share.into());
-        low = step * unit;
-    }
-    if let Some(step) = last {
-        let share = 100.0 * all.count_between(step * unit, u64::MAX) as f64 / total;
-        shares.insert(format!(">={step}"), share.into());
-    }
-    Value::Object(shares)
+fn object(shares: Shares) -> Value {
+    Value::Object(shares.into_iter().map(|(step, share)| (step, share.into())).collect())
 }
 
 /// UTC in the form of `ctime`, which fio uses: `Sun Nov 22 11:21:21 2026`.

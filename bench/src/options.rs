@@ -6,18 +6,20 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::pattern::Order;
+use crate::pattern::{Order, mix64};
 use crate::units::Size;
 
 mod names;
 mod shape;
 mod table;
+mod verify;
 mod watch;
 mod watch_table;
 
 pub use names::{FIO_OPTIONS, nearest};
 pub use shape::{BlockSizes, Contents, Distribution, Shape};
 pub use table::{OPTIONS, OptionSpec};
+pub use verify::VerifyOptions;
 pub use watch::{Latencies, LatencyTarget, Logs, Steady, Unified, Watch};
 
 /// What one job does, before it meets a target. [`Default`] is fio's default where fio has one.
@@ -52,13 +54,7 @@ pub struct JobOptions {
     /// Seeds order and contents.
     pub seed: u64,
     /// Contents written so that they can be checked.
-    pub verify: Verify,
-    /// Read back and check after writing.
-    pub do_verify: bool,
-    /// Only read and check what an earlier run wrote with the same options.
-    pub verify_only: bool,
-    /// Stop at the first mismatch.
-    pub verify_fatal: bool,
+    pub verify: VerifyOptions,
     /// Open files with O_DIRECT.
     pub direct: bool,
     /// Report the clones of a job as one.
@@ -114,10 +110,7 @@ impl Default for JobOptions {
             read_percent: 50,
             no_random_map: false,
             seed: 0x6f78_626c_6f63_6b00,
-            verify: Verify::Off,
-            do_verify: true,
-            verify_only: false,
-            verify_fatal: false,
+            verify: VerifyOptions::default(),
             direct: false,
             group_reporting: false,
             shape: Shape::default(),
@@ -202,15 +195,6 @@ impl Rw {
     }
 }
 
-/// fio's `verify`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verify {
-    /// Contents are not checked.
-    Off,
-    /// Each block carries a header with a CRC-32C over the block; see [`crate::verify`].
-    Crc32c,
-}
-
 /// A word that is unknown, or a value that it cannot take.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OptionError {
@@ -267,6 +251,11 @@ impl JobOptions {
         self.given.iter().any(|(given, _)| *given == name)
     }
 
+    /// The seed of one clone's steps.
+    pub(crate) fn clone_seed(&self, number: u64) -> u64 {
+        mix64(self.seed.wrapping_add(number))
+    }
+
     /// What the job runs against, in words; `None`: left to the command.
     pub fn target_words(&self) -> Option<&str> {
         if self.null_engine { Some("null") } else { self.target.as_deref() }
@@ -274,7 +263,10 @@ impl JobOptions {
 
     /// Does it ask more of the hot loop than blocks of one size as fast as they go?
     pub fn is_shaped(&self) -> bool {
-        !self.shape.is_plain() || self.rw.trims() || self.watch.needs_each_io()
+        !self.shape.is_plain()
+            || self.rw.trims()
+            || self.verify.is_on()
+            || self.watch.needs_each_io()
     }
 
     /// Where the job's range ends on its target, if the job says so in bytes.
@@ -305,16 +297,6 @@ impl JobOptions {
         }
     }
 
-    /// Does the job check blocks that an earlier run wrote, as it reads them?
-    pub fn checks_at_once(&self) -> bool {
-        self.verify != Verify::Off && (self.verify_only || !self.rw.writes())
-    }
-
-    /// Does the job, once it has written, read its blocks back to check them?
-    pub fn reads_back(&self) -> bool {
-        self.verify != Verify::Off && self.do_verify && !self.checks_at_once()
-    }
-
     /// Fits the job to a target of `length` bytes in blocks of `block_size` bytes.
     ///
     /// Errors: options that contradict each other, or that the target cannot satisfy.
@@ -340,13 +322,11 @@ impl JobOptions {
                 ),
             ));
         }
-        let jobs = u64::from(if self.verify == Verify::Off { 1 } else { self.num_jobs });
-        let blocks = range / step / jobs;
-        if blocks == 0 || range / jobs < u64::from(self.block_size) {
-            return Err(wrong(
-                "size",
-                format!("the range of {range} bytes holds no block of {step} bytes for each job"),
-            ));
+        let blocks = range / step;
+        if blocks == 0 || range < u64::from(self.block_size) {
+            let size = self.block_size;
+            let text = format!("the range of {range} bytes holds no block of {size} bytes");
+            return Err(wrong("size", text));
         }
         let time_based = self.is_time_based();
         if time_based && self.runtime.is_none() {
@@ -364,8 +344,7 @@ impl JobOptions {
             limit = (bytes as f64 / self.mean_block_size()).ceil() as u64;
         }
         limit = limit.min(self.shape.number_ios.unwrap_or(u64::MAX));
-        let stride = if jobs == 1 { self.offset_increment } else { blocks * step };
-        Ok(Plan { start, blocks, range, stride, limit, bytes })
+        Ok(Plan { start, blocks, range, stride: self.offset_increment, limit, bytes })
     }
 
     /// The smallest block that the job may move, bytes.
@@ -418,56 +397,8 @@ impl JobOptions {
                 && self.io_size.is_none()
                 && self.file_size.is_none()
                 && self.shape.number_ios.is_none()
-                && self.verify == Verify::Off,
+                && !self.verify.is_on(),
         )
-    }
-
-    fn check_verify(&self) -> Result<(), OptionError> {
-        if self.verify == Verify::Off {
-            return match self.verify_only {
-                true => Err(wrong("verify_only", "needs verify=crc32c".to_owned())),
-                false => Ok(()),
-            };
-        }
-        if self.is_shaped() || self.loops > 1 || self.offset_increment > 0 {
-            return Err(wrong(
-                "verify",
-                "a verified job takes none of the options of block sizes, distribution, pace, \
-                 flushes, errors, loops and trims, and no logs and limits"
-                    .to_owned(),
-            ));
-        }
-        if self.contents != Contents::Random {
-            let text = "a verified job writes contents of its own: leave out those options";
-            return Err(wrong("verify", text.to_owned()));
-        }
-        if self.no_random_map && self.rw.is_random() {
-            return Err(wrong(
-                "norandommap",
-                "blocks that repeat cannot be verified; leave it out".to_owned(),
-            ));
-        }
-        if self.time_based == Some(true) {
-            return Err(wrong(
-                "time_based",
-                "a verified job makes one pass; leave it out and use size".to_owned(),
-            ));
-        }
-        if self.io_size.is_some()
-            && self.size.is_none_or(|size| match size {
-                Size::Bytes(size) => self.io_size > Some(size),
-                Size::Percent(_) => true,
-            })
-        {
-            return Err(wrong(
-                "io_size",
-                "a verified job makes one pass; give a size at least as large".to_owned(),
-            ));
-        }
-        if self.block_size < 512 {
-            return Err(wrong("bs", "a verified block is at least 512 bytes".to_owned()));
-        }
-        Ok(())
     }
 }
 
@@ -495,6 +426,7 @@ fn wrong(option: &str, message: String) -> OptionError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::verify::Method;
 
     fn job(words: &[(&str, &str)]) -> Result<JobOptions, OptionError> {
         let mut job = JobOptions::default();
@@ -525,8 +457,8 @@ mod tests {
         assert_eq!((job.block_size, job.io_depth, job.num_jobs), (16_384, 32, 2));
         assert_eq!(job.runtime, Some(Duration::from_millis(500)));
         assert_eq!((job.size, job.io_size), (Some(Size::Bytes(1 << 30)), Some(2 << 30)));
-        assert_eq!((job.read_percent, job.seed, job.verify), (70, 16, Verify::Crc32c));
-        assert!(!job.do_verify && job.name == "x");
+        assert_eq!((job.read_percent, job.seed, job.verify.method), (70, 16, Some(Method::Crc32c)));
+        assert!(!job.verify.after && job.name == "x");
         assert_eq!(job.given[0], ("rw", "randrw".to_owned()));
     }
 
@@ -592,17 +524,7 @@ mod tests {
             Ok((16, 16))
         );
         assert_eq!(plan(&[("size", "64k"), ("io_size", "128k")]).map(|p| p.limit), Ok(32));
-        assert_eq!(
-            plan(&[("verify", "crc32c"), ("rw", "write"), ("numjobs", "2")]),
-            Ok(Plan {
-                start: 0,
-                blocks: 128,
-                range: 1 << 20,
-                stride: 1 << 19,
-                limit: 128,
-                bytes: 1 << 20
-            })
-        );
+        assert_eq!(plan(&[("verify", "crc32c"), ("rw", "write"), ("numjobs", "2")]), plan(&[]));
         for bad in [
             &[("bs", "1000")][..],
             &[("size", "2m")],
@@ -610,8 +532,6 @@ mod tests {
             &[("size", "1k")],
             &[("time_based", "1")],
             &[("verify_only", "1")],
-            &[("verify", "crc32c"), ("rw", "randwrite"), ("norandommap", "1")],
-            &[("verify", "crc32c"), ("time_based", "1"), ("runtime", "1")],
         ] {
             assert!(plan(bad).is_err(), "{bad:?}");
         }

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use oxblock_engine::Fault;
 
-use crate::options::JobOptions;
+use crate::options::{JobOptions, Unified};
 use crate::series::Series;
 use crate::stats::{CpuUse, Depths, Direction, DirectionStats, Latency};
+use crate::steady::Steadiness;
 use crate::verify::Mismatch;
 
 /// The result of one job with all its clones.
@@ -26,6 +27,8 @@ pub struct Report {
     pub serving: Vec<ServingReport>,
     /// Rates of all clones over the run.
     pub series: Series,
+    /// How steady the rates became, where that was asked for.
+    pub steadiness: Option<Steadiness>,
     /// Entries of logs for which there was no memory.
     pub log_entries_lost: u64,
     /// Ended before its time by the user.
@@ -170,12 +173,78 @@ impl fmt::Display for Ending {
 /// What checking found.
 #[derive(Clone, Debug, Default)]
 pub struct VerifyReport {
-    /// Blocks read and checked.
+    /// Blocks (intervals of `verify_interval` bytes) read and checked.
     pub checked: u64,
     /// Blocks that were not what had been written.
     pub bad: u64,
-    /// The first of them, described.
+    /// Blocks that were written or trimmed while they were read, and could not be checked then.
+    pub raced: u64,
+    /// Blocks whose last write had not been seen to end.
+    pub doubts: Doubts,
+    /// The first bad ones, described.
     pub mismatches: Vec<Mismatch>,
+}
+
+/// What blocks hold whose last write failed, or was in flight when the run was killed. None of
+/// these is bad.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Doubts {
+    /// What was there before.
+    pub old: u64,
+    /// What was being written.
+    pub new: u64,
+    /// Some of the target's own blocks hold the one, some the other.
+    pub torn: u64,
+    /// It had not been written before: what it held then is not known.
+    pub unknown: u64,
+}
+
+impl VerifyReport {
+    /// Adds what another clone or phase found.
+    pub fn merge(&mut self, other: &VerifyReport) {
+        self.checked += other.checked;
+        self.bad += other.bad;
+        self.raced += other.raced;
+        self.doubts.merge(other.doubts);
+        self.mismatches.extend(other.mismatches.iter().cloned());
+    }
+}
+
+impl VerifyReport {
+    /// What there is to say beside good and bad, a sentence each.
+    pub fn notes(&self) -> Vec<String> {
+        let Doubts { old, new, torn, unknown } = self.doubts;
+        let mut notes = Vec::new();
+        if self.doubts.total() > 0 {
+            notes.push(format!(
+                "{} blocks were in flight when the run ended, or their write failed: {old} hold \
+                 what was there before, {new} what was being written, {torn} some of both (each \
+                 block of the target whole), and of {unknown} it cannot be told",
+                self.doubts.total()
+            ));
+        }
+        if self.raced > 0 {
+            notes.push(format!(
+                "{} blocks were being written while they were read, and were not checked then",
+                self.raced
+            ));
+        }
+        notes
+    }
+}
+
+impl Doubts {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.old + self.new + self.torn + self.unknown
+    }
+
+    fn merge(&mut self, other: Doubts) {
+        self.old += other.old;
+        self.new += other.new;
+        self.torn += other.torn;
+        self.unknown += other.unknown;
+    }
 }
 
 impl Allocations {
@@ -192,7 +261,42 @@ impl ServingReport {
     }
 }
 
+/// What is reported as one: a clone, or with `group_reporting` all clones of a group of jobs.
+#[derive(Debug)]
+pub struct Entry<'a> {
+    /// The job; of a group, its first.
+    pub report: &'a Report,
+    /// Its figures.
+    pub clone: CloneReport,
+}
+
+/// What is reported of some jobs, in the order in which they ran.
+pub fn entries(reports: &[Report]) -> Vec<Entry<'_>> {
+    let mut entries = Vec::new();
+    let mut reports = reports.iter().peekable();
+    while let Some(report) = reports.next() {
+        if !report.options.group_reporting {
+            let clones = report.clones.iter().cloned();
+            entries.extend(clones.map(|clone| Entry { report, clone }));
+            continue;
+        }
+        let mut clone = report.group();
+        while let Some(more) = reports.next_if(|next| report.is_reported_with(next)) {
+            clone.merge(&more.group());
+        }
+        entries.push(Entry { report, clone });
+    }
+    entries
+}
+
 impl Report {
+    /// Is the job after this one reported together with it?
+    pub fn is_reported_with(&self, next: &Report) -> bool {
+        self.options.group_reporting
+            && next.options.group_reporting
+            && next.group_id == self.group_id
+    }
+
     /// All clones as one.
     pub fn group(&self) -> CloneReport {
         let mut clones = self.clones.iter();
@@ -217,6 +321,31 @@ impl CloneReport {
             Direction::Write => &self.write,
             Direction::Trim => &self.trim,
         }
+    }
+
+    /// All directions together, as fio's `unified_rw_reporting` has them.
+    pub fn mixed(&self) -> DirectionStats {
+        let mut mixed = self.read.clone();
+        mixed.merge(&self.write);
+        mixed.merge(&self.trim);
+        mixed
+    }
+
+    /// The directions that are shown apart, or together, with fio's words for them.
+    pub fn shown(&self, unified: Unified) -> Vec<(&'static str, DirectionStats)> {
+        let apart = || Direction::ALL.map(|way| (way.word(), self.direction(way).clone()));
+        let mixed = || ("mixed", self.mixed());
+        match unified {
+            Unified::None => apart().to_vec(),
+            Unified::Mixed => vec![mixed()],
+            Unified::Both => apart().into_iter().chain([mixed()]).collect(),
+        }
+    }
+
+    /// What went wrong first, in words; `None`: nothing.
+    pub fn error_message(&self) -> Option<String> {
+        let fault = self.fault.map(|f| format!("{}: {}", f.direction.word(), f.fault));
+        fault.or(self.ending.map(|ending| ending.to_string()))
     }
 
     /// I/Os of all directions.
@@ -271,10 +400,7 @@ impl CloneReport {
             mine.ios += theirs.ios;
         }
         if let Some(theirs) = &other.verify {
-            let mine = self.verify.get_or_insert_default();
-            mine.checked += theirs.checked;
-            mine.bad += theirs.bad;
-            mine.mismatches.extend(theirs.mismatches.iter().cloned());
+            self.verify.get_or_insert_default().merge(theirs);
         }
     }
 }

@@ -9,19 +9,20 @@ use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
 use oxblock_mem::IoVector;
 
 use crate::job::{
-    Outcome, Phase, Progress, ShapedWork, Watching, Work, Worker, buffers, run_phase,
+    Outcome, Phase, Progress, ShapedWork, Verified, Watching, Worker, buffers, run_phase,
 };
 use crate::log::Pipe;
 use crate::log::record::Recorder;
 use crate::log::write::Writer;
-use crate::options::{JobOptions, Plan, Verify};
-use crate::pattern::{Steps, mix64};
+use crate::options::{JobOptions, Plan, Shape};
+use crate::pattern::Steps;
 use crate::report::{CloneReport, Report};
 use crate::series::{Point, Series};
 use crate::serving::Serving;
 use crate::stats::{DirectionStats, Samples};
+use crate::steady::{self, Judge, Steadiness};
 use crate::units::Size;
-use crate::verify::{Checker, Recipe};
+use crate::verify::Verification;
 
 /// How often rates are sampled, as fio does (`bwavgtime`, `iopsavgtime`).
 const SAMPLE: Duration = Duration::from_millis(500);
@@ -70,11 +71,11 @@ pub fn run(
 ) -> Result<Report, Error> {
     let limits = session.node.limits();
     let plan = options.plan(limits.length, limits.block_size).map_err(invalid)?;
-    if options.rw.writes() && !options.verify_only && limits.read_only {
+    if options.rw.writes() && !options.verify.only && limits.read_only {
         let text = format!("{} is read-only; use rw=read or randread", session.target);
         return Err(Error::new(ErrorKind::ReadOnly, text));
     }
-    if options.rw.trims() && limits.max_discard == 0 {
+    if options.rw.trims() && !options.verify.only && limits.max_discard == 0 {
         let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
         return Err(Error::new(ErrorKind::NotSupported, text));
     }
@@ -85,9 +86,11 @@ pub fn run(
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
     }
+    let atomic = limits.block_size;
     let mut job = Job {
         plan,
-        stamp,
+        verification: Verification::new(&options, &plan, stamp, atomic)?.map(Arc::new),
+        writing: AtomicUsize::new(options.num_jobs as usize),
         node: session.node.clone(),
         stop: session.stop.clone(),
         aborted: AtomicBool::new(false),
@@ -137,7 +140,10 @@ pub fn lay_out(
 struct Job {
     options: Arc<JobOptions>,
     plan: Plan,
-    stamp: u64,
+    /// Of a job that is verified.
+    verification: Option<Arc<Verification>>,
+    /// Clones that have not done yet what the job says; then those that are left read it back.
+    writing: AtomicUsize,
     node: Arc<Node>,
     stop: Arc<AtomicBool>,
     /// A clone could not begin: the others need not.
@@ -172,12 +178,13 @@ fn run_clones(
         }));
     }
     let mut serving = Vec::new();
-    let (samples, series) = watch_clones(job, &progress, &mut |now, snapshot| {
-        if serving.is_empty() && now.total() > 0 {
-            serving = begin_serving(session, now.total());
-        }
-        watch(snapshot);
-    });
+    let Watched { samples, series, steadiness } =
+        watch_clones(job, &progress, &mut |now, snapshot| {
+            if serving.is_empty() && now.total() > 0 {
+                serving = begin_serving(session, now.total());
+            }
+            watch(snapshot);
+        });
     let all = Mark::new(Instant::now(), &progress).total();
     let serving = serving.iter().filter_map(|core| core.end(session.engine, all).ok()).collect();
     let mut clones = Vec::with_capacity(count);
@@ -199,6 +206,7 @@ fn run_clones(
         clones,
         serving,
         series,
+        steadiness,
         interrupted,
         log_entries_lost: 0,
     })
@@ -221,6 +229,15 @@ impl Drop for Ended {
     }
 }
 
+/// Counts a clone out that has done what the job says, or cannot.
+struct Writing<'a>(&'a Job);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.writing.fetch_sub(1, SeqCst);
+    }
+}
+
 async fn run_clone(
     core: &Core,
     job: &Job,
@@ -228,6 +245,7 @@ async fn run_clone(
     progress: &Arc<Progress>,
 ) -> Result<(CloneReport, bool), Error> {
     let options = &job.options;
+    let writing = Writing(job);
     let channel = core.open(&job.node).await?;
     let buffers = buffers(core, options.io_depth, options.block_size, &options.contents)?;
     // All clones begin together.
@@ -236,26 +254,30 @@ async fn run_clone(
         core.yield_now().await;
     }
     let phases = Phases { job, number };
-    let start = |phase: Phase, checker, buffers: Vec<IoVector>, channel| {
-        Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone(), checker)
+    let start = |phase: Phase, shaped: Option<ShapedWork>, buffers: Vec<IoVector>, channel| {
+        let worker = Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone());
+        match shaped {
+            Some(shaped) => worker.shaped(shaped),
+            None => worker,
+        }
     };
-    let mut worker = start(phases.first(), phases.checker(false), buffers, channel);
-    if options.is_shaped() {
-        let pipe = job.pipes.get(number).cloned();
-        let recorder = pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe));
-        let watching = Watching::new(options, recorder);
-        let shaped = ShapedWork::new(options, &job.plan, phases.seed());
-        worker = worker.shaped(shaped.watched(watching));
-    }
-    let first = run_phase(core, worker).await;
-    let Outcome { mut report, buffers, taken, interrupted } = first;
+    progress.checking.store(options.verify.is_on() && !options.writes_checkable(), Relaxed);
+    let shaped = phases.shaped().map(|shaped| shaped.watched(phases.watching()));
+    let first = run_phase(core, start(phases.first(), shaped, buffers, channel)).await;
+    drop(writing);
+    let Outcome { mut report, buffers, interrupted } = first;
     report.core = core.id();
-    if !job.options.reads_back() || interrupted || report.fault.is_some() {
+    if !options.reads_back() || interrupted || report.fault.is_some() {
         return Ok((report, interrupted));
     }
+    // Another clone may still write what this one would check.
+    while job.writing.load(SeqCst) > 0 && !job.aborted.load(SeqCst) {
+        core.yield_now().await;
+    }
+    progress.checking.store(true, Relaxed);
     let channel = core.open(&job.node).await?;
-    let checker = phases.checker(true);
-    let second = run_phase(core, start(phases.second(taken), checker, buffers, channel)).await;
+    let worker = start(phases.second(), phases.shaped_second(), buffers, channel);
+    let second = run_phase(core, worker).await;
     report.append(second.report);
     Ok((report, second.interrupted))
 }
@@ -270,54 +292,66 @@ struct Phases<'a> {
 impl Phases<'_> {
     fn first(&self) -> Phase {
         let options = &self.job.options;
-        let recipe = Recipe { seed: options.seed, stamp: self.job.stamp };
-        let work = match options.verify {
-            Verify::Off => Work::Plain,
-            Verify::Crc32c if self.job.options.checks_at_once() => self.check(),
-            Verify::Crc32c => Work::Stamp(recipe),
-        };
         Phase {
             limit: self.job.plan.limit,
             runtime_ns: options.runtime.map(|time| time.as_nanos() as u64),
             ramp_ns: options.ramp_time.as_nanos() as u64,
-            ..self.phase(work)
+            ..self.second()
         }
     }
 
-    fn second(&self, taken: u64) -> Phase {
-        Phase { limit: taken, ..self.phase(self.check()) }
-    }
-
-    fn phase(&self, work: Work) -> Phase {
+    fn second(&self) -> Phase {
         let Job { options, plan, .. } = self.job;
-        let seed = self.seed();
+        let seed = options.clone_seed(self.number as u64);
         let reads = options.reads_in_hundred();
         Phase {
             steps: Steps::new(options.order(), plan.blocks, reads, seed),
-            start: plan.start + plan.stride * self.number as u64,
+            start: self.start(),
             block_size: options.block_size,
             limit: u64::MAX,
             runtime_ns: None,
             ramp_ns: 0,
-            work,
         }
     }
 
-    fn seed(&self) -> u64 {
-        mix64(self.job.options.seed.wrapping_add(self.number as u64))
+    /// First byte of the clone's range.
+    fn start(&self) -> u64 {
+        self.job.plan.start + self.job.plan.stride * self.number as u64
     }
 
-    fn check(&self) -> Work {
+    /// What the first phase needs beyond the plain loop.
+    fn shaped(&self) -> Option<ShapedWork> {
         let options = &self.job.options;
-        Work::Check { writes_only: options.rw.writes(), fatal: options.verify_fatal }
+        let has_log = self.job.verification.as_ref().is_some_and(|shared| shared.log().is_some());
+        if options.verify.only && has_log {
+            return self.shaped_second();
+        }
+        let seed = options.clone_seed(self.number as u64);
+        let shaped = || ShapedWork::new(options, &self.job.plan, seed);
+        options.is_shaped().then(|| shaped().verified(self.verified(false)))
     }
 
-    fn checker(&self, second: bool) -> Option<Checker> {
-        let seed = self.job.options.seed;
-        match second {
-            true => Some(Checker::new(seed, Some(self.job.stamp))),
-            false => self.job.options.checks_at_once().then(|| Checker::new(seed, None)),
-        }
+    /// Reading back goes as fast as it can, whatever shape the job has.
+    fn shaped_second(&self) -> Option<ShapedWork> {
+        let options = &self.job.options;
+        let continue_on_error = options.shape.continue_on_error;
+        let shape = Shape { continue_on_error, ..Shape::default() };
+        let plain = JobOptions { shape, ..JobOptions::clone(options) };
+        let plan = Plan { limit: u64::MAX, bytes: u64::MAX, ..self.job.plan };
+        let verified = self.verified(true)?;
+        Some(ShapedWork::new(&plain, &plan, 0).verified(Some(verified)))
+    }
+
+    /// What is looked at in the first phase as its I/Os complete.
+    fn watching(&self) -> Option<Watching> {
+        let pipe = self.job.pipes.get(self.number).cloned();
+        let options = &self.job.options;
+        Watching::new(options, pipe.map(|pipe| Recorder::new(&options.watch.logs, pipe)))
+    }
+
+    fn verified(&self, reads_back: bool) -> Option<Verified> {
+        let shared = self.job.verification.clone()?;
+        Some(Verified::new(shared, &self.job.options, self.start(), reads_back))
     }
 }
 
@@ -326,14 +360,16 @@ fn watch_clones(
     job: &Job,
     progress: &[Arc<Progress>],
     watch: &mut dyn FnMut(&Mark, &Snapshot),
-) -> (Vec<[Samples; 2]>, Series) {
+) -> Watched {
     let begun = Instant::now();
+    let mut judged = Judged::new(job, begun);
     let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
     let mut series = Series::default();
     let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
     while job.running.load(SeqCst) > 0 {
         std::thread::park_timeout(SHOW);
         let now = Mark::new(Instant::now(), progress);
+        judged.look(now.at, job, progress);
         if now.at - begun < job.options.ramp_time {
             sampled = now.clone();
         } else if now.at - sampled.at >= SAMPLE {
@@ -353,7 +389,53 @@ fn watch_clones(
             shown = now;
         }
     }
-    (samples, series)
+    Watched { samples, series, steadiness: judged.end() }
+}
+
+/// What the watching thread saw.
+struct Watched {
+    /// Of each clone, reads and writes.
+    samples: Vec<[Samples; 2]>,
+    series: Series,
+    steadiness: Option<Steadiness>,
+}
+
+/// Judges how steady the clones are, and ends them when they are.
+struct Judged {
+    judge: Option<Judge>,
+    /// When rates were read last; at first, when that begins.
+    read: Instant,
+    /// I/Os and bytes up to then.
+    done: Option<[u64; 2]>,
+}
+
+impl Judged {
+    fn new(job: &Job, begun: Instant) -> Judged {
+        let begins = begun + job.options.ramp_time + job.options.watch.steady_ramp;
+        Judged { judge: Judge::new(&job.options.watch), read: begins, done: None }
+    }
+
+    fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
+        let Some(judge) = &mut self.judge else { return };
+        let since = now.saturating_duration_since(self.read);
+        if now < self.read || (self.done.is_some() && since < steady::EACH) {
+            return;
+        }
+        let (size, is_plain) = (job.options.block_size, !job.options.is_shaped());
+        let done = progress.iter().map(|clone| clone.done(size, is_plain));
+        let done = done.fold([0, 0], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
+        if let Some(before) = self.done {
+            let rate = |of: usize| done[of].saturating_sub(before[of]) as f64 / since.as_secs_f64();
+            if judge.add(rate(0), rate(1)) {
+                progress.iter().for_each(|clone| clone.end.store(true, Relaxed));
+            }
+        }
+        (self.read, self.done) = (now, Some(done));
+    }
+
+    fn end(self) -> Option<Steadiness> {
+        self.judge.map(Judge::end)
+    }
 }
 
 /// What was done between two marks, all clones together.
@@ -441,7 +523,9 @@ impl CloneReport {
             mine.ios += more.ios;
         }
         self.fault = self.fault.or(next.fault);
-        self.verify = next.verify;
+        if let Some(next) = &next.verify {
+            self.verify.get_or_insert_default().merge(next);
+        }
     }
 }
 

@@ -3,6 +3,8 @@
 use hdrhistogram::Histogram;
 use oxblock_mem::thread_usage::ThreadUsage;
 
+use crate::options::Latencies;
+
 /// The directions of a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
@@ -95,7 +97,7 @@ impl Latency {
         self.histogram.value_at_percentile(percent)
     }
 
-    /// I/Os of `low..high` ns.
+    /// I/Os of `low..high` ns; those of a bucket that lies across a bound count too.
     pub fn count_between(&self, low: u64, high: u64) -> u64 {
         if high <= low { 0 } else { self.histogram.count_between(low, high - 1) }
     }
@@ -149,6 +151,11 @@ impl DirectionStats {
         self.samples.merge(&other.samples);
     }
 
+    /// How long the job worked in this direction, ms; as in fio at least 1, if it did.
+    pub fn runtime_ms(&self) -> u64 {
+        (self.runtime_ns / 1_000_000).max(u64::from(self.ios > 0))
+    }
+
     /// Adds another's latencies, where one may have timed submissions apart and the other not.
     pub(crate) fn merge_latency(&mut self, other: &DirectionStats) {
         if self.apart.is_some() || other.apart.is_some() {
@@ -167,6 +174,19 @@ impl DirectionStats {
     /// The whole latency, submission and completion.
     pub fn total(&self) -> &Latency {
         self.apart.as_ref().map_or(&self.latency, |apart| &apart.total)
+    }
+
+    /// Submission, completion and total latencies as they are shown: fio's words for them, and
+    /// whether percentiles are; `None` where they are left out, or were not measured.
+    pub fn shown(&self, switches: &Latencies) -> [(&'static str, Option<&Latency>, bool); 3] {
+        let submission = self.apart.as_ref().map(|apart| &apart.submission);
+        let clat = (!switches.disable_clat).then_some(&self.latency);
+        let lat = (!switches.disable_lat).then(|| self.total());
+        [
+            ("slat", submission, switches.slat_percentiles),
+            ("clat", clat, switches.clat_percentiles),
+            ("lat", lat, switches.lat_percentiles),
+        ]
     }
 
     /// I/Os a second.

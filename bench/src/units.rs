@@ -80,6 +80,15 @@ pub fn parse_number(word: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("`{word}` is not a whole number"))
 }
 
+/// The greatest common divisor; of 0 and a number, that number.
+pub(crate) fn common_divisor(a: u32, b: u32) -> u32 {
+    let (mut a, mut b) = (a, b);
+    while b > 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}
+
 fn split_number(word: &str) -> (&str, &str) {
     let digits = if word.starts_with("0x") {
         return (word, "");

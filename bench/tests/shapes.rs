@@ -170,21 +170,6 @@ fn batches_are_no_larger_and_queues_drain() {
 }
 
 #[test]
-fn verified_jobs_refuse_what_they_cannot_check() {
-    for words in [
-        "bsrange=4k-8k",
-        "zero_buffers",
-        "fsync=1",
-        "loops=2",
-        "rate=1m",
-        "random_distribution=zipf:1",
-    ] {
-        let error = try_run(memory_driver(), &format!("rw=randwrite verify=crc32c {words}"));
-        assert!(error.map(|_| ()).expect_err(words).to_string().contains("verify"), "{words}");
-    }
-}
-
-#[test]
 fn percentiles_are_those_asked_for() {
     let words = "rw=read percentile_list=99.9:50:75";
     let report = try_run(memory_driver(), words).expect("a run");

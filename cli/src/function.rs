@@ -1,13 +1,15 @@
 //! PCI functions by name: what a command line says, opened by the back end that has it.
 //!
-//! The software controller is the third that a driver can be attached to; it is made, not
-//! opened, on a core of an engine: see `soft`.
+//! The software controller of this process can be attached to as well; it is made, not opened,
+//! on a core of an engine: see `soft`.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use oxblock_engine::{Error, ErrorKind};
 use oxblock_pci::vfio::Vfio;
+use oxblock_pci::vfio_user::{VfioUserFunction, VfioUserOptions};
 use oxblock_pci::{Address, Function, PciError};
 
 /// A PCI function in words.
@@ -15,6 +17,8 @@ use oxblock_pci::{Address, Function, PciError};
 pub enum FunctionSpec {
     /// One that the kernel handed over, by its address: `0000:01:00.0` or `01:00.0`.
     Pci(Address),
+    /// One that another process serves, by its socket.
+    VfioUser(PathBuf),
 }
 
 impl FunctionSpec {
@@ -22,7 +26,19 @@ impl FunctionSpec {
     ///
     /// Errors: it has the shape of none.
     pub fn parse(word: &str) -> Result<FunctionSpec, Error> {
-        word.parse().map(FunctionSpec::Pci).map_err(pci_error)
+        match word.strip_prefix("vfio-user:") {
+            Some("") => {
+                let text = "`vfio-user:` wants a socket, as in vfio-user:/run/oxblock.sock";
+                Err(Error::new(ErrorKind::Invalid, text))
+            }
+            Some(path) => Ok(FunctionSpec::VfioUser(PathBuf::from(path))),
+            None => word.parse().map(FunctionSpec::Pci).map_err(pci_error),
+        }
+    }
+
+    /// Whether the controller is a program, and wants a processor of this machine.
+    pub fn is_software(&self) -> bool {
+        matches!(self, FunctionSpec::VfioUser(_))
     }
 }
 
@@ -30,6 +46,7 @@ impl fmt::Display for FunctionSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FunctionSpec::Pci(address) => address.fmt(f),
+            FunctionSpec::VfioUser(path) => write!(f, "vfio-user:{}", path.display()),
         }
     }
 }
@@ -51,6 +68,11 @@ impl Functions {
                 let function = self.vfio.open(*address).map_err(pci_error)?;
                 Ok(function)
             }
+            FunctionSpec::VfioUser(path) => {
+                let options = VfioUserOptions::default();
+                let function = VfioUserFunction::connect(path, options).map_err(pci_error)?;
+                Ok(function)
+            }
         }
     }
 }
@@ -70,6 +92,8 @@ mod tests {
         assert_eq!(name("01:00.0"), Some("0000:01:00.0".to_owned()));
         assert_eq!(name("10000:e1:00.1"), Some("10000:e1:00.1".to_owned()));
         assert_eq!(name("nvme0"), None);
+        assert_eq!(name("vfio-user:/run/a.sock"), Some("vfio-user:/run/a.sock".to_owned()));
+        assert_eq!(name("vfio-user:"), None);
     }
 
     #[test]
@@ -78,5 +102,9 @@ mod tests {
         let error = Functions::default().open(&spec).err().expect("no such function");
         assert_eq!(error.kind(), ErrorKind::NotFound);
         assert!(error.to_string().contains("ffff:ff:1f.7"), "{error}");
+        let spec = FunctionSpec::parse("vfio-user:/no/such.sock").expect("a socket");
+        let error = Functions::default().open(&spec).err().expect("no such socket");
+        assert_eq!(error.kind(), ErrorKind::NotFound);
+        assert!(error.to_string().contains("oxblock nvmet --vfio-user"), "{error}");
     }
 }

@@ -7,6 +7,7 @@ mod doctor;
 mod function;
 mod node;
 mod nvme;
+mod nvmet;
 mod pci;
 mod soft;
 mod target;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Some(("doctor", matches)) => doctor::run(matches),
         Some(("pci", matches)) => pci::run(matches),
         Some(("nvme", matches)) => nvme::run(matches),
+        Some(("nvmet", matches)) => nvmet::run(matches),
         _ => Ok(ExitCode::FAILURE),
     };
     result.unwrap_or_else(|error| {
@@ -60,4 +62,5 @@ fn command() -> Command {
         .subcommand(doctor::command())
         .subcommand(pci::command())
         .subcommand(nvme::command())
+        .subcommand(nvmet::command())
 }

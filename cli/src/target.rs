@@ -67,9 +67,12 @@ impl TargetSpec {
             },
             Some(("nvme", place)) => TargetSpec::parse_nvme(place)
                 .map_err(|error| error.context(format!("target `{word}`"))),
-            _ if word.is_empty() => {
-                invalid("give soft, nvme://ADDRESS, null, memory, a path or a node as JSON")
-            }
+            Some(("vfio-user", place)) => TargetSpec::parse_vfio_user(place)
+                .map_err(|error| error.context(format!("target `{word}`"))),
+            _ if word.is_empty() => invalid(
+                "give soft, nvme://ADDRESS, vfio-user:SOCKET, null, memory, a path or a node as \
+                 JSON",
+            ),
             _ => Ok(TargetSpec::Path(PathBuf::from(word))),
         }
     }
@@ -102,6 +105,30 @@ impl TargetSpec {
         })?;
         Ok(TargetSpec::Nvme { function: FunctionSpec::parse(address)?, nsid })
     }
+
+    /// Reads `SOCKET` or `SOCKET/NAMESPACE`. What is there by the whole name is the socket: those
+    /// of SPDK lie in folders that are called 0, 1 and so on.
+    fn parse_vfio_user(place: &str) -> Result<TargetSpec, Error> {
+        let number = |nsid: &str| nsid.parse().ok().filter(|nsid| *nsid > 0);
+        let (socket, nsid) = match place.rsplit_once('/') {
+            Some((socket, nsid)) if !Path::new(place).exists() => match number(nsid) {
+                Some(nsid) if !socket.is_empty() => (socket, nsid),
+                _ => (place, 1),
+            },
+            _ => (place, 1),
+        };
+        let function = FunctionSpec::parse(&format!("vfio-user:{socket}"))?;
+        Ok(TargetSpec::Nvme { function, nsid })
+    }
+
+    /// Whether its controller is a program, which wants a processor of its own.
+    pub fn is_software(&self) -> bool {
+        match self {
+            TargetSpec::Soft(_) => true,
+            TargetSpec::Nvme { function, .. } => function.is_software(),
+            _ => false,
+        }
+    }
 }
 
 /// What the jobs need of their target.
@@ -127,9 +154,23 @@ impl Wants {
             depth: jobs.iter().map(|job| job.io_depth).max().unwrap_or(1),
             end: jobs.iter().filter_map(JobOptions::end_bytes).max(),
             reads: jobs.iter().any(|job| job.reads_in_hundred() > 0),
-            writes: jobs.iter().any(|job| job.rw.writes() && !job.verify_only),
-            creates: jobs.iter().any(|job| !job.verify_only),
+            writes: jobs.iter().any(|job| job.rw.writes() && !job.verify.only),
+            creates: jobs.iter().any(|job| !job.verify.only),
             direct: jobs.iter().any(|job| job.direct),
+        }
+    }
+
+    /// What a server needs: all that there is, for hosts with `depth` I/Os in flight. A size makes
+    /// what is not there.
+    pub fn to_serve(size: Option<u64>, read_only: bool, direct: bool, depth: u32) -> Wants {
+        Wants {
+            cpus: Vec::new(),
+            depth,
+            end: size,
+            reads: true,
+            writes: !read_only,
+            creates: !read_only,
+            direct,
         }
     }
 
@@ -256,15 +297,20 @@ fn start_engine(cpus: &[usize], wants: &Wants) -> Result<(Engine, Vec<String>), 
 }
 
 /// A leaf that is open, before an engine knows it.
-struct Leaf {
-    node: Arc<Node>,
-    words: String,
+pub struct Leaf {
+    /// The node.
+    pub node: Arc<Node>,
+    /// What it is, for people.
+    pub words: String,
     /// Nothing was ever written to it.
     fresh: bool,
 }
 
 impl Leaf {
-    fn open(spec: &TargetSpec, wants: &Wants) -> Result<Leaf, Error> {
+    /// Opens it.
+    ///
+    /// Errors: what the driver says; a controller, which is no leaf.
+    pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Leaf, Error> {
         let leaf = |name: &str, driver: Box<dyn Driver>, fresh, words: &str| {
             let node = Node::new(name, driver);
             let words = format!("{words}, {}", format_bytes(node.limits().length));

@@ -50,10 +50,10 @@ fn each_target_gives_figures() {
     for target in ["null", "memory", r#"{"driver":"null-co","size":1048576}"#, "soft", "soft:null"]
     {
         let out = good(&["--target", target, "--rw=randread", "--iodepth=8", "--runtime=200ms"]);
-        for word in ["IOPS", "p50", "p99.9", "max", "heap allocations per I/O: 0\n"] {
+        for word in ["IOPS=", "99.99th=", "max=", "IO depths", "heap allocations per I/O: 0\n"] {
             assert!(out.contains(word), "{target}: no `{word}` in {out}");
         }
-        assert_eq!(out.contains("served   by core 1"), target.starts_with("soft"), "{out}");
+        assert_eq!(out.contains("served by    : core 1"), target.starts_with("soft"), "{out}");
     }
 }
 
@@ -75,7 +75,8 @@ fn the_main_job_has_three_directions() {
 #[test]
 fn several_jobs_are_shown_apart_and_together() {
     let out = good(&["--target=null", "--rw=randrw", "--numjobs=2", "--runtime=200ms"]);
-    for word in ["job 0 on core 0", "job 1 on core 1", "all 2 jobs"] {
+    assert_eq!(out.matches("(groupid=0, jobs=1): err= 0").count(), 2, "{out}");
+    for word in ["Run status group 0 (all jobs):", "   READ: bw=", "  WRITE: bw="] {
         assert!(out.contains(word), "no `{word}` in {out}");
     }
     let document = json(&["--target=null", "--rw=read", "--numjobs=2", "--runtime=100ms"]);

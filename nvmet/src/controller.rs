@@ -109,8 +109,20 @@ impl Controller {
         self.shared.notify(Notice::Raw(event));
     }
 
-    /// Starts with hooks, and with something around the device.
+    /// Starts with hooks, and with something around the device. The engine's shutdown stops it.
     pub(crate) async fn start_with<H: Hooks + 'static>(
+        core: &Core,
+        options: ControllerOptions,
+        hooks: H,
+        wrap: impl FnOnce(Arc<dyn Device>) -> Arc<dyn Device>,
+    ) -> Result<Controller, Error> {
+        let controller = Controller::build(core, options, hooks, wrap).await?;
+        stop_at_shutdown(core, Arc::clone(&controller.shared));
+        Ok(controller)
+    }
+
+    /// The same for an owner who stops it before the engine's shutdown comes to the nodes.
+    pub(crate) async fn build<H: Hooks + 'static>(
         core: &Core,
         options: ControllerOptions,
         hooks: H,
@@ -128,7 +140,10 @@ impl Controller {
         let inventory = Inventory::new(first, options.max_namespaces, nodes);
         let jobs = Jobs::new(core.arena())?;
 
-        let doorbells = Doorbells::new(options.max_io_queues, options.dstrd);
+        let doorbells = match options.mapped_doorbells {
+            true => Doorbells::mapped(options.max_io_queues, options.dstrd)?,
+            false => Doorbells::new(options.max_io_queues, options.dstrd),
+        };
         let registers = Registers::new(capabilities(&options), VERSION, Crto(READY_TIMEOUT.into()));
         let shared = Arc::new(Shared::new(registers, doorbells, core.waker()));
         let iommu = SoftIommu::new(options.iommu.clone());
@@ -160,7 +175,6 @@ impl Controller {
             poller: Rc::clone(&poller),
         });
         poller.set(Some(core.add_poller(Box::new(service))));
-        stop_at_shutdown(core, Arc::clone(&shared));
         Ok(Controller { shared, function, iommu })
     }
 }
@@ -220,7 +234,7 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
         vendor: VENDOR,
         mdts: options.mdts,
         sgl: options.sgl,
-        shadow_doorbells: options.shadow_doorbells,
+        shadow_doorbells: options.shadow_doorbells && !options.mapped_doorbells,
         volatile_cache,
     };
     Admin::new(identity, limits, now_ms)

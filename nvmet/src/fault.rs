@@ -11,7 +11,7 @@ use oxblock_engine::{Core, Error};
 use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::{CAP, CSTS};
 use oxblock_nvme::{Command, Completion, PAGE_BYTES, Status};
-use oxblock_pci::soft::Device;
+use oxblock_pci::soft::{Device, Window};
 
 use crate::hooks::{Hooks, Posting};
 use crate::{Controller, ControllerOptions};
@@ -275,6 +275,10 @@ impl Device for FaultDevice {
 
     fn reset(&self) {
         self.device.reset();
+    }
+
+    fn window(&self, bar: u8) -> Option<Window> {
+        self.device.window(bar)
     }
 }
 

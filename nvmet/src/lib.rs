@@ -9,6 +9,7 @@
 //! | one pass of the controller's core | `service` |
 //! | enable, reset, shutdown | `lifecycle` |
 //! | registers and doorbells, as host threads reach them | `registers`, `doorbells`, `transport::pci` |
+//! | hosts in other processes | `transport::vfio_user` |
 //! | rings and slots | `queue` |
 //! | PRPs and SGLs to scatter lists | `data` |
 //! | admin commands | `admin` |
@@ -53,3 +54,4 @@ mod transport;
 
 pub use controller::Controller;
 pub use options::{ControllerOptions, NamespaceOptions};
+pub use transport::vfio_user::{ClientEvent, VfioUserOptions, VfioUserServer};

@@ -40,6 +40,9 @@ pub struct ControllerOptions {
     pub sgl: bool,
     /// Whether shadow doorbells (Doorbell Buffer Config) are offered.
     pub shadow_doorbells: bool,
+    /// Whether the doorbells are memory that a host in another process can map. They are polled
+    /// then, and shadow doorbells, which do the same, are not offered.
+    pub mapped_doorbells: bool,
     /// CAP.DSTRD: doorbells are 4 << dstrd bytes apart, 0 to 15.
     pub dstrd: u8,
     /// Interrupt vectors, 1 to 2048.
@@ -86,6 +89,7 @@ impl Default for ControllerOptions {
             model: "oxblock software controller".into(),
             sgl: true,
             shadow_doorbells: true,
+            mapped_doorbells: false,
             dstrd: 0,
             vectors: 17,
             volatile_cache: None,

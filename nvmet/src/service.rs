@@ -31,6 +31,13 @@ use crate::registers::Events;
 use crate::status;
 use crate::transport::pci::Shared;
 
+/// How often mapped doorbells are looked at by a core that would sleep, in ns.
+const DOZE_NS: u64 = 100_000;
+
+/// How often a core must have wanted to sleep, with nothing to do in between, before it looks at
+/// mapped doorbells only now and then: about a second.
+const WAKEFUL: u32 = 10_000;
+
 /// Commands fetched from one queue in one go: what the others may have to wait for.
 const BURST: usize = 64;
 
@@ -62,8 +69,19 @@ pub(crate) struct Service<H: Hooks> {
     pub(crate) maintenance: Maintenance,
     pub(crate) max_queue_entries: u32,
     pub(crate) vectors: u16,
+    doze: Doze,
     batch: Box<[Command; BURST]>,
     poller: Rc<Cell<Option<PollerId>>>,
+}
+
+/// Nobody tells of writes to mapped doorbells. A core that has had nothing to do for long looks
+/// at them now and then, and sleeps in between.
+#[derive(Default)]
+struct Doze {
+    /// How often the core wanted to sleep since there was something to do.
+    asked: u32,
+    /// When to look again.
+    next_ns: u64,
 }
 
 /// A command that waits for a place.
@@ -116,6 +134,7 @@ impl<H: Hooks> Service<H> {
             maintenance: Maintenance::default(),
             max_queue_entries: parts.max_queue_entries,
             vectors: parts.vectors,
+            doze: Doze::default(),
             batch: Box::new([Command::default(); BURST]),
             poller: parts.poller,
         }
@@ -458,6 +477,16 @@ impl<H: Hooks> Service<H> {
         }
     }
 
+    /// The core has wanted to sleep: wide awake with work, else the time of the next look.
+    #[cold]
+    fn doze(&mut self, work: usize, core: &Core) {
+        if work > 0 {
+            self.doze.asked = 0;
+        } else if self.doze.asked >= WAKEFUL - 1 {
+            self.doze.next_ns = core.pass_now() + DOZE_NS;
+        }
+    }
+
     /// What hosts have done to all namespaces.
     pub(crate) fn usage(&self) -> Usage {
         self.backings.iter().fold(Usage::default(), |sum, n| Usage {
@@ -524,6 +553,9 @@ impl<H: Hooks> Poller for Service<H> {
             work += self.progress(core.pass_now() / 1_000_000);
         }
         self.finish_pass();
+        if self.doze.asked > 0 {
+            self.doze(work, core);
+        }
         if self.phase == Phase::Stopped
             && let Some(id) = self.poller.take()
         {
@@ -539,7 +571,14 @@ impl<H: Hooks> Poller for Service<H> {
         if waits || self.must_be_polled() || self.arm_shadows() {
             return Sleep::Never;
         }
-        Sleep::Woken
+        if self.phase != Phase::Ready || self.shared.doorbells.window().is_none() {
+            return Sleep::Woken;
+        }
+        self.doze.asked = self.doze.asked.saturating_add(1);
+        match self.doze.asked {
+            0..WAKEFUL => Sleep::Never,
+            _ => Sleep::Until(self.doze.next_ns),
+        }
     }
 }
 

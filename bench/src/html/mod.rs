@@ -105,6 +105,9 @@ fn troubles(page: &mut String, report: &Report, group: &CloneReport) {
                 verify.mismatches.iter().for_each(|bad| say(&bad.to_string()));
             }
         }
+        for words in verify.notes() {
+            let _ = writeln!(page, "<p>{words}.</p>");
+        }
     }
 }
 

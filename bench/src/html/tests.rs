@@ -31,6 +31,7 @@ fn report(count: u64, steps: u32) -> Report {
         clones: vec![clone],
         serving: Vec::new(),
         series,
+        steadiness: None,
         log_entries_lost: 0,
         interrupted: false,
     }

@@ -6,26 +6,32 @@ use oxblock_mem::IoVector;
 use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::verified::Verified;
 use super::watch::{Look, Watching};
 use super::{Contents, Counts, Worker, note_fault};
-use crate::generate::{Generator, Piece, unit};
+use crate::generate::{Budget, Generator, Piece, unit};
 use crate::options::{JobOptions, Plan};
 use crate::pattern::{Prng, mix64};
-use crate::report::Allocations;
+use crate::report::{Allocations, VerifyReport};
+
+/// How soon a write looks again whether another one of its place is still in flight, which may be
+/// that of another core.
+const PLACE_CHECK_NS: u64 = 20_000;
 
 /// What such a job keeps beside the rest of its worker.
 #[derive(Debug)]
 pub(crate) struct Shaped {
     generator: Generator,
-    /// Drawn, and waiting for its time.
-    next: Option<Piece>,
+    /// Drawn, and waiting for its time or, due then, for its place.
+    next: Option<(Piece, Option<Due>)>,
     /// By tag: what the I/O leaves unused of its buffer.
     tails: Box<[IoVector]>,
     /// Operations that failed in this pass and do not end the job.
     failed: Vec<Op>,
     continues: [bool; 2],
-    bytes_left: u64,
-    ios_left: u64,
+    budget: Budget,
+    /// Of a job that is verified.
+    verified: Option<Verified>,
     /// How long to wait before the start, and when that is over.
     delay_ns: u64,
     begins_ns: Option<u64>,
@@ -65,9 +71,12 @@ struct Think {
     until_ns: Option<u64>,
 }
 
+/// When an I/O was due; `None` where its direction has no rate.
+type Due = Option<u64>;
+
 /// What a worker is to do now.
 enum Next {
-    Do(Piece, Option<u64>),
+    Do(Piece, Due),
     Flush,
     Wait,
     End,
@@ -90,8 +99,8 @@ impl Shaped {
             tails: (0..depth).map(|_| IoVector::new()).collect(),
             failed: Vec::with_capacity(depth as usize),
             continues: shape.continue_on_error,
-            bytes_left: plan.bytes,
-            ios_left: shape.number_ios.unwrap_or(u64::MAX),
+            budget: Budget::new(options, plan),
+            verified: None,
             delay_ns: shape.start_delay.as_nanos() as u64,
             begins_ns: None,
             pace: shape.has_rate().then_some(pace),
@@ -126,6 +135,23 @@ impl Shaped {
         self.watching.as_deref_mut()
     }
 
+    /// The same, of a job that is verified.
+    pub fn verified(self, verified: Option<Verified>) -> Shaped {
+        Shaped { verified, ..self }
+    }
+
+    /// What checking found.
+    pub fn take_findings(&mut self) -> Option<VerifyReport> {
+        self.verified.take().and_then(Verified::report)
+    }
+
+    /// Takes note of an operation that is back. `false`: a block is bad, and the job is to end.
+    #[inline]
+    fn complete(&mut self, op: &mut Op, done: bool) -> bool {
+        self.restore(op);
+        self.verified.as_mut().is_none_or(|verified| verified.complete(op, done))
+    }
+
     /// Is nothing left to do once the worker closes?
     pub fn is_done(&self) -> bool {
         !self.end_fsync
@@ -142,38 +168,54 @@ impl Shaped {
             self.unsynced = 0;
             return Next::Flush;
         }
-        if self.bytes_left == 0 || self.ios_left == 0 {
-            return Next::End;
+        if let Some(piece) = self.verified.as_mut().and_then(Verified::next_of_backlog) {
+            return Next::Do(piece, None);
+        }
+        if self.budget.is_spent() {
+            let may_check =
+                in_flight > 0 && self.verified.as_ref().is_some_and(Verified::has_backlog);
+            return if may_check { Next::Wait } else { Next::End };
         }
         if self.think.ns > 0 && !self.think.is_over(now, in_flight) {
             self.wait_until_ns = self.think.until_ns.unwrap_or(u64::MAX);
             return Next::Wait;
         }
-        let piece = self.next.take().unwrap_or_else(|| self.generator.next());
-        let due = match &mut self.pace {
-            None => None,
-            Some(pace) => match pace.take(&piece, now) {
+        let Some((piece, due)) = self.next.take().or_else(|| Some((self.draw()?, None))) else {
+            return Next::End;
+        };
+        let due = match (due, &mut self.pace) {
+            (Some(due), _) => due,
+            (None, None) => None,
+            (None, Some(pace)) => match pace.take(&piece, now) {
                 Ok(due) => due,
                 Err(due) => {
-                    self.next = Some(piece);
+                    self.next = Some((piece, None));
                     self.wait_until_ns = due;
                     return Next::Wait;
                 }
             },
         };
-        self.bytes_left = match self.bytes_left {
-            u64::MAX => u64::MAX,
-            left => left.saturating_sub(u64::from(piece.len)),
-        };
-        self.ios_left -= 1;
+        if self.verified.as_ref().is_some_and(|verified| !verified.claim(&piece)) {
+            self.next = Some((piece, Some(due)));
+            self.wait_until_ns = now + PLACE_CHECK_NS;
+            return Next::Wait;
+        }
+        self.budget.spend(piece.len);
         self.think.done += 1;
         self.unsynced += u32::from(piece.way == 1);
         Next::Do(piece, due)
     }
 
+    fn draw(&mut self) -> Option<Piece> {
+        match &mut self.verified {
+            Some(verified) if verified.reads_back() => verified.next_known(),
+            _ => Some(self.generator.next()),
+        }
+    }
+
     /// Makes a resting operation the piece that is due.
     fn prepare(&mut self, op: &mut Op, piece: &Piece, start: u64) {
-        op.offset = start + piece.offset;
+        op.offset = start.wrapping_add(piece.offset);
         op.len = u64::from(piece.len);
         op.kind = [OpKind::Read, OpKind::Write, OpKind::Discard][piece.way];
         if op.kind != OpKind::Discard && (piece.len as usize) < op.data.len() {
@@ -183,6 +225,9 @@ impl Shaped {
             && let Some(Some(block)) = op.data.slices_mut().next()
         {
             contents.fill(random, block);
+        }
+        if let Some(verified) = &mut self.verified {
+            verified.prepare(op);
         }
     }
 
@@ -276,6 +321,7 @@ impl Worker {
             self.start(now);
         }
         self.watch(now);
+        self.closing |= shaped.verified.as_ref().is_some_and(Verified::is_given_up);
         if let Some(watching) = &mut shaped.watching {
             let is_ramp = self.phase.ramp_ns > 0;
             watching.begin(self.counts.from_ns, !is_ramp, &mut self.counts.report);
@@ -304,8 +350,9 @@ impl Worker {
         let counts = &mut self.counts;
         counts.last_ns = now;
         counts.report.completed.record(count as usize - 1, 1);
+        let mut bytes = 0;
         for op in &mut self.rest[first..] {
-            shaped.restore(op);
+            self.closing |= !shaped.complete(op, true);
             let submitted_ns = self.submitted_ns[op.tag as usize];
             let latency = now.saturating_sub(submitted_ns);
             let stats = match op.kind {
@@ -319,13 +366,15 @@ impl Worker {
             };
             stats.ios += 1;
             stats.bytes += op.len;
+            bytes += op.len;
             match &mut shaped.watching {
                 None => stats.latency.record(latency),
                 Some(watching) => watching.completed(op, submitted_ns, now, stats),
             }
         }
+        self.progress.add_bytes(bytes);
         while let Some(mut op) = shaped.failed.pop() {
-            shaped.restore(&mut op);
+            shaped.complete(&mut op, false);
             counts.report.errors += 1;
             self.rest.push(op);
         }

@@ -47,7 +47,7 @@ pub static FIO_OPTIONS: &[&str] = &[
     "thinktime_spin", "thread", "time_based", "timeout", "trim_backlog", "trim_backlog_batch",
     "trim_percentage", "trim_verify_zero", "uid", "unified_rw_reporting", "unique_filename",
     "unit_base", "unlink", "unlink_each_loop", "userspace_reap", "verify", "verify_async",
-    "verify_backlog", "verify_backlog_batch", "verify_dump", "verify_fatal", "verify_interval",
+    "verify_async_cpus", "verify_backlog", "verify_backlog_batch", "verify_dump", "verify_fatal", "verify_interval",
     "verify_offset", "verify_only", "verify_pattern", "verify_state_load", "verify_state_save",
     "wait_for", "wait_for_previous", "write_barrier", "write_bw_log", "write_hint",
     "write_hist_log", "write_iolog", "write_iops_log", "write_lat_log", "writefua",
@@ -57,6 +57,11 @@ pub static FIO_OPTIONS: &[&str] = &[
 
 /// What to say of a name that no option of ours has.
 pub(super) fn unknown(name: &str) -> String {
+    if name.starts_with("verify_async") {
+        return "the core that reads a block checks it, there are no threads for that; leave it \
+                out, and use numjobs where one core is too slow"
+            .to_owned();
+    }
     if FIO_OPTIONS.binary_search(&name).is_ok() {
         return "fio has this option, oxblock bench does not offer it; leave it out".to_owned();
     }
@@ -111,7 +116,7 @@ mod tests {
     #[test]
     fn the_list_is_sorted_and_ours_are_fios() {
         assert!(FIO_OPTIONS.is_sorted());
-        let own = ["target", "write_hdr_log"];
+        let own = ["target", "verify_state", "write_hdr_log"];
         for name in OPTIONS.iter().flat_map(|spec| spec.aliases.iter().chain([&spec.name])) {
             assert!(own.contains(name) || FIO_OPTIONS.contains(name), "{name}");
         }
@@ -132,6 +137,7 @@ mod tests {
         assert_eq!(nearest("rwmixred"), Some("rwmixread"));
         assert_eq!(nearest("stonewal"), Some("stonewall"));
         assert_eq!(nearest("qqqqqqqq"), None);
+        assert!(unknown("verify_async").contains("numjobs"));
         assert!(unknown("cgroup_weight").contains("does not offer"));
     }
 }

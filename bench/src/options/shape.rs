@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::options::OptionError;
 use crate::pattern::Prng;
-use crate::units::{parse_bytes, parse_number};
+use crate::units::{common_divisor, parse_bytes, parse_number};
 
 /// The options of a job that ask more of its hot loop. [`Default`] asks nothing.
 #[derive(Clone, Debug, PartialEq)]
@@ -134,6 +134,14 @@ impl BlockSizes {
             BlockSizes::Split(list) => {
                 list.iter().map(|&(size, p)| f64::from(size) * p / 100.0).sum()
             }
+        }
+    }
+
+    /// What all of them are multiples of, bytes.
+    pub fn common(&self) -> u32 {
+        match self {
+            BlockSizes::Range(low, _) => *low,
+            BlockSizes::Split(list) => list.iter().fold(0, |all, part| common_divisor(all, part.0)),
         }
     }
 
@@ -325,11 +333,12 @@ pub(super) fn rates(word: &str, of: fn(&str) -> Result<u64, String>) -> Result<[
 
 pub(super) fn continued(word: &str) -> Result<[bool; 2], String> {
     match word {
-        "none" | "0" => Ok([false, false]),
+        // What is bad never ends a job but with verify_fatal.
+        "none" | "0" | "verify" => Ok([false, false]),
         "read" => Ok([true, false]),
         "write" => Ok([false, true]),
         "io" | "all" | "1" => Ok([true, true]),
-        _ => Err(format!("`{word}` is none of none, read, write, io, all")),
+        _ => Err(format!("`{word}` is none of none, read, write, io, verify, all")),
     }
 }
 

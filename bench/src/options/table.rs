@@ -1,10 +1,12 @@
 //! The options of a job, and how each reads its value.
 
-use std::sync::LazyLock;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::{BlockSizes, Contents, JobOptions, Rw, Verify, shape, watch_table};
+use super::{BlockSizes, Contents, JobOptions, Rw, shape, watch_table};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
+use crate::verify::{Method, Pattern};
 
 /// One word that a job understands.
 pub struct OptionSpec {
@@ -160,14 +162,53 @@ static JOB: &[OptionSpec] = &[
     option!("randseed"[], "N", "Seed of order and contents [the same each run]", |job, word| {
         parse_number(word).map(|seed| job.seed = seed)
     }),
-    option!("verify"[], "HASH", "crc32c: write checkable blocks, then read them back; 0: off", |job, word| {
-        parse_verify(word).map(|verify| job.verify = verify)
+    option!("verify"[], "HASH", "Write blocks that can be checked, and check them: crc32c, xxhash, sha256, meta, pattern, ... [0]", |job, word| {
+        Method::parse(word).map(|method| job.verify.method = method)
     }),
-    switch!("do_verify", "Read back and check after writing [1]", |job, on| job.do_verify = on),
+    option!(
+        "verify_pattern"[],
+        "PATTERN",
+        "What verified blocks are filled with: 0x hex, decimal, \"text\", %o (their offset)",
+        |job, word| {
+            Pattern::parse(word).map(|pattern| job.verify.pattern = Some(Arc::new(pattern)))
+        }
+    ),
+    option!("verify_interval"[], "SIZE", "Bytes for each header [what all blocks have in common]", |job, word| {
+        shape::block_size(word).map(|size| job.verify.interval = Some(size))
+    }),
+    option!("verify_offset"[], "SIZE", "Where in each interval the header stands [0]", |job, word| {
+        parse_bytes(word).map(|at| job.verify.offset = u32::try_from(at).unwrap_or(u32::MAX))
+    }),
+    switch!("do_verify", "Read back and check after writing [1]", |job, on| job.verify.after = on),
     switch!("verify_only", "Write nothing: check what an earlier run wrote [0]", |job, on| {
-        job.verify_only = on;
+        job.verify.only = on;
     }),
-    switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify_fatal = on),
+    switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify.fatal = on),
+    option!("verify_backlog"[], "N", "Check after each so many writes [at the end]", |job, word| {
+        parse_range(word, 0, u32::MAX).map(|writes| job.verify.backlog = writes)
+    }),
+    option!("verify_backlog_batch"[], "N", "Blocks checked then [verify_backlog]", |job, word| {
+        parse_range(word, 0, u32::MAX)
+            .map(|blocks| job.verify.backlog_batch = Some(blocks).filter(|&blocks| blocks > 0))
+    }),
+    switch!(
+        "verify_state_save",
+        "Keep the log of writes in a file that outlives a kill [0]",
+        |job, on| {
+            job.verify.state_save = on;
+        }
+    ),
+    switch!("verify_state_load", "Check what the log of an earlier run says [0]", |job, on| {
+        job.verify.state_load = on;
+    }),
+    option!("verify_state"[], "FILE", "That log [local-NAME-0-verify.state]", |job, word| {
+        job.verify.state = Some(PathBuf::from(word)).filter(|path| !path.as_os_str().is_empty());
+        Ok(())
+    }),
+    switch!("experimental_verify", "fio's word; what is checked is the same either way", |_, _| ()),
+    switch!("trim_verify_zero", "What was trimmed must read as zeroes [1]", |job, on| {
+        job.verify.trims_to_zero = on;
+    }),
     switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
     option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV or zoned:LIST [random]", |job, word| {
         shape::distribution(word).map(|distribution| job.shape.distribution = distribution)
@@ -349,17 +390,9 @@ pub(super) fn parse_bool(word: &str) -> Result<bool, String> {
     }
 }
 
-fn parse_verify(word: &str) -> Result<Verify, String> {
-    match word {
-        "0" | "none" => Ok(Verify::Off),
-        "crc32c" | "crc32c-intel" => Ok(Verify::Crc32c),
-        _ => Err(format!("`{word}` is not a check that we do; use crc32c, or 0 for none")),
-    }
-}
-
 /// A target's word. fio lists several files with `:` between them; a job of ours has one.
 fn parse_target(word: &str) -> Result<String, String> {
-    let plain = word.starts_with("soft:") || word.starts_with("nvme:") || word.starts_with('{');
+    let plain = ["soft:", "nvme:", "vfio-user:", "{"].iter().any(|start| word.starts_with(start));
     if word.is_empty() {
         return Err("is empty; give a path, soft, null, memory or a node as JSON".to_owned());
     }

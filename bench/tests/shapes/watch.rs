@@ -7,6 +7,7 @@ use hdrhistogram::serialization::Deserializer;
 use hdrhistogram::serialization::interval_log::{IntervalLogIterator, LogEntry};
 use oxblock_bench::bins;
 use oxblock_bench::report::Ending;
+use oxblock_bench::text;
 use tempfile::TempDir;
 
 use super::*;
@@ -224,4 +225,77 @@ fn submission_is_timed_apart_where_asked() {
         assert!(on_memory(&format!("rw=read number_ios=9 {words}")).read.apart.is_none());
     }
     assert!(on_memory("rw=read number_ios=9 disable_slat=0").read.apart.is_some());
+}
+
+fn json_of(words: &str) -> serde_json::Value {
+    let report = try_run(memory_driver(), words).expect("a run");
+    json::document_plus(&[report], SystemTime::UNIX_EPOCH)["jobs"][0].take()
+}
+
+#[test]
+fn switches_choose_the_latencies_of_a_report() {
+    let job = json_of("rw=randrw number_ios=100 slat_percentiles=1 lat_percentiles=1");
+    for name in ["slat_ns", "clat_ns", "lat_ns"] {
+        let latency = &job["read"][name];
+        let sum = |key: &str| {
+            latency[key].as_object().map(|bins| bins.values().flat_map(|n| n.as_u64()).sum())
+        };
+        assert_eq!(
+            (sum("bins"), &latency["N"]),
+            (latency["N"].as_u64(), &job["read"]["total_ios"])
+        );
+        assert_eq!(latency["percentile"].as_object().map(|list| list.len()), Some(17), "{name}");
+    }
+    let job = json_of("rw=randrw number_ios=100 clat_percentiles=0");
+    assert!(job["read"]["clat_ns"]["percentile"].is_null() && job["read"]["clat_ns"]["N"] != 0);
+    assert_eq!(job["read"]["slat_ns"]["N"], 0);
+    let job = json_of("rw=read number_ios=100 gtod_reduce=1");
+    for name in ["slat_ns", "clat_ns", "lat_ns"] {
+        assert_eq!(job["read"][name]["N"], 0, "{name}");
+    }
+    assert_eq!((&job["read"]["total_ios"], &job["read"]["bw_samples"]), (&100.into(), &0.into()));
+    let job = json_of("rw=read number_ios=100 disable_lat=1");
+    assert_eq!(
+        (&job["read"]["lat_ns"]["N"], &job["read"]["clat_ns"]["N"]),
+        (&0.into(), &100.into())
+    );
+}
+
+#[test]
+fn directions_are_told_apart_or_together() {
+    let mixed = json_of("rw=randrw number_ios=100 unified_rw_reporting=mixed");
+    assert!(mixed["read"].is_null() && mixed["write"].is_null() && mixed["sync"].is_null());
+    assert_eq!(
+        (&mixed["mixed"]["total_ios"], &mixed["mixed"]["clat_ns"]["N"]),
+        (&100.into(), &100.into())
+    );
+    let both = json_of("rw=randrw number_ios=100 unified_rw_reporting=both");
+    let ios = |way: &str| both[way]["total_ios"].as_u64().expect(way);
+    assert_eq!((ios("read") + ios("write"), ios("mixed")), (100, 100));
+    let report = try_run(memory_driver(), "rw=randrw number_ios=100 unified_rw_reporting=mixed");
+    let report = report.expect("a run");
+    let (text, summary) = (text::report(&report), text::summary(&[report]));
+    assert!(text.contains("  mixed: IOPS=") && !text.contains("  read: "), "{text}");
+    assert!(summary.contains("  MIXED: bw=") && !summary.contains("READ"), "{summary}");
+}
+
+#[test]
+fn a_job_ends_when_its_rate_is_steady() {
+    let begun = Instant::now();
+    let words = "rw=randread bs=4k,4k rate_iops=500 runtime=30 ss=iops:50% ss_dur=2 ss_ramp=1";
+    let report = try_run(memory_driver(), words).expect("a run");
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let found = report.steadiness.as_ref().expect("it was judged");
+    assert!(found.attained && found.criterion < 50.0 && report.is_good(), "{found:?}");
+    assert!(report.group().runtime_ns >= 2_900_000_000);
+    for (iops, bandwidth) in found.iops.iter().zip(&found.bandwidth) {
+        assert!((iops * 4096.0 / bandwidth - 1.0).abs() < 0.01, "{found:?}");
+    }
+    assert!(text::report(&report).contains("  steadystate  : attained=yes, bw="));
+    let job = json::document(&[report], SystemTime::UNIX_EPOCH)["jobs"][0].take();
+    assert_eq!(job["steadystate"]["data"]["iops"].as_array().map(Vec::len), Some(2));
+    // A limit that no machine keeps to.
+    let report =
+        try_run(memory_driver(), "rw=randread runtime=3 ss=iops:0 ss_dur=2").expect("a run");
+    assert!(report.steadiness.is_some_and(|found| !found.attained && found.iops.len() == 2));
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::ArgMatches;
 use oxblock_bench::jobfile;
-use oxblock_bench::options::{FIO_OPTIONS, JobOptions, OPTIONS, OptionSpec, Rw, Verify};
+use oxblock_bench::options::{FIO_OPTIONS, JobOptions, OPTIONS, OptionSpec, Rw};
 use oxblock_engine::{Error, ErrorKind};
 
 /// How long a job runs that says neither how long nor how much.
@@ -109,7 +109,7 @@ fn single_job(mut options: JobOptions) -> JobOptions {
 /// A job that says neither how long nor how much ends by time.
 fn bounded(mut options: JobOptions) -> JobOptions {
     let bounded = options.runtime.is_some() || options.size.is_some() || options.io_size.is_some();
-    if !bounded && options.verify == Verify::Off {
+    if !bounded && !options.verify.is_on() {
         options.runtime = Some(DEFAULT_RUNTIME);
     }
     options

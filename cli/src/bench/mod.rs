@@ -17,7 +17,7 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
 use oxblock_bench::{html, json, text};
-use oxblock_engine::Error;
+use oxblock_engine::{Error, ErrorKind};
 
 use crate::target::TargetSpec;
 use rounds::{News, Rounds};
@@ -33,6 +33,8 @@ Targets:
   nvme://ADDRESS/NAMESPACE
                 a namespace of an NVMe controller that was given to vfio-pci: nvme://01:00.0/1;
                 see oxblock pci. Writing jobs overwrite it!
+  vfio-user:SOCKET/NAMESPACE
+                the same of a controller that another process serves, such as oxblock nvmet
   null          accepts everything, keeps nothing
   memory        a disk in memory
   PATH          a file; made with --size when it is not there. Writing jobs overwrite it!
@@ -94,9 +96,24 @@ pub fn command() -> Command {
             Arg::new("output-format")
                 .long("output-format")
                 .value_name("FORMAT")
-                .value_parser(["normal", "json"])
+                .value_parser(Formats::parse)
                 .default_value("normal")
-                .help("normal, or json in the shape of fio 3"),
+                .help("normal, json in the shape of fio 3, json+ with all bins; or several: normal,json"),
+        )
+        .arg(
+            Arg::new("minimal")
+                .long("minimal")
+                .hide(true)
+                .action(ArgAction::SetTrue)
+                .help("fio's terse output"),
+        )
+        .arg(
+            Arg::new("eta")
+                .long("eta")
+                .value_name("WHEN")
+                .value_parser(["always", "never", "auto"])
+                .default_value("auto")
+                .help("Show how far jobs are: on a terminal, never, or always"),
         )
         .arg(
             Arg::new("output")
@@ -129,6 +146,11 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     if let Some(("compare", matches)) = matches.subcommand() {
         return compare::run(matches);
     }
+    if matches.get_flag("minimal") {
+        let what = "option `minimal`: terse output is not offered; use --output-format=json";
+        return Err(Error::new(ErrorKind::Invalid, what));
+    }
+    progress::show(matches.get_one::<String>("eta").map_or("auto", String::as_str));
     let stop = stop_on_signal()?;
     if matches.get_flag("table") {
         return table::run(&jobs::given(matches)?, &stop);
@@ -153,8 +175,11 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     Ok(if all_good { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Ctrl-C and SIGTERM end the jobs with what there is; the second one ends the program.
-fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
+/// What Ctrl-C and SIGTERM set, so that jobs end with what there is; the second one ends the
+/// program.
+///
+/// Errors: the signals cannot be taken over.
+pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
     use signal_hook::consts::{SIGINT, SIGTERM};
     let stop = Arc::new(AtomicBool::new(false));
     for signal in [SIGINT, SIGTERM] {
@@ -165,18 +190,45 @@ fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
     Ok(stop)
 }
 
-/// Where reports go: as they come, or in one document at the end.
-struct Output {
+/// What reports are written as.
+#[derive(Clone, Copy, Debug, Default)]
+struct Formats {
+    normal: bool,
     json: bool,
+    /// With the counts of all bins.
+    plus: bool,
+}
+
+impl Formats {
+    fn parse(words: &str) -> Result<Formats, String> {
+        let mut formats = Formats::default();
+        for word in words.split(',') {
+            match word.trim() {
+                "normal" => formats.normal = true,
+                "json" => formats.json = true,
+                "json+" => (formats.json, formats.plus) = (true, true),
+                "terse" => return Err("terse is not offered; json has all of it".to_owned()),
+                _ => return Err(format!("`{word}` is none of normal, json, json+")),
+            }
+        }
+        Ok(formats)
+    }
+}
+
+/// Where reports go: as they come, and in one document at the end.
+struct Output {
+    formats: Formats,
     file: Option<(PathBuf, std::fs::File)>,
     page: Option<(PathBuf, std::fs::File)>,
     reports: Vec<Report>,
+    /// Reports that were written already.
+    written: usize,
     noted: Vec<String>,
 }
 
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
-        let json = matches.get_one::<String>("output-format").is_some_and(|word| word == "json");
+        let formats = matches.get_one("output-format").copied().unwrap_or_default();
         let create = |option: &str| -> Result<Option<(PathBuf, std::fs::File)>, Error> {
             let Some(path) = matches.get_one::<PathBuf>(option) else { return Ok(None) };
             let what = || format!("creating the report file {}", path.display());
@@ -184,7 +236,7 @@ impl Output {
             Ok(Some((path.clone(), file)))
         };
         let (file, page) = (create("output")?, create("report")?);
-        Ok(Output { json, file, page, reports: Vec::new(), noted: Vec::new() })
+        Ok(Output { formats, file, page, reports: Vec::new(), written: 0, noted: Vec::new() })
     }
 
     /// Says on standard error what was not said yet.
@@ -209,19 +261,39 @@ impl Output {
     }
 
     fn add(&mut self, report: Report) -> Result<(), Error> {
-        if !self.json {
-            self.write(&format!("{}\n", text::report(&report)))?;
+        let joins = self.reports.last().is_some_and(|last| last.is_reported_with(&report));
+        if !joins {
+            self.write_texts()?;
         }
-        if self.json || self.page.is_some() {
-            self.reports.push(report);
+        self.reports.push(report);
+        match self.reports.last() {
+            // What comes next may have to be told together with it.
+            Some(last) if last.options.group_reporting => Ok(()),
+            _ => self.write_texts(),
         }
-        Ok(())
+    }
+
+    /// Writes the reports that were not written yet, unless a document has to be before them.
+    fn write_texts(&mut self) -> Result<(), Error> {
+        if !self.formats.normal || self.formats.json || self.written == self.reports.len() {
+            return Ok(());
+        }
+        let text = text::reports(&self.reports[self.written..]);
+        self.written = self.reports.len();
+        self.write(&text)
     }
 
     fn finish(mut self) -> Result<(), Error> {
-        if self.json {
-            let document = json::document(&self.reports, SystemTime::now());
+        if self.formats.json {
+            let document = match self.formats.plus {
+                true => json::document_plus(&self.reports, SystemTime::now()),
+                false => json::document(&self.reports, SystemTime::now()),
+            };
             self.write(&format!("{document:#}\n"))?;
+        }
+        if self.formats.normal {
+            let text = text::reports(&self.reports[self.written..]);
+            self.write(&format!("{text}{}", text::summary(&self.reports)))?;
         }
         if let Some((path, file)) = &mut self.page {
             let page = html::page(&self.reports, SystemTime::now());

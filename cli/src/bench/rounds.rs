@@ -67,7 +67,7 @@ impl Rounds {
             None => Ok(default.clone()),
         });
         let specs: Vec<TargetSpec> = specs.collect::<Result<_, _>>()?;
-        let processors = Processors::of(specs.iter().any(|s| matches!(s, TargetSpec::Soft(_))));
+        let processors = Processors::of(specs.iter().any(TargetSpec::is_software));
         let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
         let mut specs = specs.into_iter();
         let (mut group_id, mut clones) = (0, 0);

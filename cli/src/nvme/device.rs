@@ -91,8 +91,10 @@ impl Session {
 fn spec(device: &str) -> Result<FunctionSpec, Failure> {
     let word = device.strip_prefix("nvme://").unwrap_or(device);
     FunctionSpec::parse(word).map_err(|error| {
-        let text =
-            format!("`{device}` names no device ({error}); give a PCI address, soft or soft:PATH");
+        let text = format!(
+            "`{device}` names no device ({error}); give a PCI address, vfio-user:SOCKET, soft \
+                 or soft:PATH"
+        );
         Failure::Usage(text)
     })
 }

@@ -27,9 +27,10 @@ use verbs::{VERBS, Verb};
 
 const AFTER_HELP: &str = "\
 Devices:
-  0000:01:00.0   a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci
-  soft           a software controller in this process over memory, gone afterwards
-  soft:PATH      the same over a file
+  0000:01:00.0      a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci
+  vfio-user:SOCKET  a controller that another process serves, such as oxblock nvmet
+  soft              a software controller in this process over memory, gone afterwards
+  soft:PATH         the same over a file
 
 What destroys data asks first, if there is a terminal to ask on; without one it needs --yes.
 

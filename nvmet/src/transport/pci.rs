@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use oxblock_engine::CoreWaker;
 use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::DOORBELLS;
-use oxblock_pci::soft::Device;
+use oxblock_pci::soft::{Device, Window};
 
 use crate::doorbells::Doorbells;
 use crate::registers::{Events, Registers, Written};
@@ -104,6 +104,10 @@ impl Device for Shared {
             return 0;
         }
         (DOORBELLS + self.doorbells.span()).next_power_of_two()
+    }
+
+    fn window(&self, bar: u8) -> Option<Window> {
+        self.doorbells.window().filter(|_| bar == REGISTER_BAR).cloned()
     }
 
     fn read(&self, _bar: u8, offset: u64, size: u8) -> u64 {

@@ -30,7 +30,7 @@ mod tests;
 use std::path::{Path, PathBuf};
 
 pub use client::{VfioUserFunction, VfioUserOptions};
-pub use server::{Ended, Session, SessionOptions, Step, serve};
+pub use server::{Ended, Session, SessionOptions, Step, refuse, serve};
 
 /// The socket that a path names: the path, or `cntrl` in it where it is a folder, as SPDK has it.
 #[must_use]

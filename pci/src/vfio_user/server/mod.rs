@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
+use zerocopy::IntoBytes;
 
 use super::socket::{self, Broken, Receiver, timespec};
 use crate::soft::SoftFunction;
@@ -23,6 +24,9 @@ pub use session::{Reply, Session, SessionOptions, Step};
 const TICK: Duration = Duration::from_millis(250);
 /// How often it looks whether memory that the client wants back is free.
 const QUIET_TICK: Duration = Duration::from_micros(50);
+
+/// How long a client that is refused may take to ask.
+const REFUSAL_WAIT: Duration = Duration::from_millis(200);
 
 /// Why a session ended.
 #[derive(Debug)]
@@ -88,6 +92,16 @@ pub fn serve(
         if receiver.begun().is_some_and(late) {
             return Ended::Slow("finish a message");
         }
+    }
+}
+
+/// Tells a client that it will not be served, and why: a positive errno. Waits a moment for what it
+/// has to say, since its first message is what is replied to.
+pub fn refuse(socket: BorrowedFd<'_>, errno: i32) {
+    let deadline = Instant::now() + REFUSAL_WAIT;
+    if let Ok(message) = socket::receive(&mut Receiver::default(), socket, deadline) {
+        let reply = message.header.error(errno);
+        let _ = socket::send(socket, reply.as_bytes(), &[], deadline);
     }
 }
 

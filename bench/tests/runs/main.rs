@@ -1,6 +1,8 @@
 //! Jobs from options to report, over the null, memory and file drivers.
 
-use std::io::{Read, Seek, SeekFrom, Write};
+mod faulty;
+mod verify;
+
 use std::path::Path;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,7 +12,6 @@ use oxblock_bench::options::JobOptions;
 use oxblock_bench::report::Report;
 use oxblock_bench::run::{Session, Snapshot, lay_out, run};
 use oxblock_bench::stats::Direction;
-use oxblock_bench::verify::Finding;
 use oxblock_bench::{json, text};
 use oxblock_drivers::file::{self, FileOptions};
 use oxblock_drivers::memory::{self, MemoryOptions};
@@ -141,86 +142,8 @@ fn clones_run_side_by_side_and_add_up() {
     assert_eq!(report.clones.len(), 3);
     assert!(report.clones.iter().all(|clone| clone.read.ios == 256));
     assert_eq!((report.group().read.ios, report.group().merged), (768, 3));
-    assert!(text::report(&report).contains("all 3 jobs"));
-}
-
-#[test]
-fn what_was_written_verifies() {
-    for rw in ["write", "randwrite", "rw", "randrw"] {
-        for jobs in ["1", "2"] {
-            let words = [("rw", rw), ("verify", "crc32c"), ("iodepth", "16"), ("numjobs", jobs)];
-            let report = run_one(memory_driver(1 << 20), &words);
-            let group = report.group();
-            let verify = group.verify.clone().expect("it was verified");
-            assert_eq!((verify.bad, verify.checked), (0, group.write.ios), "{rw}");
-            assert!(report.is_good() && verify.checked >= 64, "{rw}");
-        }
-    }
-}
-
-#[test]
-fn a_flipped_byte_is_found_and_named_by_offset() {
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    let size = 1 << 20;
-    let base = [("rw", "randwrite"), ("verify", "crc32c"), ("iodepth", "16")];
-    let with = |name, value| [&base[..], &[(name, value)]].concat();
-    let written = run_one(file_driver(file.path(), size), &with("do_verify", "0"));
-    assert!(written.is_good() && written.group().verify.is_none());
-
-    let check = || run_one(file_driver(file.path(), size), &with("verify_only", "1"));
-    let clean = check();
-    assert_eq!(clean.group().verify.map(|verify| (verify.checked, verify.bad)), Some((256, 0)));
-    assert_eq!(clean.group().write.ios, 0);
-
-    let at = 700_123;
-    let (expected, found) = flip(file.path(), at);
-    let report = check();
-    let verify = report.group().verify.expect("it was verified");
-    assert_eq!((report.is_good(), report.group().errno(), verify.bad), (false, 84, 1));
-    let mismatch = &verify.mismatches[0];
-    assert_eq!(mismatch.offset, at / 4096 * 4096);
-    assert_eq!(mismatch.finding, Finding::Damaged { first: at, expected, found, differing: 1 });
-    assert!(text::report(&report).contains("first wrong byte at offset 700123"));
-}
-
-/// Flips a bit behind the engine's back. The byte before and after.
-fn flip(path: &Path, at: u64) -> (u8, u8) {
-    let mut file = std::fs::File::options().read(true).write(true).open(path).expect("the file");
-    let mut byte = [0];
-    file.seek(SeekFrom::Start(at)).and_then(|_| file.read_exact(&mut byte)).expect("a byte");
-    let before = byte[0];
-    byte[0] ^= 0x40;
-    file.seek(SeekFrom::Start(at)).and_then(|_| file.write_all(&byte)).expect("a byte");
-    (before, byte[0])
-}
-
-#[test]
-fn a_target_that_keeps_nothing_does_not_verify() {
-    let words = [("rw", "write"), ("verify", "crc32c"), ("size", "1m")];
-    let zeroes = null::open(NullOptions { read_zeroes: true, ..NullOptions::default() });
-    let verify = run_one(zeroes.expect("a null driver"), &words).group().verify;
-    let verify = verify.expect("it was verified");
-    assert_eq!((verify.checked, verify.bad), (256, 256));
-    assert_eq!(verify.mismatches[0].finding, Finding::Constant { byte: 0 });
-}
-
-#[test]
-fn lost_writes_of_a_second_run_are_found() {
-    // Both runs write the same places from the same seed: only the stamp tells them apart.
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    let other = tempfile::NamedTempFile::new().expect("a file");
-    let words = [("rw", "write"), ("verify", "crc32c"), ("do_verify", "0")];
-    run_one(file_driver(file.path(), 65_536), &words);
-    run_one(file_driver(other.path(), 65_536), &words);
-    let first = std::fs::read(file.path()).expect("the first run's bytes");
-    let mut second = std::fs::read(other.path()).expect("the second run's bytes");
-    second[8192..12_288].copy_from_slice(&first[8192..12_288]);
-    std::fs::write(other.path(), second).expect("a write");
-    let words = [("rw", "write"), ("verify", "crc32c"), ("verify_only", "1")];
-    let verify = run_one(file_driver(other.path(), 65_536), &words).group().verify;
-    let verify = verify.expect("it was verified");
-    assert_eq!((verify.bad, verify.mismatches[0].offset), (1, 8192));
-    assert_eq!(verify.mismatches[0].finding, Finding::Stale);
+    assert_eq!(text::report(&report).matches("(groupid=0, jobs=1)").count(), 3);
+    assert!(text::summary(&[report]).contains("io=3072KiB (3146kB)"));
 }
 
 #[test]

@@ -1,0 +1,194 @@
+//! One guest: its machine, its disks, and how long it may take.
+
+use std::env;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::initramfs;
+use crate::inside::MARK;
+use crate::inside::disks::{CONTROLLERS, Controller, Namespace};
+use crate::packages::{Packages, output};
+use crate::report::Report;
+
+/// A guest that says nothing for so long is ended. Hosts are busy, and emulation is slow.
+const SILENCE: Duration = Duration::from_secs(120);
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+/// Of 1024 MiB, the guest uses a quarter.
+const MACHINE: &str = "-machine q35,kernel-irqchip=split -accel tcg,thread=multi -cpu max -smp 2 \
+    -m 1024 -nodefaults -no-user-config -display none -no-reboot -monitor none \
+    -device intel-iommu,intremap=on,caching-mode=on -device isa-debug-exit,iobase=0x501,iosize=1";
+/// The clock is the emulated TSC, and a busy host is no reason to panic.
+const KERNEL: &str = "console=ttyS0 panic=-1 quiet intel_iommu=on iommu=nopt tsc=reliable \
+    no_timer_check nowatchdog rcupdate.rcu_cpu_stall_timeout=300 nokaslr mitigations=off \
+    random.trust_cpu=on";
+
+/// What is needed to boot.
+pub struct Guest {
+    packages: Packages,
+    initramfs: Vec<u8>,
+}
+
+impl Guest {
+    /// A guest that will run the tests with these names.
+    ///
+    /// Errors: the command `oxblock` cannot be built, or a tool or library is not there.
+    pub fn new(packages: Packages, tests: Vec<String>) -> Result<Guest, String> {
+        let this = env::current_exe().map_err(|e| format!("this binary's path: {e}"))?;
+        let oxblock = build_oxblock()?;
+        let initramfs = initramfs::make(&packages, &this, &oxblock, &tests)?;
+        Ok(Guest { packages, initramfs })
+    }
+
+    /// Boots, and once more if the guest ended before any test did.
+    pub fn run(&self) -> Report {
+        let report = self.boot();
+        if report.complete || report.has_results() {
+            return report;
+        }
+        eprintln!("guest: booting once more: {}", report.failure);
+        self.boot()
+    }
+
+    fn boot(&self) -> Report {
+        match self.try_boot() {
+            Ok(report) => report,
+            Err(failure) => Report::of_nothing(failure),
+        }
+    }
+
+    fn try_boot(&self) -> Result<Report, String> {
+        let folder = tempfile::tempdir_in(scratch()).map_err(|e| format!("a folder: {e}"))?;
+        let path = |name: &str| folder.path().join(name);
+        fs::write(path("initramfs"), &self.initramfs).map_err(|e| format!("initramfs: {e}"))?;
+        let console = File::create(path("console")).map_err(|e| format!("console: {e}"))?;
+        let mut qemu = leashed(self.packages.qemu());
+        qemu.args(MACHINE.split_whitespace());
+        qemu.arg("-kernel").arg(self.packages.kernel()).arg("-initrd").arg(path("initramfs"));
+        qemu.arg("-append").arg(format!("{KERNEL} {MARK}=1"));
+        qemu.arg("-serial").arg("stdio");
+        qemu.arg("-serial").arg(format!("file:{}", path("report").display()));
+        for (index, controller) in CONTROLLERS.iter().enumerate() {
+            attach(&mut qemu, folder.path(), index + 1, controller)?;
+        }
+        let messages = console.try_clone().map_err(|e| format!("console: {e}"))?;
+        qemu.stdin(Stdio::null()).stdout(console).stderr(messages);
+        let ended = Running::start(&mut qemu)?.watch(&path("report"));
+        let mut report = Report::read(&read(&path("report")));
+        if !report.complete {
+            report.failure = format!("{ended}; its console:\n{}", tail(&read(&path("console"))));
+        }
+        Ok(report)
+    }
+}
+
+/// QEMU as a process of ours, which ends with us.
+struct Running(Child);
+
+impl Running {
+    fn start(command: &mut Command) -> Result<Running, String> {
+        command.spawn().map(Running).map_err(|e| format!("{:?}: {e}", command.get_program()))
+    }
+
+    /// Waits for its end, and brings it about if nothing more is said in `report`.
+    fn watch(mut self, report: &Path) -> String {
+        let (mut length, mut since) = (0, Instant::now());
+        loop {
+            match self.0.try_wait() {
+                Ok(Some(status)) => return describe(status),
+                Ok(None) => {}
+                Err(e) => return format!("QEMU: {e}"),
+            }
+            let now = report.metadata().map_or(0, |metadata| metadata.len());
+            if now != length {
+                (length, since) = (now, Instant::now());
+            }
+            if since.elapsed() > SILENCE {
+                return format!("the guest said nothing for {} s", SILENCE.as_secs());
+            }
+            thread::sleep(LOOK_EVERY);
+        }
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The command through a program that has the kernel end it when its parent dies.
+fn leashed(command: Command) -> Command {
+    let mut leashed = Command::new("setpriv");
+    leashed.args(["--pdeathsig", "KILL", "--"]).arg(command.get_program());
+    leashed.args(command.get_args());
+    leashed.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+    leashed
+}
+
+/// A controller on a root port of its own, so that its group is its own: the first is on bus 1.
+fn attach(
+    qemu: &mut Command,
+    folder: &Path,
+    bus: usize,
+    controller: &Controller,
+) -> Result<(), String> {
+    let mut device = |words: String| {
+        qemu.arg("-device").arg(words);
+    };
+    device(format!("pcie-root-port,id=port{bus},chassis={bus},slot={bus}"));
+    device(format!("nvme,id=nvme{bus},bus=port{bus},serial={}", controller.serial));
+    for Namespace { nsid, block_size, metadata_size, length } in controller.namespaces {
+        let drive = format!("disk{bus}n{nsid}");
+        let path = folder.join(&drive);
+        let made = File::create(&path).and_then(|file| file.set_len(*length));
+        made.map_err(|e| format!("{}: {e}", path.display()))?;
+        let file = path.display();
+        qemu.arg("-drive").arg(format!("if=none,id={drive},format=raw,file={file}"));
+        let sizes = format!("logical_block_size={block_size},physical_block_size={block_size}");
+        qemu.arg("-device").arg(format!(
+            "nvme-ns,bus=nvme{bus},drive={drive},nsid={nsid},{sizes},ms={metadata_size}"
+        ));
+    }
+    Ok(())
+}
+
+/// The command as this source makes it, whether or not it was built before.
+fn build_oxblock() -> Result<PathBuf, String> {
+    let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
+    cargo.args(["build", "--quiet", "--package=oxblock-cli", "--bin=oxblock"]);
+    cargo.arg("--message-format=json-render-diagnostics").current_dir(env!("CARGO_MANIFEST_DIR"));
+    if cfg!(not(debug_assertions)) {
+        cargo.arg("--release");
+    }
+    let text = output(&mut cargo)?;
+    let path = text.lines().rev().find_map(|line| {
+        let (_, rest) = line.split_once("\"executable\":\"")?;
+        Some(PathBuf::from(rest.split_once('"')?.0))
+    });
+    path.ok_or("cargo names no executable of oxblock-cli".into())
+}
+
+/// Where disks are made: below the target folder, as /tmp may be small.
+fn scratch() -> PathBuf {
+    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
+}
+
+fn describe(status: ExitStatus) -> String {
+    match status.code() {
+        Some(0) => "the guest panicked or powered off".into(),
+        _ => format!("QEMU ended: {status}"),
+    }
+}
+
+fn read(path: &Path) -> String {
+    String::from_utf8_lossy(&fs::read(path).unwrap_or_default()).into_owned()
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(80)..].join("\n")
+}
