@@ -2,18 +2,47 @@
 
 use crate::options::{BlockSizes, Distribution, JobOptions, Plan};
 use crate::pattern::{Permutation, Prng, mix64};
+use several::Several;
+
+mod several;
 
 /// What to do next: `way` is 0 to read, 1 to write, 2 to trim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Piece {
+    /// Which of the job's files.
+    pub file: u16,
     pub way: usize,
-    /// From the start of the range, bytes.
     pub offset: u64,
     pub len: u32,
 }
 
-/// How much a clone is to do.
+/// The pieces of a job with one file or several.
 #[derive(Clone, Debug)]
+pub(crate) enum Pieces {
+    One(Generator),
+    Several(Several),
+}
+
+impl Pieces {
+    /// `files` are the plan of each and where its range starts.
+    pub fn new(options: &JobOptions, files: &[(Plan, u64)], seed: u64) -> Pieces {
+        match files {
+            [(plan, _)] => Pieces::One(Generator::new(options, plan, seed)),
+            several => Pieces::Several(Several::new(options, several, seed)),
+        }
+    }
+
+    #[inline]
+    pub fn next(&mut self) -> Piece {
+        match self {
+            Pieces::One(generator) => generator.next(),
+            Pieces::Several(several) => several.next(),
+        }
+    }
+}
+
+/// How much a clone is to do.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct Budget {
     bytes: u64,
     ios: u64,
@@ -114,7 +143,7 @@ impl Generator {
             range,
             way: if options.rw.trims() { 2 } else { usize::from(options.rw.writes()) },
             mix: options.rw.is_mixed().then(|| (u64::from(options.read_percent) << 32) / 100),
-            places: Places::new(options, (range / align[0].max(1)).max(1), seed),
+            places: Places::new(options, range, (range / align[0].max(1)).max(1), seed),
             random_share: shape.random_percent.map(share),
             next: [0; 3],
             sizes,
@@ -137,7 +166,7 @@ impl Generator {
         // The last places are those where the piece still fits.
         let places = (self.range.saturating_sub(u64::from(len))) / align + 1;
         let place = self.place(places).min(places - 1);
-        Piece { way, offset: place * align, len }
+        Piece { file: 0, way, offset: place * align, len }
     }
 
     /// Goes on where the last piece of the direction ended; the range's last one may be shorter.
@@ -150,7 +179,7 @@ impl Generator {
         let room = (self.range - offset) / least * least;
         let len = u64::from(len).min(room.max(least));
         self.next[way] = offset + len;
-        Piece { way, offset, len: len as u32 }
+        Piece { file: 0, way, offset, len: len as u32 }
     }
 
     #[inline]
@@ -224,7 +253,7 @@ impl Sizes {
 }
 
 impl Places {
-    fn new(options: &JobOptions, count: u64, seed: u64) -> Places {
+    fn new(options: &JobOptions, range: u64, count: u64, seed: u64) -> Places {
         let shape = &options.shape;
         let one_size = shape.sizes.is_none() && shape.align.is_none();
         match &shape.distribution {
@@ -236,16 +265,33 @@ impl Places {
             Distribution::Pareto(h) => Places::Pareto(h.ln() / (1.0 - h).ln()),
             Distribution::Normal(percent) => Places::Normal(percent / 100.0),
             Distribution::Zoned(zones) => {
-                let (mut ios, mut start) = (0.0, 0.0);
-                let mut add = |&(percent, share): &(f64, f64)| {
-                    ios += percent;
-                    let zone = ((ios / 100.0 * WHOLE).round() as u64, start, share / 100.0);
-                    start += share / 100.0;
-                    zone
-                };
-                Places::Zoned(zones.iter().map(&mut add).collect())
+                let shares = zones.iter().map(|&(percent, share)| (percent, share / 100.0));
+                Places::zoned(shares)
+            }
+            Distribution::ZonedAbs(zones) => {
+                let mut left = range;
+                let shares = zones.iter().map_while(|&(percent, size)| {
+                    let size = size.min(left);
+                    left -= size;
+                    (size > 0).then_some((percent, size as f64 / range as f64))
+                });
+                Places::zoned(shares)
             }
         }
+    }
+
+    /// Zones one after the other, each with its I/Os in a hundred and its share of the range.
+    fn zoned(zones: impl Iterator<Item = (f64, f64)>) -> Places {
+        let (mut ios, mut start) = (0.0, 0.0);
+        let mut all: Vec<(f64, f64, f64)> = Vec::new();
+        for (percent, share) in zones {
+            ios += percent;
+            all.push((ios, start, share));
+            start += share;
+        }
+        // Where zones past the end were left out, the others have their I/Os.
+        let end = |upto: f64| (upto / ios * WHOLE).round() as u64;
+        Places::Zoned(all.into_iter().map(|(upto, at, share)| (end(upto), at, share)).collect())
     }
 }
 

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::task::{Poll, Waker};
 
-use oxblock_engine::{Channel, Core, Error, Fault, Op, OpKind, Poller, Sleep};
+use oxblock_engine::{Channel, Core, Error, Fault, Full, Op, OpId, OpKind, Poller, Sleep};
 use oxblock_mem::counting_alloc::{allocations, is_installed};
 use oxblock_mem::thread_usage::ThreadUsage;
 use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
@@ -77,6 +77,8 @@ pub(crate) struct Progress {
 /// One clone in one phase; see the module's documentation.
 pub(crate) struct Worker {
     channel: Channel,
+    /// Those of the job's other files; only a job with a shape has any.
+    others: Vec<Channel>,
     phase: Phase,
     stop: Arc<AtomicBool>,
     progress: Arc<Progress>,
@@ -148,6 +150,12 @@ impl Progress {
     pub fn done(&self, block_size: u32, is_plain: bool) -> [u64; 2] {
         let ios = self.ios().iter().sum();
         [ios, if is_plain { ios * u64::from(block_size) } else { self.bytes.load(Relaxed) }]
+    }
+
+    /// What was written is read back whole, however steady it came.
+    #[inline]
+    fn is_told_to_end(&self) -> bool {
+        self.end.load(Relaxed) && !self.checking.load(Relaxed)
     }
 
     /// Only the clone's core adds: no other store comes between.
@@ -225,6 +233,7 @@ impl Worker {
         let rest = (0..).zip(buffers).map(|(tag, data)| Op::read(0, data).tag(tag)).collect();
         Worker {
             channel,
+            others: Vec::new(),
             phase,
             stop,
             shown_before: progress.ios(),
@@ -248,9 +257,9 @@ impl Worker {
         }
     }
 
-    /// The same, of a job with a shape.
-    pub fn shaped(self, shaped: Shaped) -> Worker {
-        Worker { shaped: Some(Box::new(shaped)), ..self }
+    /// The same, of a job with a shape. `others` are the channels of its files but the first.
+    pub fn shaped(self, shaped: Shaped, others: Vec<Channel>) -> Worker {
+        Worker { shaped: Some(Box::new(shaped)), others, ..self }
     }
 
     /// One pass: takes what has completed, and submits as much again. How many had completed.
@@ -312,7 +321,7 @@ impl Worker {
     /// Ends what should end, apart from completions.
     #[inline]
     fn watch(&mut self, now: u64) {
-        if now >= self.ends_ns || self.progress.end.load(Relaxed) {
+        if now >= self.ends_ns || self.progress.is_told_to_end() {
             self.closing = true;
         }
         if self.stop.load(Relaxed) {
@@ -409,13 +418,25 @@ impl Worker {
     /// Submits one operation, or holds it while the core's slots are all taken.
     #[inline]
     fn submit(&mut self, core: &Core, op: Op) -> bool {
+        self.stamp(core, &op);
+        let result = self.channel.submit(op);
+        self.submitted(result)
+    }
+
+    /// Notes when an operation is submitted.
+    #[inline]
+    fn stamp(&mut self, core: &Core, op: &Op) {
         if self.stamp_left == 0 {
             self.stamp_left = SUBMISSIONS_PER_READING;
             self.stamp_ns = core.now();
         }
         self.stamp_left -= 1;
         self.submitted_ns[op.tag as usize] = self.stamp_ns;
-        match self.channel.submit(op) {
+    }
+
+    #[inline]
+    fn submitted(&mut self, result: Result<OpId, Full>) -> bool {
+        match result {
             Ok(_) => {
                 self.in_flight += 1;
                 true

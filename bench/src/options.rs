@@ -9,6 +9,7 @@ use std::time::Duration;
 use crate::pattern::{Order, mix64};
 use crate::units::Size;
 
+mod files;
 mod names;
 mod shape;
 mod table;
@@ -16,6 +17,7 @@ mod verify;
 mod watch;
 mod watch_table;
 
+pub use files::{Files, Service};
 pub use names::{FIO_OPTIONS, nearest};
 pub use shape::{BlockSizes, Contents, Distribution, Shape};
 pub use table::{OPTIONS, OptionSpec};
@@ -77,9 +79,9 @@ pub struct JobOptions {
     pub offset_increment: u64,
     /// The percentiles that are reported; empty: fio's.
     pub percentiles: Vec<f64>,
-    /// What the job runs against, in the words of the command line; `None`: left to the command.
-    pub target: Option<String>,
-    /// fio's null engine was asked for: nothing named by `target` may be touched.
+    /// What the job runs against.
+    pub files: Files,
+    /// fio's null engine was asked for: nothing that `files` names may be touched.
     pub null_engine: bool,
     /// Begins when all jobs before it have ended.
     pub stonewall: bool,
@@ -122,7 +124,7 @@ impl Default for JobOptions {
             file_size: None,
             offset_increment: 0,
             percentiles: Vec::new(),
-            target: None,
+            files: Files::default(),
             null_engine: false,
             stonewall: false,
             new_group: false,
@@ -256,23 +258,21 @@ impl JobOptions {
         mix64(self.seed.wrapping_add(number))
     }
 
-    /// What the job runs against, in words; `None`: left to the command.
-    pub fn target_words(&self) -> Option<&str> {
-        if self.null_engine { Some("null") } else { self.target.as_deref() }
-    }
-
     /// Does it ask more of the hot loop than blocks of one size as fast as they go?
     pub fn is_shaped(&self) -> bool {
         !self.shape.is_plain()
             || self.rw.trims()
             || self.verify.is_on()
             || self.watch.needs_each_io()
+            || self.files.each() > 1
     }
 
-    /// Where the job's range ends on its target, if the job says so in bytes.
+    /// Where the job's range ends on each of its files, if the job says so in bytes.
     pub fn end_bytes(&self) -> Option<u64> {
         let own = match (self.offset, self.size) {
-            (Size::Bytes(offset), Some(Size::Bytes(size))) => offset.checked_add(size),
+            (Size::Bytes(offset), Some(Size::Bytes(_))) => {
+                self.size_in(0).and_then(|size| offset.checked_add(size))
+            }
             _ => None,
         };
         let others = self.offset_increment.saturating_mul(u64::from(self.num_jobs) - 1);
@@ -297,10 +297,35 @@ impl JobOptions {
         }
     }
 
+    /// The length of the range of one file of `length` bytes: files share a size in bytes.
+    fn size_in(&self, length: u64) -> Option<u64> {
+        self.size.map(|size| match size {
+            Size::Bytes(bytes) => bytes / u64::from(self.files.each()),
+            share => share.of(length),
+        })
+    }
+
+    /// Fits the job to files, each of so many bytes in blocks of so many bytes. What each plan
+    /// says of the work as a whole is that of all of them.
+    ///
+    /// Errors: as [`JobOptions::plan`].
+    pub fn plan_files(&self, files: &[(u64, u32)]) -> Result<Vec<Plan>, OptionError> {
+        let plan = |&(length, block_size): &(u64, u32)| self.plan(length, block_size);
+        let mut plans: Vec<Plan> = files.iter().map(plan).collect::<Result<_, _>>()?;
+        if self.io_size.is_none() {
+            let sum = |of: fn(&Plan) -> u64| plans.iter().map(of).fold(0, u64::saturating_add);
+            let most = self.shape.number_ios.unwrap_or(u64::MAX);
+            let (limit, bytes) = (sum(|plan| plan.limit).min(most), sum(|plan| plan.bytes));
+            plans.iter_mut().for_each(|plan| (plan.limit, plan.bytes) = (limit, bytes));
+        }
+        Ok(plans)
+    }
+
     /// Fits the job to a target of `length` bytes in blocks of `block_size` bytes.
     ///
     /// Errors: options that contradict each other, or that the target cannot satisfy.
     pub fn plan(&self, length: u64, block_size: u32) -> Result<Plan, OptionError> {
+        self.files.check(self.verify.is_on())?;
         self.check_verify()?;
         self.shape.check(self.io_depth)?;
         self.watch.check(&self.shape.rate, &self.shape.rate_iops)?;
@@ -311,7 +336,7 @@ impl JobOptions {
             return Err(wrong("offset", format!("{start} lies past the target's {length} bytes")));
         }
         let room = self.file_size.unwrap_or(length).min(length).saturating_sub(start);
-        let range = self.size.map_or(room, |size| size.of(length));
+        let range = self.size_in(length).unwrap_or(room);
         let last = self.offset_increment.saturating_mul(u64::from(self.num_jobs.max(1)) - 1);
         if range.saturating_add(last) > length - start {
             let option = if last > 0 { "offset_increment" } else { "size" };
@@ -335,7 +360,7 @@ impl JobOptions {
         let loops = u64::from(self.loops);
         let (bytes, mut limit) = match self.io_size {
             _ if time_based => (u64::MAX, u64::MAX),
-            None => (range.saturating_mul(loops), blocks.saturating_mul(loops)),
+            None => ((range - range % step).saturating_mul(loops), blocks.saturating_mul(loops)),
             Some(bytes) => {
                 (bytes.saturating_mul(loops), (bytes / step).max(1).saturating_mul(loops))
             }
@@ -348,7 +373,7 @@ impl JobOptions {
     }
 
     /// The smallest block that the job may move, bytes.
-    fn least_block_size(&self) -> u32 {
+    pub(crate) fn least_block_size(&self) -> u32 {
         let sizes = self.shape.sizes.iter().flatten().map(BlockSizes::min);
         sizes.min().unwrap_or(self.block_size).max(1)
     }
@@ -485,10 +510,10 @@ mod tests {
             [("ioengine", "null"), ("filename", "/dev/sda")],
             [("filename", "/dev/sda"), ("ioengine", "null")],
         ] {
-            assert_eq!(job(&words).expect("good words").target_words(), Some("null"));
+            assert_eq!(job(&words).expect("good words").targets(), ["null"]);
         }
         let other = job(&[("ioengine", "libaio"), ("filename", "/dev/sda")]).expect("good words");
-        assert_eq!(other.target_words(), Some("/dev/sda"));
+        assert_eq!(other.targets(), ["/dev/sda"]);
     }
 
     #[test]

@@ -6,7 +6,6 @@ use std::thread::Thread;
 use std::time::{Duration, Instant};
 
 use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
-use oxblock_mem::IoVector;
 
 use crate::job::{
     Outcome, Phase, Progress, ShapedWork, Verified, Watching, Worker, buffers, run_phase,
@@ -66,32 +65,44 @@ pub struct Snapshot {
 /// fails and blocks that are bad do not make this an error: they end the job and are in the report.
 pub fn run(
     session: &Session<'_>,
+    options: JobOptions,
+    watch: &mut dyn FnMut(&Snapshot),
+) -> Result<Report, Error> {
+    run_on_files(session, std::slice::from_ref(session.node), options, watch)
+}
+
+/// As [`run`], on several files: all clones use them all, unless each has its own
+/// ([`Files::are_own`](crate::options::Files::are_own)), in the order of the clones.
+///
+/// Errors: as [`run`].
+pub fn run_on_files(
+    session: &Session<'_>,
+    nodes: &[Arc<Node>],
     mut options: JobOptions,
     watch: &mut dyn FnMut(&Snapshot),
 ) -> Result<Report, Error> {
-    let limits = session.node.limits();
-    let plan = options.plan(limits.length, limits.block_size).map_err(invalid)?;
-    if options.rw.writes() && !options.verify.only && limits.read_only {
-        let text = format!("{} is read-only; use rw=read or randread", session.target);
-        return Err(Error::new(ErrorKind::ReadOnly, text));
+    check_nodes(session, nodes, &options)?;
+    let sizes = nodes.iter().map(|node| (node.limits().length, node.limits().block_size));
+    let sizes: Vec<(u64, u32)> = sizes.collect();
+    let mut plans = Vec::with_capacity(sizes.len());
+    for clone in 0..options.num_jobs as usize {
+        let files = options.files_of(clone, sizes.len());
+        if plans.len() < files.end {
+            plans.extend(options.plan_files(&sizes[files]).map_err(invalid)?);
+        }
     }
-    if options.rw.trims() && !options.verify.only && limits.max_discard == 0 {
-        let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
-        return Err(Error::new(ErrorKind::NotSupported, text));
-    }
-    if session.cores.is_empty() {
-        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
-    }
+    let plan =
+        *plans.first().ok_or_else(|| Error::new(ErrorKind::Invalid, "a job needs a file"))?;
     let stamp = session.engine.run(session.cores[0], |core| async move { core.random() })?;
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
     }
-    let atomic = limits.block_size;
+    let atomic = sizes.first().map_or(1, |size| size.1);
     let mut job = Job {
         plan,
         verification: Verification::new(&options, &plan, stamp, atomic)?.map(Arc::new),
         writing: AtomicUsize::new(options.num_jobs as usize),
-        node: session.node.clone(),
+        files: nodes.iter().cloned().zip(plans).collect(),
         stop: session.stop.clone(),
         aborted: AtomicBool::new(false),
         ready: AtomicUsize::new(0),
@@ -106,6 +117,27 @@ pub fn run(
     let result = run_clones(session, &Arc::new(job), watch);
     let lost = writer.map_or(Ok(0), Writer::finish);
     result.and_then(|report| Ok(Report { log_entries_lost: lost?, ..report }))
+}
+
+/// Can the nodes do what the job asks of them?
+fn check_nodes(
+    session: &Session<'_>,
+    nodes: &[Arc<Node>],
+    options: &JobOptions,
+) -> Result<(), Error> {
+    if session.cores.is_empty() {
+        return Err(Error::new(ErrorKind::Invalid, "a job needs at least one core"));
+    }
+    let writes = options.rw.writes() && !options.verify.only;
+    if writes && nodes.iter().any(|node| node.limits().read_only) {
+        let text = format!("{} is read-only; use rw=read or randread", session.target);
+        return Err(Error::new(ErrorKind::ReadOnly, text));
+    }
+    if options.rw.trims() && writes && nodes.iter().any(|node| node.limits().max_discard == 0) {
+        let text = format!("option `rw`: {} has no discard: it cannot trim", session.target);
+        return Err(Error::new(ErrorKind::NotSupported, text));
+    }
+    Ok(())
 }
 
 /// Writes the whole target once, so that reads find data that was written rather than holes.
@@ -139,12 +171,13 @@ pub fn lay_out(
 /// What the clones of one job share.
 struct Job {
     options: Arc<JobOptions>,
+    /// The plan of the first file.
     plan: Plan,
+    files: Vec<(Arc<Node>, Plan)>,
     /// Of a job that is verified.
     verification: Option<Arc<Verification>>,
     /// Clones that have not done yet what the job says; then those that are left read it back.
     writing: AtomicUsize,
-    node: Arc<Node>,
     stop: Arc<AtomicBool>,
     /// A clone could not begin: the others need not.
     aborted: AtomicBool,
@@ -246,7 +279,15 @@ async fn run_clone(
 ) -> Result<(CloneReport, bool), Error> {
     let options = &job.options;
     let writing = Writing(job);
-    let channel = core.open(&job.node).await?;
+    let files = &job.files[options.files_of(number, job.files.len())];
+    let mut channels = Vec::with_capacity(files.len());
+    for (node, _) in files {
+        channels.push(core.open(node).await?);
+    }
+    let mut channels = channels.into_iter();
+    let Some(channel) = channels.next() else {
+        return Err(Error::new(ErrorKind::Invalid, "a job needs a file"));
+    };
     let buffers = buffers(core, options.io_depth, options.block_size, &options.contents)?;
     // All clones begin together.
     job.ready.fetch_add(1, SeqCst);
@@ -254,16 +295,17 @@ async fn run_clone(
         core.yield_now().await;
     }
     let phases = Phases { job, number };
-    let start = |phase: Phase, shaped: Option<ShapedWork>, buffers: Vec<IoVector>, channel| {
+    let start = |phase: Phase, shaped: Option<ShapedWork>, buffers, channel, others| {
         let worker = Worker::new(channel, phase, buffers, job.stop.clone(), progress.clone());
         match shaped {
-            Some(shaped) => worker.shaped(shaped),
+            Some(shaped) => worker.shaped(shaped, others),
             None => worker,
         }
     };
     progress.checking.store(options.verify.is_on() && !options.writes_checkable(), Relaxed);
     let shaped = phases.shaped().map(|shaped| shaped.watched(phases.watching()));
-    let first = run_phase(core, start(phases.first(), shaped, buffers, channel)).await;
+    let first =
+        run_phase(core, start(phases.first(), shaped, buffers, channel, channels.collect())).await;
     drop(writing);
     let Outcome { mut report, buffers, interrupted } = first;
     report.core = core.id();
@@ -275,8 +317,8 @@ async fn run_clone(
         core.yield_now().await;
     }
     progress.checking.store(true, Relaxed);
-    let channel = core.open(&job.node).await?;
-    let worker = start(phases.second(), phases.shaped_second(), buffers, channel);
+    let channel = core.open(&files[0].0).await?;
+    let worker = start(phases.second(), phases.shaped_second(), buffers, channel, Vec::new());
     let second = run_phase(core, worker).await;
     report.append(second.report);
     Ok((report, second.interrupted))
@@ -327,7 +369,10 @@ impl Phases<'_> {
             return self.shaped_second();
         }
         let seed = options.clone_seed(self.number as u64);
-        let shaped = || ShapedWork::new(options, &self.job.plan, seed);
+        let files = &self.job.files[options.files_of(self.number, self.job.files.len())];
+        let start = |plan: &Plan| plan.start + plan.stride * self.number as u64;
+        let plans: Vec<_> = files.iter().map(|(_, plan)| (*plan, start(plan))).collect();
+        let shaped = || ShapedWork::new(options, &plans, seed);
         options.is_shaped().then(|| shaped().verified(self.verified(false)))
     }
 
@@ -339,7 +384,7 @@ impl Phases<'_> {
         let plain = JobOptions { shape, ..JobOptions::clone(options) };
         let plan = Plan { limit: u64::MAX, bytes: u64::MAX, ..self.job.plan };
         let verified = self.verified(true)?;
-        Some(ShapedWork::new(&plain, &plan, 0).verified(Some(verified)))
+        Some(ShapedWork::new(&plain, &[(plan, self.start())], 0).verified(Some(verified)))
     }
 
     /// What is looked at in the first phase as its I/Os complete.
@@ -417,6 +462,10 @@ impl Judged {
 
     fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
         let Some(judge) = &mut self.judge else { return };
+        // Once it is steady, or reads back what it wrote, there is nothing to judge.
+        if judge.is_attained() || progress.iter().any(|clone| clone.checking.load(Relaxed)) {
+            return;
+        }
         let since = now.saturating_duration_since(self.read);
         if now < self.read || (self.done.is_some() && since < steady::EACH) {
             return;

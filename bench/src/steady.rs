@@ -71,6 +71,11 @@ impl Judge {
         found.attained
     }
 
+    /// Were they already?
+    pub fn is_attained(&self) -> bool {
+        self.steadiness.attained
+    }
+
     /// What there is at the end.
     pub fn end(self) -> Steadiness {
         self.steadiness

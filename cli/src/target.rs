@@ -45,6 +45,8 @@ pub enum TargetSpec {
     Temporary(PathBuf),
     /// Any node, as JSON.
     Node(NodeSpec),
+    /// Several files of one job.
+    Several(Vec<TargetSpec>),
 }
 
 impl TargetSpec {
@@ -79,6 +81,24 @@ impl TargetSpec {
 }
 
 impl TargetSpec {
+    /// What a job runs against that names these targets; `default` if it names none.
+    ///
+    /// Errors: as [`TargetSpec::parse`]; a controller among several files.
+    pub fn of(words: &[String], default: &TargetSpec) -> Result<TargetSpec, Error> {
+        let parse = |word: &String| match TargetSpec::parse(word) {
+            Ok(TargetSpec::Soft(_) | TargetSpec::Nvme { .. }) => {
+                let text = format!("target `{word}`: several files are paths, null or memory");
+                Err(Error::new(ErrorKind::Invalid, text))
+            }
+            other => other,
+        };
+        match words {
+            [] => Ok(default.clone()),
+            [word] => TargetSpec::parse(word),
+            words => words.iter().map(parse).collect::<Result<_, _>>().map(TargetSpec::Several),
+        }
+    }
+
     /// Whether both are namespaces of one controller, which has one driver and one engine.
     pub fn shares_with(&self, other: &TargetSpec) -> bool {
         match (self, other) {
@@ -144,6 +164,10 @@ pub struct Wants {
     /// A file that is not there may be made.
     creates: bool,
     direct: bool,
+    /// Files that are made get their space at once; are written before the jobs; are removed.
+    preallocates: bool,
+    overwrites: bool,
+    unlinks: bool,
 }
 
 impl Wants {
@@ -157,6 +181,9 @@ impl Wants {
             writes: jobs.iter().any(|job| job.rw.writes() && !job.verify.only),
             creates: jobs.iter().any(|job| !job.verify.only),
             direct: jobs.iter().any(|job| job.direct),
+            preallocates: jobs.iter().any(|job| job.files.preallocate),
+            overwrites: jobs.iter().any(|job| job.files.overwrite),
+            unlinks: jobs.iter().any(|job| job.files.unlink),
         }
     }
 
@@ -171,6 +198,9 @@ impl Wants {
             writes: !read_only,
             creates: !read_only,
             direct,
+            preallocates: false,
+            overwrites: false,
+            unlinks: false,
         }
     }
 
@@ -183,16 +213,20 @@ impl Wants {
 pub struct Target {
     engine: Engine,
     /// Mostly one; several namespaces of one controller.
-    nodes: Vec<Opened>,
+    opened: Vec<Opened>,
     _soft: Option<Soft>,
     serving_cores: Vec<usize>,
-    lay_out: Option<u64>,
+    /// Which files of the first to write before anything is read.
+    lay_out: Vec<usize>,
     notices: Vec<String>,
+    /// What to remove at the end.
+    unlink: Vec<PathBuf>,
 }
 
 /// What jobs run on.
 struct Opened {
-    node: Arc<Node>,
+    /// One for each file; at least one.
+    nodes: Vec<Arc<Node>>,
     words: String,
 }
 
@@ -214,28 +248,43 @@ impl Target {
             TargetSpec::Soft(below) => (&**below, true),
             other => (other, false),
         };
-        let leaf = Leaf::open(below, wants)?;
+        let files = match below {
+            TargetSpec::Several(files) => &files[..],
+            one => std::slice::from_ref(one),
+        };
+        let leaves = files.iter().map(|file| Leaf::open(file, wants));
+        let leaves: Vec<Leaf> = leaves.collect::<Result<_, _>>()?;
+        let lays_out = wants.reads || wants.overwrites;
+        let fresh = |(at, leaf): (usize, &Leaf)| (leaf.fresh && lays_out).then_some(at);
+        let lay_out = leaves.iter().enumerate().filter_map(fresh).collect();
+        let unlink =
+            if wants.unlinks { files.iter().filter_map(regular).collect() } else { vec![] };
         let jobs = wants.cpus.len();
         let mut cpus = wants.cpus.clone();
         cpus.extend(is_soft.then(|| Processors::of(true).serving));
         let (engine, mut notices) = start_engine(&cpus, wants)?;
-        notices.extend(leaf.node.driver().notice().map(str::to_owned));
-        let words = match is_soft {
-            true => format!("software NVMe controller over {}", leaf.words),
-            false => leaf.words,
-        };
-        let (node, soft) = match is_soft {
-            false => (leaf.node, None),
-            true => {
-                let options = SoftOptions { home: 0, server: jobs, jobs, depth: wants.depth };
-                let soft = Soft::start(&engine, leaf.node, options)?;
-                (soft.node.clone(), Some(soft))
+        notices.extend(
+            leaves.iter().filter_map(|leaf| leaf.node.driver().notice()).map(str::to_owned),
+        );
+        let words = match (&leaves[..], is_soft) {
+            ([one], true) => format!("software NVMe controller over {}", one.words),
+            ([one], false) => one.words.clone(),
+            ([first, .., last], _) => {
+                format!("{} files: {} to {}", leaves.len(), first.words, last.words)
             }
+            ([], _) => return Err(Error::new(ErrorKind::Invalid, "a target needs a file")),
         };
-        let lay_out = leaf.fresh.then(|| node.limits().length).filter(|_| wants.reads);
+        let mut nodes: Vec<Arc<Node>> = leaves.into_iter().map(|leaf| leaf.node).collect();
+        let mut soft = None;
+        if let ([node], true) = (&mut nodes[..], is_soft) {
+            let options = SoftOptions { home: 0, server: jobs, jobs, depth: wants.depth };
+            let started = Soft::start(&engine, node.clone(), options)?;
+            *node = started.node.clone();
+            soft = Some(started);
+        }
         let serving_cores = soft.iter().map(|_| jobs).collect();
-        let nodes = vec![Opened { node, words }];
-        Ok(Target { engine, nodes, _soft: soft, serving_cores, lay_out, notices })
+        let opened = vec![Opened { nodes, words }];
+        Ok(Target { engine, opened, _soft: soft, serving_cores, lay_out, notices, unlink })
     }
 
     /// Attaches the driver to a controller; the first reactor wanted becomes its home.
@@ -244,11 +293,17 @@ impl Target {
         let attached = Attached::open(&engine, function, nsids, wants.depth)?;
         let opened = attached.into_iter().map(|Attached { node, words }| {
             let words = format!("{words}, {}", format_bytes(node.limits().length));
-            Opened { node, words }
+            Opened { nodes: vec![node], words }
         });
-        let nodes = opened.collect();
-        let (serving_cores, lay_out) = (Vec::new(), None);
-        Ok(Target { engine, nodes, _soft: None, serving_cores, lay_out, notices })
+        Ok(Target {
+            engine,
+            opened: opened.collect(),
+            _soft: None,
+            serving_cores: Vec::new(),
+            lay_out: Vec::new(),
+            notices,
+            unlink: Vec::new(),
+        })
     }
 
     /// What runs a job on the target that was named at this place, on some of its reactors, until
@@ -259,10 +314,10 @@ impl Target {
         cores: &'a [usize],
         stop: &'a Arc<AtomicBool>,
     ) -> Session<'a> {
-        let Opened { node, words } = &self.nodes[place];
+        let Opened { nodes, words } = &self.opened[place];
         Session {
             engine: &self.engine,
-            node,
+            node: &nodes[0],
             target: words,
             cores,
             serving: &self.serving_cores,
@@ -270,9 +325,14 @@ impl Target {
         }
     }
 
-    /// The bytes to write before anything is read, if the target is new.
-    pub fn to_lay_out(&self) -> Option<u64> {
-        self.lay_out
+    /// The nodes of the files that were named at this place.
+    pub fn nodes(&self, place: usize) -> &[Arc<Node>] {
+        &self.opened[place].nodes
+    }
+
+    /// The nodes to write before anything is read: those that are new.
+    pub fn to_lay_out(&self) -> impl Iterator<Item = &Arc<Node>> {
+        self.lay_out.iter().map(|&file| &self.opened[0].nodes[file])
     }
 
     /// What the user should know about how this was set up.
@@ -280,11 +340,19 @@ impl Target {
         &self.notices
     }
 
-    /// Closes everything in good order.
+    /// Closes everything in good order, and removes the files that are to be removed.
     ///
-    /// Errors: what the drivers say.
+    /// Errors: what the drivers say; a file that cannot be removed.
     pub fn close(self) -> Result<(), Error> {
-        self.engine.shutdown()
+        let Target { engine, opened, unlink, .. } = self;
+        let closed = engine.shutdown();
+        drop(opened);
+        unlink.iter().fold(closed, |result, path| {
+            let removed = std::fs::remove_file(path).map_err(|error| {
+                Error::from_io(format!("removing {} after the run", path.display()), error)
+            });
+            result.and(removed)
+        })
     }
 }
 
@@ -345,10 +413,18 @@ impl Leaf {
                 let fresh = matches!(node, NodeSpec::Memory { .. });
                 Ok(leaf(name, driver, fresh, &words))
             }
-            TargetSpec::Soft(_) | TargetSpec::Nvme { .. } => {
+            TargetSpec::Soft(_) | TargetSpec::Nvme { .. } | TargetSpec::Several(_) => {
                 Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
             }
         }
+    }
+}
+
+/// The path of a regular file.
+fn regular(spec: &TargetSpec) -> Option<PathBuf> {
+    match spec {
+        TargetSpec::Path(path) if path.is_file() => Some(path.clone()),
+        _ => None,
     }
 }
 
@@ -369,6 +445,7 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
     let size = wants.end.filter(|_| is_new || wants.writes);
     Ok(FileOptions {
         size,
+        preallocate: wants.preallocates,
         direct: wants.direct,
         read_only: !wants.writes && !is_new,
         queue_depth: wants.queue_depth(),

@@ -264,7 +264,7 @@ fn job_files_that_are_wrong_are_refused_by_line() {
         ("[a]\ncgroup=x\n", "fio has this option"),
         ("rw=read\n", "line 1"),
         ("\u{1}garbage\u{7f}", "line 1"),
-        ("[a]\nfilename=a:b\n", "several files"),
+        ("[a]\nfilename=a::b\n", "empty name"),
     ] {
         let (out, error) = bad(&[path(&job_file(text))]);
         assert!(error.contains(hint) && out.is_empty(), "{error}");
@@ -272,6 +272,45 @@ fn job_files_that_are_wrong_are_refused_by_line() {
     assert!(bad(&["/nonexistent/job.fio"]).1.contains("job.fio"));
     assert!(bad(&["--cgroup=x"]).1.contains("fio has this option"));
     assert!(bad(&["--fill_device"]).1.contains("`fill_device`: fio has this option"));
+}
+
+#[test]
+fn a_job_goes_around_its_files() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let directory = format!("--directory={}", folder.path().display());
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(folder.path()).expect("the folder");
+        let name = |entry: std::io::Result<std::fs::DirEntry>| {
+            entry.expect("a file").file_name().to_string_lossy().into_owned()
+        };
+        let mut names: Vec<String> = entries.map(name).collect();
+        names.sort_unstable();
+        names
+    };
+    // Files of each clone, which share its size; written all over and flushed one by one.
+    let own = [&directory[..], "--nrfiles=2", "--numjobs=2", "--size=128k", "--iodepth=4"];
+    let write = ["--name=w", "--rw=randwrite", "--buffer_pattern=0x5a", "--end_fsync=1"];
+    let report = json(&[&write[..], &own].concat());
+    for job in report["jobs"].as_array().expect("jobs") {
+        assert_eq!(
+            (&job["write"]["total_ios"], &job["sync"]["total_ios"]),
+            (&32.into(), &2.into())
+        );
+        assert_eq!(job["oxblock"]["heap_allocations_per_io"], 0.0);
+    }
+    assert_eq!(names(), ["w.0.0", "w.0.1", "w.1.0", "w.1.1"]);
+    for name in names() {
+        let bytes = std::fs::read(folder.path().join(&name)).expect("its bytes");
+        assert_eq!(bytes.len(), 64 << 10, "{name}");
+        assert!(bytes.iter().all(|&byte| byte == 0x5a), "{name}");
+    }
+    // The same files by name, for both clones, removed at the end.
+    let listed = [&directory[..], "--filename=w.0.0:w.0.1:w.1.0:w.1.1", "--unlink=1"];
+    let read =
+        ["--name=r", "--rw=read", "--size=256k", "--file_service_type=sequential", "--numjobs=2"];
+    let report = json(&[&read[..], &listed].concat());
+    assert_eq!(report["jobs"][1]["read"]["io_bytes"], 256 << 10);
+    assert_eq!(names(), [""; 0]);
 }
 
 #[test]

@@ -2,10 +2,17 @@ use std::fmt;
 use std::ops::RangeInclusive;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::map;
 use crate::region::RegionShared;
 use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova, pages};
+
+/// How long a registration waits for room in a full mapper: others may be about to unregister.
+const ROOM_TIMEOUT: Duration = Duration::from_millis(200);
+/// How often it looks for room.
+const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Every byte that the devices of one engine may reach. A handle; clones name the same memory.
 #[derive(Clone)]
@@ -78,7 +85,8 @@ impl Memory {
     /// `EINVAL` if address or length is not a multiple of 4 KiB (of the page size, if it lies on
     /// hugepages); `ENOMEM` if some of it is not mapped; `EEXIST` if some of it is registered
     /// already; what a mapper says; `EBUSY` if a mapper failed and another then did not let go:
-    /// the range must stay mapped for ever.
+    /// the range must stay mapped for ever. `ENOSPC` if a mapper, or the address space, stays full
+    /// for 200 ms: it waits so long for others to unregister.
     ///
     /// # Safety
     /// The range stays mapped until [`Region::try_unregister`] returns `Ok`, for ever if the
@@ -96,7 +104,16 @@ impl Memory {
             let text = format!("register {len} bytes at {start:#x}: beyond the address space");
             return Err(MemError::new(libc::EINVAL, text));
         }
-        self.shared.add(RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared)))
+        let begun = Instant::now();
+        loop {
+            let region = RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared));
+            match self.shared.add(region) {
+                Err(error) if error.errno() == libc::ENOSPC && begun.elapsed() < ROOM_TIMEOUT => {
+                    thread::sleep(ROOM_INTERVAL);
+                }
+                outcome => return outcome,
+            }
+        }
     }
 
     /// Shows all regions, and those that come later, to a device. Every region has one IOVA for
@@ -189,8 +206,9 @@ impl MemoryShared {
 
     fn attach(&self, mapper: &Arc<dyn DmaMapper>) -> Result<(), MemError> {
         let mut state = self.lock();
-        if let Some(device) = state.devices.iter_mut().find(|device| device.is(mapper)) {
-            return device.share();
+        if let Some(at) = state.devices.iter().position(|device| device.is(mapper)) {
+            state.devices[at].share()?;
+            return state.check_windows(at);
         }
         let device = Device::new(mapper.clone());
         let regions: Vec<_> =
@@ -306,6 +324,18 @@ impl State {
         )
     }
 
+    /// A mapper that several devices share may have become narrower with this one.
+    fn check_windows(&mut self, at: usize) -> Result<(), MemError> {
+        let device = &mut self.devices[at];
+        device.windows = device.mapper.windows();
+        let lies_outside = |region: &&Arc<RegionShared>| {
+            region.iova().is_some_and(|at| !iova::fits(&device.windows, at, region.len() as u64))
+        };
+        let Some(region) = device.mapped.iter().find(lies_outside) else { return Ok(()) };
+        device.users -= 1;
+        Err(outside(region.len(), region.iova().unwrap_or_default(), &device.windows))
+    }
+
     /// Sees to it that the region has an IOVA that suits all devices and `new`.
     fn place(&self, region: &RegionShared, new: Option<&Device>) -> Result<(), MemError> {
         let len = region.len() as u64;
@@ -314,15 +344,7 @@ impl State {
                 return Ok(());
             }
             if !self.devices.is_empty() {
-                let windows = iova::words(&new.windows);
-                return Err(MemError::new(
-                    libc::ERANGE,
-                    format!(
-                        "attach a device: a region of {len} bytes has IOVA {iova:#x} on other \
-                         devices, but this one can use only {windows}; attach it first, or keep \
-                         its data in an engine of its own"
-                    ),
-                ));
+                return Err(outside(region.len(), iova, &new.windows));
             }
         }
         let devices = || self.devices.iter().chain(new);
@@ -346,6 +368,16 @@ impl State {
         region.set_iova(Some(iova));
         Ok(())
     }
+}
+
+/// A region has an address that a device cannot use.
+fn outside(len: usize, iova: u64, windows: &[RangeInclusive<u64>]) -> MemError {
+    let windows = iova::words(windows);
+    let text = format!(
+        "attach a device: a region of {len} bytes has IOVA {iova:#x} on other devices, but this one \
+         can use only {windows}; attach it first, or keep its data in an engine of its own"
+    );
+    MemError::new(libc::ERANGE, text)
 }
 
 impl Device {

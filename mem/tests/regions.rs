@@ -4,10 +4,12 @@ mod common;
 
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use common::{Pages, Table, arena, inode, is_mapped};
-use oxblock_mem::{ArenaOptions, DmaMapper, Memory, PagePolicy, Pool, Region};
+use oxblock_mem::{ArenaOptions, DmaMapper, MemError, Memory, PagePolicy, Pool, Region};
 use proptest::prelude::*;
 
 #[test]
@@ -525,4 +527,76 @@ proptest! {
             }
         }
     }
+}
+
+/// The kernel's limit of mappings was told to the user although another thread was about to
+/// unregister: a registration waits a moment for room.
+#[test]
+fn a_registration_waits_for_room_in_a_full_mapper() {
+    let memory = Memory::new();
+    let table = Table::wide();
+    let _attachment = memory.attach(table.clone()).unwrap();
+    let pages = Pages::new(4096);
+    *table.maps_left.lock().unwrap() = 0;
+    assert_eq!(pages.register(&memory).unwrap_err().errno(), libc::ENOSPC);
+    let region = thread::scope(|scope| {
+        scope.spawn(|| {
+            thread::sleep(Duration::from_millis(20));
+            *table.maps_left.lock().unwrap() = 1;
+        });
+        pages.register(&memory).unwrap()
+    });
+    region.try_unregister().unwrap();
+}
+
+/// A mapper that several devices share, each of which narrows it.
+struct Narrowing {
+    table: Table,
+    is_narrow: AtomicBool,
+}
+
+impl DmaMapper for Narrowing {
+    fn windows(&self) -> Vec<std::ops::RangeInclusive<u64>> {
+        match self.is_narrow.load(Ordering::Relaxed) {
+            true => vec![1 << 32..=(1 << 40) - 1],
+            false => self.table.windows(),
+        }
+    }
+    fn page_size_min(&self) -> u64 {
+        4096
+    }
+    fn needs_locked(&self) -> bool {
+        false
+    }
+    fn map(&self, region: &Region, iova: u64) -> Result<(), MemError> {
+        self.table.map(region, iova)
+    }
+    fn unmap(&self, iova: u64, len: u64) -> Result<(), MemError> {
+        self.table.unmap(iova, len)
+    }
+}
+
+/// The windows of a shared mapper were read once: memory that came later was given addresses that
+/// the second device could not use.
+#[test]
+fn a_shared_mapper_may_become_narrower() {
+    let memory = Memory::new();
+    let table = Table::new(vec![0..=(1 << 48) - 1]);
+    let mapper = Arc::new(Narrowing { table, is_narrow: false.into() });
+    let first = memory.attach(mapper.clone()).unwrap();
+    mapper.is_narrow.store(true, Ordering::Relaxed);
+    let second = memory.attach(mapper.clone()).unwrap();
+    let pages = Pages::new(4096);
+    let region = pages.register(&memory).unwrap();
+    assert_eq!(region.iova(), Some(1 << 32));
+    region.try_unregister().unwrap();
+    drop((first, second));
+    mapper.is_narrow.store(false, Ordering::Relaxed);
+    let first = memory.attach(mapper.clone()).unwrap();
+    let region = pages.register(&memory).unwrap();
+    mapper.is_narrow.store(true, Ordering::Relaxed);
+    assert_eq!(memory.attach(mapper.clone()).unwrap_err().errno(), libc::ERANGE);
+    drop(first);
+    assert!(mapper.table.ranges().is_empty());
+    region.try_unregister().unwrap();
 }

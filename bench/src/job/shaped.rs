@@ -1,7 +1,7 @@
 //! The hot loop of a job with a [`Shape`](crate::options::Shape): blocks of several sizes, rates,
 //! rests, flushes. Apart from the plain loop, which pays one branch a pass for it.
 
-use oxblock_engine::{Core, Op, OpKind};
+use oxblock_engine::{Completion, Core, Op, OpKind};
 use oxblock_mem::IoVector;
 use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use super::verified::Verified;
 use super::watch::{Look, Watching};
 use super::{Contents, Counts, Worker, note_fault};
-use crate::generate::{Budget, Generator, Piece, unit};
+use crate::generate::{Budget, Piece, Pieces, unit};
 use crate::options::{JobOptions, Plan};
 use crate::pattern::{Prng, mix64};
 use crate::report::{Allocations, VerifyReport};
@@ -21,7 +21,10 @@ const PLACE_CHECK_NS: u64 = 20_000;
 /// What such a job keeps beside the rest of its worker.
 #[derive(Debug)]
 pub(crate) struct Shaped {
-    generator: Generator,
+    pieces: Pieces,
+    /// By tag: the file of the I/O; and the last that was written to.
+    files: Box<[u16]>,
+    written: u16,
     /// Drawn, and waiting for its time or, due then, for its place.
     next: Option<(Piece, Option<Due>)>,
     /// By tag: what the I/O leaves unused of its buffer.
@@ -46,7 +49,8 @@ pub(crate) struct Shaped {
     full: bool,
     fsync: u32,
     unsynced: u32,
-    end_fsync: bool,
+    /// Files to flush at the end.
+    end_fsyncs: usize,
     refill: Option<(Prng, Contents)>,
     /// Nothing can be submitted before, whatever completes.
     wait_until_ns: u64,
@@ -83,8 +87,10 @@ enum Next {
 }
 
 impl Shaped {
-    pub fn new(options: &JobOptions, plan: &Plan, seed: u64) -> Shaped {
+    /// `files` are the plan of each file and where its range starts; at least one.
+    pub fn new(options: &JobOptions, files: &[(Plan, u64)], seed: u64) -> Shaped {
         let shape = &options.shape;
+        let budget = files.first().map(|(plan, _)| Budget::new(options, plan));
         let depth = options.io_depth;
         let per = |rate: u64| if rate > 0 { 1e9 / rate as f64 } else { 0.0 };
         let pace = Pace {
@@ -94,12 +100,14 @@ impl Shaped {
             poisson: shape.poisson.then(|| Prng::new(mix64(seed ^ 1))),
         };
         Shaped {
-            generator: Generator::new(options, plan, seed),
+            pieces: Pieces::new(options, files, seed),
+            files: vec![0; depth as usize].into(),
+            written: 0,
             next: None,
             tails: (0..depth).map(|_| IoVector::new()).collect(),
             failed: Vec::with_capacity(depth as usize),
             continues: shape.continue_on_error,
-            budget: Budget::new(options, plan),
+            budget: budget.unwrap_or_default(),
             verified: None,
             delay_ns: shape.start_delay.as_nanos() as u64,
             begins_ns: None,
@@ -118,7 +126,7 @@ impl Shaped {
             full: false,
             fsync: if options.rw.writes() { shape.fsync } else { 0 },
             unsynced: 0,
-            end_fsync: shape.end_fsync && options.rw.writes(),
+            end_fsyncs: if shape.end_fsync && options.rw.writes() { files.len() } else { 0 },
             refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
             wait_until_ns: u64::MAX,
             watching: None,
@@ -154,7 +162,7 @@ impl Shaped {
 
     /// Is nothing left to do once the worker closes?
     pub fn is_done(&self) -> bool {
-        !self.end_fsync
+        self.end_fsyncs == 0
     }
 
     /// When it must be looked after even if nothing completes.
@@ -209,15 +217,19 @@ impl Shaped {
     fn draw(&mut self) -> Option<Piece> {
         match &mut self.verified {
             Some(verified) if verified.reads_back() => verified.next_known(),
-            _ => Some(self.generator.next()),
+            _ => Some(self.pieces.next()),
         }
     }
 
     /// Makes a resting operation the piece that is due.
     fn prepare(&mut self, op: &mut Op, piece: &Piece, start: u64) {
+        self.files[op.tag as usize] = piece.file;
         op.offset = start.wrapping_add(piece.offset);
         op.len = u64::from(piece.len);
         op.kind = [OpKind::Read, OpKind::Write, OpKind::Discard][piece.way];
+        if op.kind == OpKind::Write {
+            self.written = piece.file;
+        }
         if op.kind != OpKind::Discard && (piece.len as usize) < op.data.len() {
             self.tails[op.tag as usize] = op.data.split_off(piece.len as usize);
         }
@@ -229,6 +241,12 @@ impl Shaped {
         if let Some(verified) = &mut self.verified {
             verified.prepare(op);
         }
+    }
+
+    /// Makes a resting operation the flush of a file.
+    fn prepare_flush(&mut self, op: &mut Op, file: u16) {
+        self.files[op.tag as usize] = file;
+        (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
     }
 
     /// Puts the parts of an operation's buffer together again.
@@ -301,14 +319,16 @@ impl Worker {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let mut ends = false;
-        let count = self.channel.poll(|completion| match completion.result {
+        let mut take = |completion: Completion| match completion.result {
             Ok(()) => rest.push(completion.op),
             Err(error) => {
                 note_fault(fault, completion.op.kind, error);
                 ends |= !shaped.continues[usize::from(completion.op.kind != OpKind::Read)];
                 shaped.failed.push(completion.op);
             }
-        });
+        };
+        let channels = std::iter::once(&self.channel).chain(&self.others);
+        let count: usize = channels.map(|channel| channel.poll(&mut take)).sum();
         self.closing |= ends;
         let now = core.now();
         if !self.started {
@@ -394,7 +414,7 @@ impl Worker {
         shaped.wait_until_ns = u64::MAX;
         while let Some(op) = self.held.pop() {
             let tag = op.tag as usize;
-            if !self.submit(core, op) {
+            if !self.submit_to(core, op, shaped) {
                 return;
             }
             if let Some(watching) = shaped.watching.as_mut().filter(|w| w.wants_issue()) {
@@ -420,7 +440,7 @@ impl Worker {
                     due
                 }
                 Next::Flush => {
-                    (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
+                    shaped.prepare_flush(&mut op, shaped.written);
                     None
                 }
                 next => {
@@ -433,7 +453,7 @@ impl Worker {
             if times_submission {
                 self.stamp_left = 0;
             }
-            let submitted = self.submit(core, op);
+            let submitted = self.submit_to(core, op, shaped);
             if let (true, Some(watching)) = (times_submission, &mut shaped.watching) {
                 watching.issued(tag, self.submitted_ns[tag], core.now());
             }
@@ -457,6 +477,19 @@ impl Worker {
         }
     }
 
+    /// Submits an operation to its file, or holds it while the core's slots are all taken.
+    #[inline]
+    fn submit_to(&mut self, core: &Core, op: Op, shaped: &Shaped) -> bool {
+        self.stamp(core, &op);
+        let file = usize::from(shaped.files[op.tag as usize]);
+        let channel = match file.checked_sub(1) {
+            Some(other) => &self.others[other],
+            None => &self.channel,
+        };
+        let result = channel.submit(op);
+        self.submitted(result)
+    }
+
     fn submitted_batch(&mut self, fresh: u32) {
         if fresh > 0 {
             self.channel.kick();
@@ -467,15 +500,24 @@ impl Worker {
 
     /// The flush at the end, once everything else is back.
     fn end_shaped(&mut self, core: &Core, shaped: &mut Shaped) {
-        if self.in_flight > 0 || !shaped.end_fsync {
+        if self.in_flight > 0 || shaped.end_fsyncs == 0 {
             return;
         }
-        shaped.end_fsync = false;
-        if let (None, Some(mut op)) = (&self.fault, self.rest.pop()) {
-            (op.kind, op.offset, op.len) = (OpKind::Flush, 0, 0);
-            if self.submit(core, op) {
-                self.channel.kick();
+        let files = std::mem::take(&mut shaped.end_fsyncs);
+        if self.fault.is_some() {
+            return;
+        }
+        // One after the other where the queue is not as deep as there are files.
+        for file in (0..files).rev() {
+            let Some(mut op) = self.rest.pop() else {
+                shaped.end_fsyncs = file + 1;
+                break;
+            };
+            shaped.prepare_flush(&mut op, file as u16);
+            if !self.submit_to(core, op, shaped) {
+                break;
             }
         }
+        self.channel.kick();
     }
 }

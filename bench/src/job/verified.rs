@@ -104,7 +104,7 @@ impl Verified {
     }
 
     fn piece(&self, offset: u64, len: u32) -> Piece {
-        Piece { way: 0, offset: offset.wrapping_sub(self.start), len }
+        Piece { file: 0, way: 0, offset: offset.wrapping_sub(self.start), len }
     }
 
     /// Takes the place of a write or a trim; `false` while another one is in flight there.

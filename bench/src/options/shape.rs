@@ -167,6 +167,8 @@ pub enum Distribution {
     Normal(f64),
     /// Pairs of I/Os in a hundred and the share of the range, in a hundred, that they go to.
     Zoned(Vec<(f64, f64)>),
+    /// The same with zones in bytes; those past the end of the range have no I/Os.
+    ZonedAbs(Vec<(f64, u64)>),
 }
 
 /// What is written where nothing is verified.
@@ -295,8 +297,10 @@ pub(super) fn distribution(word: &str) -> Result<Distribution, String> {
         "pareto" => number("h", 0.0, 1.0).map(Distribution::Pareto),
         "normal" | "gauss" => number("the deviation", 0.0, 100.1).map(Distribution::Normal),
         "zoned" => zones(word, value).map(Distribution::Zoned),
-        "zoned_abs" => Err("zones by bytes are not offered; use zoned with shares".to_owned()),
-        _ => Err(format!("`{word}` is none of random, zipf:, pareto:, normal:, zoned:")),
+        "zoned_abs" => zones_abs(word, value).map(Distribution::ZonedAbs),
+        _ => {
+            Err(format!("`{word}` is none of random, zipf:, pareto:, normal:, zoned:, zoned_abs:"))
+        }
     }
 }
 
@@ -315,6 +319,26 @@ fn zones(word: &str, value: &str) -> Result<Vec<(f64, f64)>, String> {
     }
     if zones.iter().any(|&(ios, share)| ios > 0.0 && share <= 0.0) {
         return Err(format!("`{word}`: a zone of no size cannot have I/Os"));
+    }
+    Ok(zones)
+}
+
+fn zones_abs(word: &str, value: &str) -> Result<Vec<(f64, u64)>, String> {
+    let mut zones = Vec::new();
+    for part in value.split(':') {
+        let (ios, size) = part
+            .split_once('/')
+            .ok_or_else(|| format!("`{word}`: a zone is I/Os/size, such as 60/10m"))?;
+        zones.push((percent(ios)?, parse_bytes(size)?));
+    }
+    let ios: f64 = zones.iter().map(|zone| zone.0).sum();
+    if (ios - 100.0).abs() > 0.01 {
+        return Err(format!("`{word}`: the I/Os sum up to {ios}, not to 100"));
+    }
+    if zones.first().is_some_and(|zone| zone.0 <= 0.0)
+        || zones.iter().any(|&(ios, size)| ios > 0.0 && size == 0)
+    {
+        return Err(format!("`{word}`: the first zone must have I/Os, and those with I/Os a size"));
     }
     Ok(zones)
 }

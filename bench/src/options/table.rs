@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::{BlockSizes, Contents, JobOptions, Rw, shape, watch_table};
+use super::{BlockSizes, Contents, JobOptions, Rw, files, shape, watch_table};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
 use crate::verify::{Method, Pattern};
 
@@ -84,7 +84,7 @@ pub(super) use {option, switch};
 
 /// Every option of a job, in the order in which help shows them.
 pub static OPTIONS: LazyLock<Vec<&'static OptionSpec>> =
-    LazyLock::new(|| JOB.iter().chain(watch_table::WATCH).collect());
+    LazyLock::new(|| JOB.iter().chain(files::FILES).chain(watch_table::WATCH).collect());
 
 /// What a job does.
 static JOB: &[OptionSpec] = &[
@@ -210,7 +210,7 @@ static JOB: &[OptionSpec] = &[
         job.verify.trims_to_zero = on;
     }),
     switch!("direct", "Open a file target with O_DIRECT [0]", |job, on| job.direct = on),
-    option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV or zoned:LIST [random]", |job, word| {
+    option!("random_distribution"[], "DIST", "random, zipf:THETA, pareto:H, normal:DEV, zoned:LIST or zoned_abs:LIST [random]", |job, word| {
         shape::distribution(word).map(|distribution| job.shape.distribution = distribution)
     }),
     option!("percentage_random"[], "PERCENT", "Random offsets in a hundred of a random job [100]", |job, word| {
@@ -302,9 +302,6 @@ static JOB: &[OptionSpec] = &[
     switch!("group_reporting", "Report the clones of a job as one [0]", |job, on| {
         job.group_reporting = on;
     }),
-    option!("filename"["target"], "TARGET", "What to measure; see below [soft]", |job, word| {
-        parse_target(word).map(|target| job.target = Some(target))
-    }),
     option!("ioengine"[], "ENGINE", "null: the null target, whatever filename says; else ignored", |job, word| {
         parse_engine(word).map(|null| job.null_engine = null)
     }),
@@ -387,25 +384,6 @@ pub(super) fn parse_bool(word: &str) -> Result<bool, String> {
         "1" | "true" => Ok(true),
         "0" | "false" => Ok(false),
         _ => Err(format!("`{word}` is neither 0 nor 1")),
-    }
-}
-
-/// A target's word. fio lists several files with `:` between them; a job of ours has one.
-fn parse_target(word: &str) -> Result<String, String> {
-    let plain = ["soft:", "nvme:", "vfio-user:", "{"].iter().any(|start| word.starts_with(start));
-    if word.is_empty() {
-        return Err("is empty; give a path, soft, null, memory or a node as JSON".to_owned());
-    }
-    if plain {
-        return Ok(word.to_owned());
-    }
-    let bytes = word.as_bytes();
-    let split = (1..bytes.len()).find(|&at| bytes[at] == b':' && bytes[at - 1] != b'\\');
-    match split {
-        Some(_) => {
-            Err(format!("`{word}` lists several files; a job has one (`\\:` is a plain `:`)"))
-        }
-        None => Ok(word.replace("\\:", ":")),
     }
 }
 

@@ -163,7 +163,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     }
     let mut output = Output::new(matches)?;
     let mut all_good = output.run(&rounds, &stop)?;
-    if is_main && jobs.iter().all(|job| job.target_words().is_none()) && !stop.load(Relaxed) {
+    if is_main && jobs.iter().all(|job| job.targets().is_empty()) && !stop.load(Relaxed) {
         let file = tempfile::Builder::new()
             .prefix("oxblock-bench-")
             .tempfile()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use oxblock_bench::jobfile::schedule;
 use oxblock_bench::options::JobOptions;
 use oxblock_bench::report::Report;
-use oxblock_bench::run::{Snapshot, lay_out, run as run_job};
+use oxblock_bench::run::{Session, Snapshot, lay_out, run_on_files};
 use oxblock_engine::{Error, ErrorKind};
 
 use super::progress::watched;
@@ -62,10 +62,7 @@ impl Rounds {
     ///
     /// Errors: a target that is none.
     pub fn plan(jobs: Vec<JobOptions>, default: &TargetSpec) -> Result<Rounds, Error> {
-        let specs = jobs.iter().map(|job| match job.target_words() {
-            Some(word) => TargetSpec::parse(word),
-            None => Ok(default.clone()),
-        });
+        let specs = jobs.iter().map(|job| TargetSpec::of(&job.targets(), default));
         let specs: Vec<TargetSpec> = specs.collect::<Result<_, _>>()?;
         let processors = Processors::of(specs.iter().any(TargetSpec::is_software));
         let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
@@ -229,7 +226,7 @@ fn run_placed(
     if !job.alone {
         session.serving = &[];
     }
-    let result = run_job(&session, job.options.clone(), watch);
+    let result = run_on_files(&session, target.nodes(job.place), job.options.clone(), watch);
     let named = |error: Error| error.context(format!("job `{}`", job.options.name));
     result.map(|report| Report { group_id: job.group_id, ..report }).map_err(named)
 }
@@ -289,12 +286,12 @@ fn together(jobs: &[Snapshot]) -> Snapshot {
 ///
 /// Errors: an I/O that failed.
 pub fn lay_out_new(target: &Target, stop: &Arc<AtomicBool>) -> Result<(), Error> {
-    match target.to_lay_out() {
-        None => Ok(()),
-        Some(length) => {
-            watched("laying out", |watch| lay_out(&target.session(0, &[0], stop), length, watch))
-        }
+    for node in target.to_lay_out() {
+        let session = Session { node, ..target.session(0, &[0], stop) };
+        let length = node.limits().length;
+        watched("laying out", |watch| lay_out(&session, length, watch))?;
     }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -113,9 +113,14 @@ fn bind(root: &Root, matches: &ArgMatches) -> Result<ExitCode, Error> {
     let owner = matches.get_one::<String>("owner");
     let owner = owner.map(|user| Owner::parse(root, user)).transpose().map_err(pci_error)?;
     let options = BindOptions { force: matches.get_flag("force"), owner };
-    if !root.exists("sys/bus/pci/drivers/vfio-pci") {
-        // Where it cannot be loaded so, `bind` says what is missing.
-        let _ = std::process::Command::new("modprobe").arg("vfio-pci").status();
+    for (there, module) in [
+        ("sys/bus/pci/drivers/vfio-pci", "vfio-pci"),
+        ("sys/module/vfio_iommu_type1", "vfio_iommu_type1"),
+    ] {
+        if !root.exists(there) {
+            // Where it cannot be loaded so, what needs it says that it is missing.
+            let _ = std::process::Command::new("modprobe").arg(module).output();
+        }
     }
     each(root, matches, |address| host::bind(root, address, &options))
 }

@@ -13,7 +13,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 use oxblock_engine::{Core, Engine, LocalFuture, Node, Options};
-use oxblock_mem::ArenaOptions;
+use oxblock_mem::{ArenaOptions, PagePolicy};
 
 pub use disk::Disk;
 
@@ -56,7 +56,16 @@ pub fn run_with_slots<F>(subject: Subject, slots: usize, case: fn(Disk) -> F)
 where
     F: Future<Output = ()> + 'static,
 {
-    let options = Options { slots, arena: ArenaOptions::new(32 << 20), ..Options::default() };
+    run_on(PagePolicy::Best, subject, slots, case);
+}
+
+/// The same on these pages.
+pub fn run_on<F>(pages: PagePolicy, subject: Subject, slots: usize, case: fn(Disk) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    let arena = ArenaOptions { pages, ..ArenaOptions::new(32 << 20) };
+    let options = Options { slots, arena, ..Options::default() };
     let engine = Engine::with_cores(2, options).expect("an engine");
     let Subject { contents, open } = subject;
     let fixture = engine

@@ -8,3 +8,4 @@ mod faults;
 mod files;
 mod registered;
 mod sharing;
+mod vfio_user;

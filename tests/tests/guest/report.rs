@@ -40,9 +40,14 @@ impl Report {
         Report { failure, ..Report::default() }
     }
 
-    /// Any of its tests came to an end.
-    pub fn has_results(&self) -> bool {
-        !self.ended.is_empty()
+    /// A test came to its end.
+    pub fn has_ended(&self, name: &str) -> bool {
+        self.ended.contains_key(name)
+    }
+
+    /// With what a second boot, for the other tests, came to.
+    pub fn and_then(self, second: Report) -> Report {
+        Report { ended: self.ended.into_iter().chain(second.ended).collect(), ..second }
     }
 
     /// How a test ended.

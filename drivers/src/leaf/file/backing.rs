@@ -119,6 +119,10 @@ fn file_length(options: &FileOptions, file: &File) -> Result<u64, Error> {
     let length = file.metadata().map_err(|e| fail("look at it", e))?.len();
     match options.size {
         Some(size) if size > length && !options.read_only => {
+            if options.preallocate {
+                probe::preallocate(file, size).map_err(|e| fail("allocate its space", e))?;
+            }
+            // Also where the file system allocates nothing ahead.
             file.set_len(size).map_err(|e| fail("extend it", e))?;
             Ok(size)
         }
@@ -219,6 +223,21 @@ fn device_limits(
 mod tests {
     use super::*;
     use std::os::fd::AsRawFd;
+
+    #[test]
+    fn space_is_allocated_ahead_only_where_asked() {
+        use std::os::unix::fs::MetadataExt;
+        let directory = tempfile::tempdir().unwrap();
+        for preallocate in [false, true] {
+            let path = directory.path().join(format!("disk.{preallocate}"));
+            let options =
+                FileOptions { size: Some(1 << 20), preallocate, ..FileOptions::new(&path) };
+            let backing = Backing::open(&options, false).unwrap();
+            assert_eq!(backing.limits.length, 1 << 20);
+            let blocks = path.metadata().unwrap().blocks();
+            assert_eq!(blocks >= 2048, preallocate, "{blocks} blocks of 512 bytes");
+        }
+    }
 
     /// O_NONBLOCK keeps the open of a pipe from blocking, but io_uring fails with EAGAIN what
     /// would block on such a descriptor where the file system has no other way.

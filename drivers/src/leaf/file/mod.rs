@@ -48,6 +48,9 @@ pub struct FileOptions {
     /// never cut, and left alone if it is opened for reading only. `None` opens what is there.
     /// In bytes.
     pub size: Option<u64>,
+    /// Whether the space of a file that is made or extended is allocated at once, where its file
+    /// system can; otherwise it is sparse.
+    pub preallocate: bool,
     /// Whether to go past the page cache (O_DIRECT).
     pub direct: bool,
     /// Whether to refuse writes, and to open the file for reading only.
@@ -80,6 +83,7 @@ impl FileOptions {
         Self {
             path: path.into(),
             size: None,
+            preallocate: false,
             direct: false,
             read_only: false,
             block_size: 0,

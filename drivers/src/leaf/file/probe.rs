@@ -56,6 +56,19 @@ pub(super) fn can_punch(file: &File, length: u64) -> bool {
     unsafe { libc::fallocate(file.as_raw_fd(), mode, at, 1 << 20) == 0 }
 }
 
+/// Allocates the first `len` bytes of a file and makes it as long, where its file system can.
+pub(super) fn preallocate(file: &File, len: u64) -> io::Result<()> {
+    let len = libc::off_t::try_from(len).map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+    // SAFETY: an open descriptor; no memory is passed.
+    if unsafe { libc::fallocate(file.as_raw_fd(), 0, 0, len) } == 0 {
+        return Ok(());
+    }
+    match io::Error::last_os_error() {
+        error if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(()),
+        error => Err(error),
+    }
+}
+
 /// Whether, and how, reads and writes of a file through the page cache can be made at once.
 pub(super) fn at_once(file: &File) -> Option<AtOnce> {
     let mut stat = MaybeUninit::<libc::statfs>::zeroed();

@@ -33,7 +33,7 @@ pub const FIRST: Controller = Controller {
     namespaces: &[namespace(1, 512, 64 << 20), namespace(2, 4096, 32 << 20)],
 };
 
-/// Smaller disks, and one that has metadata.
+/// Smaller disks, one that has metadata, and one to format.
 pub const SECOND: Controller = Controller {
     address: "0000:02:00.0",
     serial: "oxblock1",
@@ -41,6 +41,7 @@ pub const SECOND: Controller = Controller {
         namespace(1, 512, 10_253 * 512),
         namespace(2, 4096, 1031 * 4096),
         Namespace { nsid: 3, block_size: 4096, metadata_size: 8, length: 4 << 20 },
+        namespace(4, 512, 4 << 20),
     ],
 };
 

@@ -4,8 +4,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
+
+use oxblock_drivers::nvme::{self, NvmeOptions};
+use oxblock_engine::Core;
+use oxblock_pci::vfio::Vfio;
 
 use super::Start;
 use super::disks::{CONTROLLERS, Controller};
@@ -104,6 +109,14 @@ pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
     let mut file = OpenOptions::new().write(true).open(path).expect("a disk");
     file.seek(SeekFrom::Start(offset)).expect("a seek");
     file.write_all(bytes).and_then(|()| file.sync_all()).expect("a write");
+}
+
+/// Attaches our driver to a controller that was handed over.
+pub async fn attach(core: &Core, controller: &Controller) -> Arc<nvme::Controller> {
+    let address = controller.address.parse().expect("an address");
+    let function = Vfio::new().open(address).unwrap_or_else(|e| panic!("{e}"));
+    let attached = nvme::Controller::attach(core, function, NvmeOptions::default()).await;
+    attached.unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The output of `oxblock` with these words.

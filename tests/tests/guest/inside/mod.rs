@@ -1,10 +1,16 @@
 //! What runs in the guest: the tests, and what starts them one by one.
 
+mod bench;
+mod conformance;
+mod data;
 pub mod disks;
 mod doctor;
 mod kernel;
 mod machine;
+mod nvme;
+mod pci;
 mod runner;
+mod vfio;
 
 pub use runner::main;
 
@@ -16,6 +22,12 @@ pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
     doctor::add(&mut tests);
     kernel::add(&mut tests);
+    pci::add(&mut tests);
+    vfio::add(&mut tests);
+    nvme::add(&mut tests);
+    bench::add(&mut tests);
+    data::add(&mut tests);
+    conformance::add(&mut tests);
     tests
 }
 
@@ -48,6 +60,18 @@ pub struct Start {
     pub driver: &'static str,
     /// How many pages of 2 MiB are reserved.
     pub hugepages: u32,
+}
+
+impl Start {
+    /// With both controllers handed over to user space.
+    pub fn handed_over() -> Start {
+        Start { driver: "vfio-pci", ..Start::default() }
+    }
+
+    /// The same without hugepages: memory is locked page by page.
+    pub fn handed_over_in_small_pages() -> Start {
+        Start { hugepages: 0, ..Start::handed_over() }
+    }
 }
 
 impl Default for Start {

@@ -1,0 +1,93 @@
+//! What one driver writes the other reads: ours over VFIO, and the kernel's.
+
+use oxblock_engine::{Engine, Node, Options};
+use oxblock_mem::{ArenaOptions, IoVector};
+use oxblock_tests::random::seed;
+
+use super::disks::{Controller, FIRST, SECOND};
+use super::machine::{attach, disk, give, read_at, write_at};
+use super::{Start, Test};
+
+const PIECES: u64 = 24;
+
+pub fn add(tests: &mut Vec<Test>) {
+    let small = Start { hugepages: 0, ..Start::default() };
+    for (pages, start) in [("hugepages", Start::default()), ("small_pages", small)] {
+        for nsid in [1, 2] {
+            let name = format!("data::{pages}::written_by_us_read_by_the_kernel::nsid_{nsid}");
+            tests.push(Test::new(&name, move || ours_to_kernel(&FIRST, nsid)).start(start));
+            let name = format!("data::{pages}::written_by_the_kernel_read_by_us::nsid_{nsid}");
+            tests.push(Test::new(&name, move || kernel_to_ours(&SECOND, nsid)).start(start));
+        }
+    }
+}
+
+fn ours_to_kernel(controller: &'static Controller, nsid: u32) {
+    let pieces = pieces(controller, nsid);
+    hand_over(controller, "vfio-pci");
+    through_vfio(controller, nsid, pieces.clone(), true);
+    hand_over(controller, "nvme");
+    for (offset, bytes) in pieces {
+        assert!(read_at(&disk(controller, nsid), offset, bytes.len()) == bytes, "at {offset}");
+    }
+}
+
+fn kernel_to_ours(controller: &'static Controller, nsid: u32) {
+    let pieces = pieces(controller, nsid);
+    for (offset, bytes) in &pieces {
+        write_at(&disk(controller, nsid), *offset, bytes);
+    }
+    hand_over(controller, "vfio-pci");
+    through_vfio(controller, nsid, pieces, false);
+}
+
+fn hand_over(controller: &Controller, driver: &str) {
+    give(controller.address, driver).unwrap_or_else(|e| panic!("{e}"));
+}
+
+/// Pieces of random bytes all over a namespace, which do not overlap: one in each part of it.
+fn pieces(controller: &Controller, nsid: u32) -> Vec<(u64, Vec<u8>)> {
+    let seed = seed(0xda7a);
+    let mut random = seed.random(u64::from(nsid));
+    let namespace = controller.namespaces.iter().find(|one| one.nsid == nsid).expect("it");
+    let block = u64::from(namespace.block_size);
+    let part = namespace.length / block / PIECES;
+    let piece = |number: u64| {
+        let length = random.within(1..part.min((256 << 10) / block) + 1);
+        let first = number * part + random.within(0..part - length + 1);
+        (first * block, random.bytes((length * block) as usize))
+    };
+    (0..PIECES).map(piece).collect()
+}
+
+/// Writes the pieces by our driver, or reads them and compares.
+fn through_vfio(
+    controller: &'static Controller,
+    nsid: u32,
+    pieces: Vec<(u64, Vec<u8>)>,
+    writes: bool,
+) {
+    let options = Options { arena: ArenaOptions::new(8 << 20), ..Options::default() };
+    let engine = Engine::with_cores(1, options).expect("an engine");
+    let done = engine.run(0, move |core| async move {
+        let attached = attach(&core, controller).await;
+        let node = Node::new("nvme0", attached.namespace(nsid).expect("the namespace"));
+        let channel = core.open(&node).await.expect("a channel");
+        for (offset, bytes) in pieces {
+            let mut data = IoVector::from(core.arena().alloc(bytes.len(), 4096).expect("memory"));
+            if writes {
+                data.write_at(0, &bytes);
+                channel.write(offset, data).await.1.expect("a write");
+            } else {
+                let mut found = vec![0; bytes.len()];
+                let (data, done) = channel.read(offset, data).await;
+                done.expect("a read");
+                data.read_at(0, &mut found);
+                assert!(found == bytes, "at {offset}");
+            }
+        }
+        channel.flush().await.expect("a flush");
+    });
+    done.expect("the engine");
+    engine.shutdown().expect("an orderly shutdown");
+}
