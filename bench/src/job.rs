@@ -29,6 +29,8 @@ use crate::report::{Allocations, CloneReport, FailedIo};
 use crate::stats::{CpuUse, Direction};
 use shaped::Shaped;
 
+mod filler;
+mod pace;
 mod shaped;
 mod target;
 mod verified;
@@ -97,6 +99,8 @@ pub(crate) struct Worker {
     /// No more submissions: the limit, the time, a fault or the user said so.
     closing: bool,
     interrupted: bool,
+    /// An I/O failed, and the job does not go on after that.
+    failed: bool,
     started: bool,
     empty_passes: u32,
     /// The clock's last reading for submissions, and for how many more of this pass it holds.
@@ -128,6 +132,8 @@ pub(crate) struct Outcome {
     /// The buffers, for the next phase.
     pub buffers: Vec<IoVector>,
     pub interrupted: bool,
+    /// An I/O that failed ended it.
+    pub failed: bool,
 }
 
 impl Counts {
@@ -245,6 +251,7 @@ impl Worker {
             taken: 0,
             closing: false,
             interrupted: false,
+            failed: false,
             started: false,
             empty_passes: 0,
             stamp_ns: 0,
@@ -350,7 +357,7 @@ impl Worker {
         counts.report.completed.record(count - 1, 1);
         if self.fault.is_some() {
             // Which of them failed is not known here any more; the job ends with the fault.
-            self.closing = true;
+            (self.closing, self.failed) = (true, true);
             return;
         }
         for op in &self.rest[first..] {
@@ -485,6 +492,7 @@ impl Worker {
             report,
             buffers: self.rest.drain(..).map(|op| op.data).collect(),
             interrupted: self.interrupted,
+            failed: self.failed,
         }
     }
 }

@@ -9,8 +9,10 @@ use std::time::Duration;
 use crate::pattern::{Order, mix64};
 use crate::units::Size;
 
+mod errors;
 mod files;
 mod names;
+mod pace_table;
 mod shape;
 mod table;
 mod verify;
@@ -87,8 +89,12 @@ pub struct JobOptions {
     pub stonewall: bool,
     /// Begins a new group of reports.
     pub new_group: bool,
-    /// When this job ends, the others that run beside it end too.
+    /// When this job ends, others end too.
     pub exit_all: bool,
+    /// The same, only when it ends with an error.
+    pub exit_all_on_error: bool,
+    /// Which others.
+    pub exit_what: ExitWhat,
     /// Processors for the clones, in turn; empty: left to the command.
     pub cpus: Vec<usize>,
     /// The words that were given, in order, for the report.
@@ -129,6 +135,8 @@ impl Default for JobOptions {
             stonewall: false,
             new_group: false,
             exit_all: false,
+            exit_all_on_error: false,
+            exit_what: ExitWhat::Group,
             cpus: Vec::new(),
             given: Vec::new(),
         }
@@ -195,6 +203,17 @@ impl Rw {
     pub fn is_mixed(self) -> bool {
         matches!(self, Rw::ReadWrite | Rw::RandRw)
     }
+}
+
+/// fio's `exit_what`: the jobs that end with one that has `exitall`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExitWhat {
+    /// Those of its group.
+    Group,
+    /// All that run.
+    Stonewall,
+    /// Those too that would have run afterwards.
+    All,
 }
 
 /// A word that is unknown, or a value that it cannot take.

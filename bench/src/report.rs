@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use oxblock_engine::Fault;
+use oxblock_engine::{Fault, Source};
 
 use crate::options::{JobOptions, Unified};
 use crate::series::Series;
@@ -167,6 +167,14 @@ impl fmt::Display for Ending {
                 write!(f, "one I/O at a time already misses latency_target of {target_ns} ns")
             }
         }
+    }
+}
+
+/// The errno of a fault: the system's own, or that of its kind.
+pub(crate) fn errno_of(fault: Fault) -> i32 {
+    match fault.source {
+        Source::Errno(errno) => errno,
+        _ => fault.kind.errno(),
     }
 }
 
@@ -372,7 +380,7 @@ impl CloneReport {
     pub fn errno(&self) -> i32 {
         const EILSEQ: i32 = 84;
         match (&self.fault, &self.verify) {
-            (Some(failed), _) => failed.fault.kind.errno(),
+            (Some(failed), _) => errno_of(failed.fault),
             _ if let Some(ending) = self.ending => ending.errno(),
             (None, Some(verify)) if verify.bad > 0 => EILSEQ,
             _ => 0,

@@ -98,9 +98,10 @@ pub fn run_on_files(
         options.seed = stamp;
     }
     let atomic = sizes.first().map_or(1, |size| size.1);
+    let verification = Verification::new(&options, &plan, stamp, atomic, session.stop)?;
     let mut job = Job {
         plan,
-        verification: Verification::new(&options, &plan, stamp, atomic)?.map(Arc::new),
+        verification: verification.map(Arc::new),
         writing: AtomicUsize::new(options.num_jobs as usize),
         files: nodes.iter().cloned().zip(plans).collect(),
         stop: session.stop.clone(),
@@ -307,9 +308,9 @@ async fn run_clone(
     let first =
         run_phase(core, start(phases.first(), shaped, buffers, channel, channels.collect())).await;
     drop(writing);
-    let Outcome { mut report, buffers, interrupted } = first;
+    let Outcome { mut report, buffers, interrupted, failed } = first;
     report.core = core.id();
-    if !options.reads_back() || interrupted || report.fault.is_some() {
+    if !options.reads_back() || interrupted || failed {
         return Ok((report, interrupted));
     }
     // Another clone may still write what this one would check.

@@ -7,7 +7,8 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use oxblock_engine::{Error, ErrorKind};
+use oxblock_engine::{Error, ErrorKind, Options};
+use oxblock_mem::{ArenaOptions, PagePolicy};
 use oxblock_pci::vfio::Vfio;
 use oxblock_pci::vfio_user::{VfioUserFunction, VfioUserOptions};
 use oxblock_pci::{Address, Function, PciError};
@@ -17,6 +18,8 @@ use oxblock_pci::{Address, Function, PciError};
 pub enum FunctionSpec {
     /// One that the kernel handed over, by its address: `0000:01:00.0` or `01:00.0`.
     Pci(Address),
+    /// The same behind no IOMMU, which must be asked for: `noiommu:0000:01:00.0`.
+    PciNoIommu(Address),
     /// One that another process serves, by its socket.
     VfioUser(PathBuf),
 }
@@ -26,6 +29,9 @@ impl FunctionSpec {
     ///
     /// Errors: it has the shape of none.
     pub fn parse(word: &str) -> Result<FunctionSpec, Error> {
+        if let Some(address) = word.strip_prefix("noiommu:") {
+            return address.parse().map(FunctionSpec::PciNoIommu).map_err(pci_error);
+        }
         match word.strip_prefix("vfio-user:") {
             Some("") => {
                 let text = "`vfio-user:` wants a socket, as in vfio-user:/run/oxblock.sock";
@@ -33,6 +39,17 @@ impl FunctionSpec {
             }
             Some(path) => Ok(FunctionSpec::VfioUser(PathBuf::from(path))),
             None => word.parse().map(FunctionSpec::Pci).map_err(pci_error),
+        }
+    }
+
+    /// What an engine needs to be like so that it can drive the function.
+    pub fn engine_options(&self, options: Options) -> Options {
+        match self {
+            FunctionSpec::PciNoIommu(_) => Options {
+                arena: ArenaOptions { pages: PagePolicy::Contiguous, ..options.arena },
+                ..options
+            },
+            FunctionSpec::Pci(_) | FunctionSpec::VfioUser(_) => options,
         }
     }
 
@@ -46,6 +63,7 @@ impl fmt::Display for FunctionSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FunctionSpec::Pci(address) => address.fmt(f),
+            FunctionSpec::PciNoIommu(address) => write!(f, "noiommu:{address}"),
             FunctionSpec::VfioUser(path) => write!(f, "vfio-user:{}", path.display()),
         }
     }
@@ -66,6 +84,10 @@ impl Functions {
         match spec {
             FunctionSpec::Pci(address) => {
                 let function = self.vfio.open(*address).map_err(pci_error)?;
+                Ok(function)
+            }
+            FunctionSpec::PciNoIommu(address) => {
+                let function = self.vfio.open_without_iommu(*address).map_err(pci_error)?;
                 Ok(function)
             }
             FunctionSpec::VfioUser(path) => {
@@ -91,6 +113,7 @@ mod tests {
         let name = |word| FunctionSpec::parse(word).map(|spec| spec.to_string()).ok();
         assert_eq!(name("01:00.0"), Some("0000:01:00.0".to_owned()));
         assert_eq!(name("10000:e1:00.1"), Some("10000:e1:00.1".to_owned()));
+        assert_eq!(name("noiommu:01:00.0"), Some("noiommu:0000:01:00.0".to_owned()));
         assert_eq!(name("nvme0"), None);
         assert_eq!(name("vfio-user:/run/a.sock"), Some("vfio-user:/run/a.sock".to_owned()));
         assert_eq!(name("vfio-user:"), None);

@@ -262,7 +262,7 @@ impl Target {
         let jobs = wants.cpus.len();
         let mut cpus = wants.cpus.clone();
         cpus.extend(is_soft.then(|| Processors::of(true).serving));
-        let (engine, mut notices) = start_engine(&cpus, wants)?;
+        let (engine, mut notices) = start_engine(&cpus, wants, |options| options)?;
         notices.extend(
             leaves.iter().filter_map(|leaf| leaf.node.driver().notice()).map(str::to_owned),
         );
@@ -289,7 +289,8 @@ impl Target {
 
     /// Attaches the driver to a controller; the first reactor wanted becomes its home.
     fn attach(function: &FunctionSpec, nsids: &[u32], wants: &Wants) -> Result<Target, Error> {
-        let (engine, notices) = start_engine(&wants.cpus, wants)?;
+        let suited = |options| function.engine_options(options);
+        let (engine, notices) = start_engine(&wants.cpus, wants, suited)?;
         let attached = Attached::open(&engine, function, nsids, wants.depth)?;
         let opened = attached.into_iter().map(|Attached { node, words }| {
             let words = format!("{words}, {}", format_bytes(node.limits().length));
@@ -357,9 +358,13 @@ impl Target {
 }
 
 /// An engine with a reactor on each of these processors, and what to know of its memory.
-fn start_engine(cpus: &[usize], wants: &Wants) -> Result<(Engine, Vec<String>), Error> {
+fn start_engine(
+    cpus: &[usize],
+    wants: &Wants,
+    suited: impl FnOnce(Options) -> Options,
+) -> Result<(Engine, Vec<String>), Error> {
     let slots = Options::default().slots.max(wants.depth as usize);
-    let engine = Engine::new(cpus, Options { slots, ..Options::default() })?;
+    let engine = Engine::new(cpus, suited(Options { slots, ..Options::default() }))?;
     let notices = engine.arena().notice().map(str::to_owned).into_iter().collect();
     Ok((engine, notices))
 }

@@ -6,6 +6,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+#[path = "bench/verify.rs"]
+mod verify;
+
 /// Reactors spin: runs side by side would only wait for each other.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
@@ -247,6 +250,32 @@ fn exitall_ends_the_jobs_beside() {
 }
 
 #[test]
+fn exit_what_chooses_who_ends() {
+    let ran = |words: &str, jobs: &str| {
+        let text = format!("[global]\nfilename=null\n[first]\nruntime=200ms\n{words}\n{jobs}");
+        let report = json(&[path(&job_file(&text))]);
+        let jobs = report["jobs"].as_array().expect("jobs").clone();
+        jobs.iter().map(|job| job["job_runtime"].as_u64().unwrap_or(0)).collect::<Vec<_>>()
+    };
+    // A group ends together; the next one goes on, unless all that run are to end.
+    let groups = "[same]\nruntime=60\n[other]\nnew_group\nruntime=700ms\n";
+    let times = ran("exitall", groups);
+    assert!(times[1] < 650 && times[2] >= 650, "{times:?}");
+    let times = ran("exitall\nexit_what=stonewall", groups);
+    assert!(times[1] < 650 && times[2] < 650, "{times:?}");
+    let later = "[later]\nstonewall\nruntime=100ms\n";
+    assert_eq!(ran("exitall\nexit_what=stonewall", later).len(), 2);
+    assert_eq!(ran("exitall\nexit_what=all", later).len(), 1);
+    assert_eq!(ran("exitall_on_error\nexit_what=all", later).len(), 2);
+    let text = "[a]\nfilename=null\nrate_cycle=50\nrate_iops_min=100g\nexitall_on_error\nexit_what=all\n[b]\nstonewall\n";
+    let (out, _) = bad(&[path(&job_file(text))]);
+    assert!(
+        out.contains("a: (groupid=0, jobs=1): err= 5 (reads were") && !out.contains("b: ("),
+        "{out}"
+    );
+}
+
+#[test]
 fn grouped_jobs_are_one_entry() {
     let file = job_file(
         "[global]\nfilename=null\nsize=64k\ngroup_reporting\n[a]\n[b]\nrw=write\n[c]\nnew_group\n",
@@ -315,11 +344,20 @@ fn a_job_goes_around_its_files() {
 
 #[test]
 fn every_example_job_runs() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/jobs");
+    let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/jobs");
     let mut count = 0;
-    for entry in std::fs::read_dir(folder).expect("the examples") {
+    for entry in std::fs::read_dir(jobs).expect("the examples") {
         let file = entry.expect("an example").path();
-        let report = json(&[file.to_str().expect("a plain path")]);
+        // Some make files where they run.
+        let folder = tempfile::tempdir().expect("a folder");
+        let _alone = alone();
+        let output = Command::new(env!("CARGO_BIN_EXE_oxblock"))
+            .args(["bench", "--output-format=json"])
+            .arg(&file)
+            .current_dir(folder.path())
+            .output()
+            .expect("the binary runs");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         for job in report["jobs"].as_array().expect("jobs") {
             let ios: u64 = ["read", "write", "trim"]
                 .iter()
@@ -327,7 +365,10 @@ fn every_example_job_runs() {
                 .sum();
             assert!(ios > 0 && job["error"] == 0, "{}: {job}", file.display());
         }
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let left = std::fs::read_dir(folder.path()).expect("the folder").count();
+        assert_eq!(left, 0, "{}: files are left", file.display());
         count += 1;
     }
-    assert!(count >= 5, "{count} examples");
+    assert!(count >= 20, "{count} examples");
 }

@@ -50,6 +50,7 @@ mod arena;
 mod buf;
 mod bytes;
 mod cells;
+mod contiguous;
 pub mod counting_alloc;
 pub mod cycles;
 mod error;

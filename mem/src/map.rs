@@ -16,6 +16,8 @@ pub(crate) struct Mapping {
     page_size: PageSize,
     locked: bool,
     fd: OwnedFd,
+    /// Its pages are those of the file, in its order.
+    in_order: bool,
 }
 
 impl Mapping {
@@ -35,8 +37,9 @@ impl Mapping {
         self.locked
     }
 
-    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
+    /// The file, if another process that maps it sees the same.
+    pub(crate) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        self.in_order.then(|| self.fd.as_fd())
     }
 
     /// Maps the whole file, its base a multiple of `align`.
@@ -52,7 +55,32 @@ impl Mapping {
         };
         // Hugepages are never swapped.
         let locked = page_size != PageSize::Small4K;
-        Ok(Mapping { base, len, page_size, locked, fd })
+        Ok(Mapping { base, len, page_size, locked, fd, in_order: true })
+    }
+
+    /// Keeps these pages, in this order, and gives the others back.
+    pub(crate) fn into_run(self, pages: &[usize]) -> io::Result<Mapping> {
+        let page = self.page_size.bytes();
+        let total = self.len / page;
+        let fd = self.fd.try_clone()?;
+        let (base, len) = (reserve(pages.len() * page, page)?, pages.len() * page);
+        let page_size = self.page_size;
+        let run = Mapping { base, len, page_size, locked: true, fd, in_order: false };
+        for (to, &from) in pages.iter().enumerate() {
+            let offset = (from * page) as libc::off_t;
+            let at = run.base.as_ptr().wrapping_add(to * page);
+            map_shared_at(at.cast(), page, &run.fd, libc::MAP_FIXED, offset)?;
+        }
+        drop(self);
+        for other in (0..total).filter(|page| !pages.contains(page)) {
+            let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            let (at, fd) = ((other * page) as libc::off_t, run.fd.as_raw_fd());
+            // SAFETY: a system call on our own file; nobody maps that page.
+            if unsafe { libc::fallocate(fd, mode, at, page as libc::off_t) } != 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(run)
     }
 
     /// Takes the pages from one NUMA node; must come before they are populated.
@@ -104,10 +132,21 @@ fn map_shared(
     fd: &OwnedFd,
     flags: libc::c_int,
 ) -> io::Result<NonNull<u8>> {
+    map_shared_at(at, len, fd, flags, 0)
+}
+
+/// The same from an offset of the file on.
+fn map_shared_at(
+    at: *mut libc::c_void,
+    len: usize,
+    fd: &OwnedFd,
+    flags: libc::c_int,
+    offset: libc::off_t,
+) -> io::Result<NonNull<u8>> {
     let protection = libc::PROT_READ | libc::PROT_WRITE;
+    let flags = flags | libc::MAP_SHARED;
     // SAFETY: a new mapping; MAP_FIXED replaces only address space that the caller reserved.
-    let base =
-        unsafe { libc::mmap(at, len, protection, flags | libc::MAP_SHARED, fd.as_raw_fd(), 0) };
+    let base = unsafe { libc::mmap(at, len, protection, flags, fd.as_raw_fd(), offset) };
     match NonNull::new(base.cast::<u8>()) {
         Some(base) if base.as_ptr().cast() != libc::MAP_FAILED => Ok(base),
         _ => Err(io::Error::last_os_error()),
@@ -139,6 +178,35 @@ fn map_aligned(len: usize, fd: &OwnedFd, align: usize) -> io::Result<NonNull<u8>
         }
     }
     base
+}
+
+/// Address space of our own, at a multiple of `align`, with nothing in it.
+fn reserve(len: usize, align: usize) -> io::Result<NonNull<u8>> {
+    let room = len.checked_add(align).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: a new mapping of address space only, at an address of the system's choice.
+    let space = unsafe {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        libc::mmap(ptr::null_mut(), room, libc::PROT_NONE, flags, -1, 0)
+    };
+    if space == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let space = space.cast::<u8>();
+    let skip = space.align_offset(align);
+    // SAFETY: the parts of our own address space before and after what is kept.
+    unsafe {
+        if skip > 0 {
+            libc::munmap(space.cast(), skip);
+        }
+        libc::munmap(space.add(skip + len).cast(), room - skip - len);
+    }
+    NonNull::new(space.wrapping_add(skip)).ok_or_else(io::Error::last_os_error)
+}
+
+/// Has the page at an offset of our own mapping in the page table.
+pub(crate) fn touch(base: NonNull<u8>, at: usize) {
+    // SAFETY: the caller's range is mapped; the byte is looked at, not used.
+    unsafe { base.as_ptr().add(at).read_volatile() };
 }
 
 impl Drop for Mapping {

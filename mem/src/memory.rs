@@ -45,6 +45,16 @@ pub trait DmaMapper: Send + Sync {
     /// Whatever the mapper says; the region counts as still mapped then.
     fn unmap(&self, iova: u64, len: u64) -> Result<(), MemError>;
 
+    /// The IOVA that a region must have, where the device knows memory by an address of its own
+    /// (physical addresses, without an IOMMU); `None` where there is a choice.
+    ///
+    /// # Errors
+    /// The region has no such address in one piece.
+    fn fixed_iova(&self, region: &Region) -> Result<Option<u64>, MemError> {
+        let _ = region;
+        Ok(None)
+    }
+
     /// True if the device works on physical pages, so that an arena must be locked. Controllers
     /// in software may say no.
     fn needs_locked(&self) -> bool {
@@ -337,7 +347,13 @@ impl State {
     }
 
     /// Sees to it that the region has an IOVA that suits all devices and `new`.
-    fn place(&self, region: &RegionShared, new: Option<&Device>) -> Result<(), MemError> {
+    fn place(&self, region: &Arc<RegionShared>, new: Option<&Device>) -> Result<(), MemError> {
+        let handle = Region::for_device(region.clone());
+        for device in self.devices.iter().chain(new) {
+            if let Some(iova) = device.mapper.fixed_iova(&handle)? {
+                return self.place_at(region, iova, new);
+            }
+        }
         let len = region.len() as u64;
         if let (Some(iova), Some(new)) = (region.iova(), new) {
             if iova::fits(&new.windows, iova, len) && iova % new.align(region) == 0 {
@@ -351,9 +367,7 @@ impl State {
         let everything: RangeInclusive<u64> = 0..=u64::MAX - 1;
         let windows = devices().fold(vec![everything], |all, d| iova::intersect(&all, &d.windows));
         let align = devices().map(|device| device.align(region)).max().unwrap_or(1);
-        let others = self.regions.iter().filter(|other| !std::ptr::eq(&***other, region));
-        let taken: Vec<_> =
-            others.filter_map(|other| Some((other.iova()?, other.len() as u64))).collect();
+        let taken = self.taken(region);
         let Some(iova) = iova::allocate(&windows, &taken, len, align) else {
             let windows = iova::words(&windows);
             return Err(MemError::new(
@@ -367,6 +381,38 @@ impl State {
         };
         region.set_iova(Some(iova));
         Ok(())
+    }
+
+    /// The same where a device leaves no choice.
+    fn place_at(
+        &self,
+        region: &Arc<RegionShared>,
+        iova: u64,
+        new: Option<&Device>,
+    ) -> Result<(), MemError> {
+        let len = region.len() as u64;
+        if !self.devices.is_empty() && region.iova().is_some_and(|old| old != iova) {
+            let only = iova..=iova + (len - 1);
+            return Err(outside(region.len(), region.iova().unwrap_or_default(), &[only]));
+        }
+        for device in self.devices.iter().chain(new) {
+            if !iova::fits(&device.windows, iova, len) || !iova.is_multiple_of(device.page_size) {
+                return Err(outside(region.len(), iova, &device.windows));
+            }
+        }
+        let overlaps = |(at, room): &(u64, u64)| iova < at + room && *at < iova + len;
+        if self.taken(region).iter().any(overlaps) {
+            let text = format!("{len} bytes must have IOVA {iova:#x}, which is taken");
+            return Err(MemError::new(libc::ERANGE, text));
+        }
+        region.set_iova(Some(iova));
+        Ok(())
+    }
+
+    /// Addresses and lengths of the other regions.
+    fn taken(&self, region: &Arc<RegionShared>) -> Vec<(u64, u64)> {
+        let others = self.regions.iter().filter(|other| !Arc::ptr_eq(other, region));
+        others.filter_map(|other| Some((other.iova()?, other.len() as u64))).collect()
     }
 }
 

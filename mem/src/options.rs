@@ -45,6 +45,9 @@ pub enum PagePolicy {
     Exactly(PageSize),
     /// 4 KiB pages that may be swapped: for software and file targets only.
     Unlocked,
+    /// 2 MiB hugepages in one physical piece, or an error: for devices behind no IOMMU. Needs
+    /// root.
+    Contiguous,
 }
 
 /// Where the pages of an arena come from.

@@ -3,6 +3,7 @@
 use std::fs;
 use std::io;
 
+use crate::contiguous;
 use crate::map::{self, Mapping};
 use crate::{ArenaOptions, ArenaSource, MemError, PagePolicy, PageSize};
 
@@ -32,6 +33,7 @@ pub(crate) fn map(options: &ArenaOptions) -> Mapped {
         PagePolicy::Exactly(page_size) => huge(options, page_size),
         PagePolicy::Unlocked => small(options, Lock::No),
         PagePolicy::Best => best(options),
+        PagePolicy::Contiguous => contiguous::map(options).map(|mapping| (mapping, None)),
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 
 use crate::buf::{Buf, Header, Kind};
+use crate::contiguous;
 use crate::foreign::Foreign;
 use crate::map::{self, Mapping};
 use crate::memory::MemoryShared;
@@ -56,10 +57,20 @@ impl Region {
         self.shared.align
     }
 
-    /// The file behind an arena and the offset of the region in it, for another process to map.
+    /// The physical address of the first byte, for devices behind no IOMMU.
+    ///
+    /// # Errors
+    /// `ENOTSUP` if it is not on hugepages, which stay where they are, or not in one piece;
+    /// `EPERM` without root.
+    pub fn physical(&self) -> Result<u64, MemError> {
+        contiguous::physical(self.shared.base, self.shared.len, self.shared.page_size)
+    }
+
+    /// The file behind an arena and the offset of the region in it, for another process to map;
+    /// none for memory of others, and for an arena in one physical piece.
     pub fn fd(&self) -> Option<(BorrowedFd<'_>, u64)> {
         match &self.shared.backing {
-            Backing::Own(mapping) => Some((mapping.fd(), 0)),
+            Backing::Own(mapping) => mapping.fd().map(|fd| (fd, 0)),
             Backing::Caller | Backing::Foreign(_) => None,
         }
     }

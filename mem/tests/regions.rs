@@ -600,3 +600,58 @@ fn a_shared_mapper_may_become_narrower() {
     assert!(mapper.table.ranges().is_empty());
     region.try_unregister().unwrap();
 }
+
+/// A device behind no IOMMU: it knows each region by an address that nobody chose.
+struct Physical {
+    table: Table,
+    fixed: std::sync::Mutex<Result<u64, i32>>,
+}
+
+impl DmaMapper for Physical {
+    fn windows(&self) -> Vec<std::ops::RangeInclusive<u64>> {
+        self.table.windows()
+    }
+    fn page_size_min(&self) -> u64 {
+        4096
+    }
+    fn fixed_iova(&self, _region: &Region) -> Result<Option<u64>, MemError> {
+        let fixed = *self.fixed.lock().unwrap();
+        fixed.map(Some).map_err(|errno| MemError::new(errno, "scattered"))
+    }
+    fn needs_locked(&self) -> bool {
+        false
+    }
+    fn map(&self, region: &Region, iova: u64) -> Result<(), MemError> {
+        self.table.map(region, iova)
+    }
+    fn unmap(&self, iova: u64, len: u64) -> Result<(), MemError> {
+        self.table.unmap(iova, len)
+    }
+}
+
+#[test]
+fn a_device_may_leave_no_choice_of_address() {
+    let memory = Memory::new();
+    let table = Table::new(vec![0..=(1 << 48) - 1]);
+    let mapper = Arc::new(Physical { table, fixed: Ok(0x7000).into() });
+    let (one, other) = (Pages::new(8192), Pages::new(4096));
+    let first = one.register(&memory).unwrap();
+    let attachment = memory.attach(mapper.clone()).unwrap();
+    assert_eq!(first.iova(), Some(0x7000));
+    // Where another region is already.
+    *mapper.fixed.lock().unwrap() = Ok(0x8000);
+    assert_eq!(other.register(&memory).unwrap_err().errno(), libc::ERANGE);
+    *mapper.fixed.lock().unwrap() = Err(libc::ENOTSUP);
+    assert_eq!(other.register(&memory).unwrap_err().errno(), libc::ENOTSUP);
+    *mapper.fixed.lock().unwrap() = Ok(0x9000);
+    let second = other.register(&memory).unwrap();
+    assert_eq!(mapper.table.ranges(), [(0x7000, 8192), (0x9000, 4096)]);
+    // A device that came before, and chose, does not get along with one that cannot.
+    drop(attachment);
+    let chooser = memory.attach(Table::wide()).unwrap();
+    let error = memory.attach(mapper.clone()).unwrap_err();
+    assert_eq!(error.errno(), libc::ERANGE, "{error}");
+    drop(chooser);
+    second.try_unregister().unwrap();
+    first.try_unregister().unwrap();
+}

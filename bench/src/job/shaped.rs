@@ -6,13 +6,14 @@ use oxblock_mem::IoVector;
 use oxblock_mem::counting_alloc::allocations;
 use std::sync::atomic::Ordering::Relaxed;
 
+use super::filler::Filler;
+use super::pace::{Due, Pace, Think};
 use super::verified::Verified;
 use super::watch::{Look, Watching};
-use super::{Contents, Counts, Worker, note_fault};
-use crate::generate::{Budget, Piece, Pieces, unit};
+use super::{Counts, Worker, note_fault};
+use crate::generate::{Budget, Piece, Pieces};
 use crate::options::{JobOptions, Plan};
-use crate::pattern::{Prng, mix64};
-use crate::report::{Allocations, VerifyReport};
+use crate::report::{Allocations, VerifyReport, errno_of};
 
 /// How soon a write looks again whether another one of its place is still in flight, which may be
 /// that of another core.
@@ -32,6 +33,8 @@ pub(crate) struct Shaped {
     /// Operations that failed in this pass and do not end the job.
     failed: Vec<Op>,
     continues: [bool; 2],
+    /// Errnos that are no failure.
+    ignored: [Vec<i32>; 2],
     budget: Budget,
     /// Of a job that is verified.
     verified: Option<Verified>,
@@ -39,7 +42,7 @@ pub(crate) struct Shaped {
     delay_ns: u64,
     begins_ns: Option<u64>,
     pace: Option<Pace>,
-    think: Think,
+    think: Option<Think>,
     batch: u32,
     complete_min: u32,
     depth_low: Option<u32>,
@@ -51,32 +54,11 @@ pub(crate) struct Shaped {
     unsynced: u32,
     /// Files to flush at the end.
     end_fsyncs: usize,
-    refill: Option<(Prng, Contents)>,
+    filler: Option<Filler>,
     /// Nothing can be submitted before, whatever completes.
     wait_until_ns: u64,
     watching: Option<Box<Watching>>,
 }
-
-/// When the next I/O of each direction is due.
-#[derive(Debug)]
-struct Pace {
-    due_ns: [f64; 3],
-    /// ns for each byte and for each I/O.
-    per_byte: [f64; 3],
-    per_io: [f64; 3],
-    poisson: Option<Prng>,
-}
-
-#[derive(Debug)]
-struct Think {
-    ns: u64,
-    blocks: u32,
-    done: u32,
-    until_ns: Option<u64>,
-}
-
-/// When an I/O was due; `None` where its direction has no rate.
-type Due = Option<u64>;
 
 /// What a worker is to do now.
 enum Next {
@@ -92,13 +74,6 @@ impl Shaped {
         let shape = &options.shape;
         let budget = files.first().map(|(plan, _)| Budget::new(options, plan));
         let depth = options.io_depth;
-        let per = |rate: u64| if rate > 0 { 1e9 / rate as f64 } else { 0.0 };
-        let pace = Pace {
-            due_ns: [0.0; 3],
-            per_byte: shape.rate.map(per),
-            per_io: shape.rate_iops.map(per),
-            poisson: shape.poisson.then(|| Prng::new(mix64(seed ^ 1))),
-        };
         Shaped {
             pieces: Pieces::new(options, files, seed),
             files: vec![0; depth as usize].into(),
@@ -107,17 +82,13 @@ impl Shaped {
             tails: (0..depth).map(|_| IoVector::new()).collect(),
             failed: Vec::with_capacity(depth as usize),
             continues: shape.continue_on_error,
+            ignored: shape.ignored_errors.clone(),
             budget: budget.unwrap_or_default(),
             verified: None,
             delay_ns: shape.start_delay.as_nanos() as u64,
             begins_ns: None,
-            pace: shape.has_rate().then_some(pace),
-            think: Think {
-                ns: shape.think.as_nanos() as u64,
-                blocks: shape.think_blocks,
-                done: 0,
-                until_ns: None,
-            },
+            pace: Pace::new(shape, seed),
+            think: Think::new(shape),
             batch: shape.batch.unwrap_or(u32::MAX),
             complete_min: shape.batch_complete_min,
             depth_low: shape.depth_low,
@@ -127,7 +98,7 @@ impl Shaped {
             fsync: if options.rw.writes() { shape.fsync } else { 0 },
             unsynced: 0,
             end_fsyncs: if shape.end_fsync && options.rw.writes() { files.len() } else { 0 },
-            refill: shape.refill.then(|| (Prng::new(mix64(seed ^ 2)), options.contents.clone())),
+            filler: Filler::new(options, seed),
             wait_until_ns: u64::MAX,
             watching: None,
         }
@@ -184,8 +155,9 @@ impl Shaped {
                 in_flight > 0 && self.verified.as_ref().is_some_and(Verified::has_backlog);
             return if may_check { Next::Wait } else { Next::End };
         }
-        if self.think.ns > 0 && !self.think.is_over(now, in_flight) {
-            self.wait_until_ns = self.think.until_ns.unwrap_or(u64::MAX);
+        if let Some(Err(until_ns)) = self.think.as_mut().map(|think| think.is_over(now, in_flight))
+        {
+            self.wait_until_ns = until_ns.unwrap_or(u64::MAX);
             return Next::Wait;
         }
         let Some((piece, due)) = self.next.take().or_else(|| Some((self.draw()?, None))) else {
@@ -209,7 +181,9 @@ impl Shaped {
             return Next::Wait;
         }
         self.budget.spend(piece.len);
-        self.think.done += 1;
+        if let Some(think) = &mut self.think {
+            think.submitted();
+        }
         self.unsynced += u32::from(piece.way == 1);
         Next::Do(piece, due)
     }
@@ -233,10 +207,10 @@ impl Shaped {
         if op.kind != OpKind::Discard && (piece.len as usize) < op.data.len() {
             self.tails[op.tag as usize] = op.data.split_off(piece.len as usize);
         }
-        if let (OpKind::Write, Some((random, contents))) = (op.kind, &mut self.refill)
+        if let (OpKind::Write, Some(filler)) = (op.kind, &mut self.filler)
             && let Some(Some(block)) = op.data.slices_mut().next()
         {
-            contents.fill(random, block);
+            filler.fill(block);
         }
         if let Some(verified) = &mut self.verified {
             verified.prepare(op);
@@ -275,44 +249,6 @@ impl Shaped {
     }
 }
 
-impl Pace {
-    /// When the piece was due, if it is (`None` where its direction has no rate); else when it will.
-    fn take(&mut self, piece: &Piece, now: u64) -> Result<Option<u64>, u64> {
-        let way = piece.way;
-        let gap = (self.per_byte[way] * f64::from(piece.len)).max(self.per_io[way]);
-        if gap <= 0.0 {
-            return Ok(None);
-        }
-        if self.due_ns[way] == 0.0 {
-            self.due_ns[way] = now as f64;
-        }
-        let due = self.due_ns[way];
-        if (now as f64) < due {
-            return Err(due.ceil() as u64);
-        }
-        let spread = self.poisson.as_mut().map_or(1.0, |random| -unit(random).ln());
-        self.due_ns[way] = due + gap * spread;
-        Ok(Some(due as u64))
-    }
-}
-
-impl Think {
-    /// After each few I/Os: are all of them back, and has the rest been long enough?
-    fn is_over(&mut self, now: u64, in_flight: u32) -> bool {
-        if self.done < self.blocks {
-            return true;
-        }
-        if in_flight > 0 {
-            return false;
-        }
-        if now < *self.until_ns.get_or_insert(now + self.ns) {
-            return false;
-        }
-        (self.done, self.until_ns) = (0, None);
-        true
-    }
-}
-
 impl Worker {
     /// As [`Worker::pass`], for a job with a shape.
     pub(super) fn pass_shaped(&mut self, core: &Core, mut shaped: Box<Shaped>) -> usize {
@@ -322,14 +258,18 @@ impl Worker {
         let mut take = |completion: Completion| match completion.result {
             Ok(()) => rest.push(completion.op),
             Err(error) => {
-                note_fault(fault, completion.op.kind, error);
-                ends |= !shaped.continues[usize::from(completion.op.kind != OpKind::Read)];
+                let way = usize::from(completion.op.kind != OpKind::Read);
+                if !shaped.ignored[way].contains(&errno_of(error)) {
+                    note_fault(fault, completion.op.kind, error);
+                    ends |= !shaped.continues[way];
+                }
                 shaped.failed.push(completion.op);
             }
         };
         let channels = std::iter::once(&self.channel).chain(&self.others);
         let count: usize = channels.map(|channel| channel.poll(&mut take)).sum();
         self.closing |= ends;
+        self.failed |= ends;
         let now = core.now();
         if !self.started {
             let begins = *shaped.begins_ns.get_or_insert(now + shaped.delay_ns);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::options::OptionError;
+use crate::options::{ExitWhat, OptionError};
 use crate::pattern::Prng;
 use crate::units::{common_divisor, parse_bytes, parse_number};
 
@@ -33,8 +33,14 @@ pub struct Shape {
     pub end_fsync: bool,
     /// Rest after each `think_blocks` I/Os.
     pub think: Duration,
-    /// See `think`.
-    pub think_blocks: u32,
+    /// See `think`; `None`: 1, or where `think_io_time` is given any number.
+    pub think_blocks: Option<u32>,
+    /// How much of a rest is spent awake.
+    pub think_spin: Duration,
+    /// Rest after so long, too; 0: only after `think_blocks`.
+    pub think_io_time: Duration,
+    /// A rest does not wait for what is in flight.
+    pub think_at_issue: bool,
     /// Bytes a second of reads, writes and trims; 0: no limit.
     pub rate: [u64; 3],
     /// I/Os a second of reads, writes and trims; 0: no limit.
@@ -43,6 +49,12 @@ pub struct Shape {
     pub poisson: bool,
     /// New random contents for each write.
     pub refill: bool,
+    /// A few new bytes in each sector of each write.
+    pub scramble: bool,
+    /// Writes in a hundred that have the contents of the one before.
+    pub dedupe_percent: u8,
+    /// Errnos of reads, and of writes and trims, that are counted and no failure of the job.
+    pub ignored_errors: [Vec<i32>; 2],
     /// Go on after I/Os that fail: of reads, and of writes and trims.
     pub continue_on_error: [bool; 2],
 }
@@ -62,11 +74,17 @@ impl Default for Shape {
             fsync: 0,
             end_fsync: false,
             think: Duration::ZERO,
-            think_blocks: 1,
+            think_blocks: None,
+            think_spin: Duration::ZERO,
+            think_io_time: Duration::ZERO,
+            think_at_issue: false,
             rate: [0; 3],
             rate_iops: [0; 3],
             poisson: false,
             refill: false,
+            scramble: false,
+            dedupe_percent: 0,
+            ignored_errors: [const { Vec::new() }; 2],
             continue_on_error: [false; 2],
         }
     }
@@ -353,6 +371,15 @@ fn percent(word: &str) -> Result<f64, String> {
 /// A rate that may also be nothing: 0.
 pub(super) fn rates(word: &str, of: fn(&str) -> Result<u64, String>) -> Result<[u64; 3], String> {
     triple(word, [0; 3], of)
+}
+
+pub(super) fn exit_what(word: &str) -> Result<ExitWhat, String> {
+    match word {
+        "group" => Ok(ExitWhat::Group),
+        "stonewall" => Ok(ExitWhat::Stonewall),
+        "all" => Ok(ExitWhat::All),
+        _ => Err(format!("`{word}` is none of group, stonewall, all")),
+    }
 }
 
 pub(super) fn continued(word: &str) -> Result<[bool; 2], String> {

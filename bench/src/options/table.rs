@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use super::{BlockSizes, Contents, JobOptions, Rw, files, shape, watch_table};
+use super::{BlockSizes, Contents, JobOptions, Rw, files, pace_table, shape, watch_table};
 use crate::units::{parse_bytes, parse_number, parse_size, parse_time};
 use crate::verify::{Method, Pattern};
 
@@ -83,8 +83,10 @@ macro_rules! switch {
 pub(super) use {option, switch};
 
 /// Every option of a job, in the order in which help shows them.
-pub static OPTIONS: LazyLock<Vec<&'static OptionSpec>> =
-    LazyLock::new(|| JOB.iter().chain(files::FILES).chain(watch_table::WATCH).collect());
+pub static OPTIONS: LazyLock<Vec<&'static OptionSpec>> = LazyLock::new(|| {
+    let (files, pace, watch) = (files::FILES, pace_table::PACE, watch_table::WATCH);
+    JOB.iter().chain(files).chain(pace).chain(watch).collect()
+});
 
 /// What a job does.
 static JOB: &[OptionSpec] = &[
@@ -185,7 +187,7 @@ static JOB: &[OptionSpec] = &[
     }),
     switch!("verify_fatal", "Stop at the first mismatch [0]", |job, on| job.verify.fatal = on),
     option!("verify_backlog"[], "N", "Check after each so many writes [at the end]", |job, word| {
-        parse_range(word, 0, u32::MAX).map(|writes| job.verify.backlog = writes)
+        parse_range(word, 0, 1 << 24).map(|writes| job.verify.backlog = writes)
     }),
     option!("verify_backlog_batch"[], "N", "Blocks checked then [verify_backlog]", |job, word| {
         parse_range(word, 0, u32::MAX)
@@ -274,7 +276,7 @@ static JOB: &[OptionSpec] = &[
         parse_time_us(word).map(|time| job.shape.think = time)
     }),
     option!("thinktime_blocks"[], "N", "I/Os between rests [1]", |job, word| {
-        parse_range(word, 1, u32::MAX).map(|blocks| job.shape.think_blocks = blocks)
+        parse_range(word, 1, u32::MAX).map(|blocks| job.shape.think_blocks = Some(blocks))
     }),
     option!("fsync"[], "N", "Flush after each so many writes [0]", |job, word| {
         parse_range(word, 0, u32::MAX).map(|writes| job.shape.fsync = writes)

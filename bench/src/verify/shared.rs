@@ -27,7 +27,7 @@ pub(crate) struct Verification {
 
 impl Verification {
     /// Readies the log of a job: a new one, that of an earlier run, or one made by going through
-    /// the steps of that run again. `None` for a job that is not verified.
+    /// the steps of that run again, until `stop` is set. `None` for a job that is not verified.
     ///
     /// Errors: no memory, a state that cannot be made or opened, or is another job's.
     pub fn new(
@@ -35,6 +35,7 @@ impl Verification {
         plan: &Plan,
         stamp: u64,
         atomic: u32,
+        stop: &AtomicBool,
     ) -> Result<Option<Verification>, Error> {
         let refused =
             |error: OptionError| Error::new(oxblock_engine::ErrorKind::Invalid, error.to_string());
@@ -55,7 +56,7 @@ impl Verification {
             Some(log)
         } else if replays {
             let log = in_memory(&identity)?;
-            replay(&log, options, plan);
+            replay(&log, options, plan, stop);
             Some(log)
         } else if !options.writes_checkable() {
             None
@@ -99,12 +100,12 @@ impl Verification {
 }
 
 /// Writes into the log what the clones of a job write.
-fn replay(log: &WriteLog, options: &JobOptions, plan: &Plan) {
+fn replay(log: &WriteLog, options: &JobOptions, plan: &Plan, stop: &AtomicBool) {
     for clone in 0..u64::from(options.num_jobs) {
         let start = plan.start + plan.stride * clone;
         let mut generator = Generator::new(options, plan, options.clone_seed(clone));
         let mut budget = Budget::new(options, plan);
-        while !budget.is_spent() {
+        while !budget.is_spent() && !stop.load(Relaxed) {
             let piece = generator.next();
             budget.spend(piece.len);
             if piece.way > 0 {

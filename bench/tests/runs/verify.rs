@@ -2,19 +2,43 @@
 
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use oxblock_bench::options::JobOptions;
-use oxblock_bench::report::{CloneReport, VerifyReport};
+use oxblock_bench::report::{CloneReport, Report, VerifyReport};
+use oxblock_bench::run::{Session, run};
 use oxblock_bench::text;
 use oxblock_bench::verify::{Finding, Method};
 use oxblock_drivers::null::{self, NullOptions};
+use oxblock_engine::{Driver, Engine, Error, Node, Options};
 
-use super::{file_driver, memory_driver, options, run_all, run_one};
+use super::{alone, file_driver, memory_driver, options, run_one};
 
 /// `name=value` words, and switches.
 pub fn words(line: &str) -> JobOptions {
     let pairs = line.split_whitespace().map(|word| word.split_once('=').unwrap_or((word, "1")));
     options(&pairs.collect::<Vec<_>>())
+}
+
+/// As [`super::run_all`], all on one engine: there are many runs here, and making an engine takes
+/// longer than most of them.
+pub fn run_all(driver: Box<dyn Driver>, jobs: Vec<JobOptions>) -> Vec<Result<Report, Error>> {
+    static ENGINE: LazyLock<Mutex<Engine>> =
+        LazyLock::new(|| Mutex::new(Engine::with_cores(2, Options::default()).expect("an engine")));
+    let _alone = alone();
+    let engine = ENGINE.lock().unwrap_or_else(PoisonError::into_inner);
+    let node = Node::new("target", driver);
+    let stop = Arc::new(AtomicBool::new(false));
+    let session = Session {
+        engine: &engine,
+        node: &node,
+        target: "target",
+        cores: &[0, 1],
+        serving: &[],
+        stop: &stop,
+    };
+    jobs.into_iter().map(|job| run(&session, job, &mut |_| {})).collect()
 }
 
 /// Runs a job over 1 MiB of memory, all of whose checks must pass.
@@ -159,6 +183,19 @@ fn what_is_read_between_is_checked_if_it_was_written() {
     let line = "rw=randrw size=8k norandommap io_size=16m iodepth=32 numjobs=2 verify=crc32c";
     let (_, verify) = verified(line);
     assert!(verify.raced + verify.checked > 1000, "{verify:?}");
+}
+
+#[test]
+fn verified_jobs_do_not_allocate_on_their_way() {
+    for line in [
+        "rw=randwrite verify=crc32c iodepth=16 io_size=16m norandommap",
+        "rw=randrw verify=xxhash iodepth=16 io_size=16m bsrange=1k-8k random_distribution=zipf:1.1",
+        "rw=randwrite verify=sha256 iodepth=16 io_size=16m loops=2 verify_backlog=64",
+    ] {
+        let allocations = verified(line).0.allocations.expect("this test counts");
+        assert_eq!(allocations.count, 0, "{line}: in {} I/Os", allocations.ios);
+        assert!(allocations.ios > 3000);
+    }
 }
 
 #[test]

@@ -227,6 +227,18 @@ fn submission_is_timed_apart_where_asked() {
     assert!(on_memory("rw=read number_ios=9 disable_slat=0").read.apart.is_some());
 }
 
+#[test]
+fn ignored_errors_are_counted_and_no_failure() {
+    let run = |words: &str| {
+        let report = try_run(Box::new(Broken), words).expect("a run");
+        (report.is_good(), report.group().errors, report.group().write.ios)
+    };
+    let (good, errors, ios) = run("rw=write bs=4k ignore_error=,EIO:28");
+    assert_eq!((good, errors, ios), (true, 128, 128));
+    let (good, errors, _) = run("rw=write bs=4k ignore_error=EIO");
+    assert!(!good && errors == 1);
+}
+
 fn json_of(words: &str) -> serde_json::Value {
     let report = try_run(memory_driver(), words).expect("a run");
     json::document_plus(&[report], SystemTime::UNIX_EPOCH)["jobs"][0].take()

@@ -32,7 +32,8 @@ Targets:
   soft:TARGET   the same over another target: soft:PATH, soft:null
   nvme://ADDRESS/NAMESPACE
                 a namespace of an NVMe controller that was given to vfio-pci: nvme://01:00.0/1;
-                see oxblock pci. Writing jobs overwrite it!
+                see oxblock pci. Writing jobs overwrite it! Behind no IOMMU, if that is what
+                you want: nvme://noiommu:01:00.0/1
   vfio-user:SOCKET/NAMESPACE
                 the same of a controller that another process serves, such as oxblock nvmet
   null          accepts everything, keeps nothing

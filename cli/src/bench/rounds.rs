@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use oxblock_bench::jobfile::schedule;
-use oxblock_bench::options::JobOptions;
+use oxblock_bench::options::{ExitWhat, JobOptions};
 use oxblock_bench::report::Report;
 use oxblock_bench::run::{Session, Snapshot, lay_out, run_on_files};
 use oxblock_engine::{Error, ErrorKind};
@@ -161,12 +161,18 @@ impl Rounds {
             lay_out_new(target, stop)?;
         }
         let mut good = true;
-        for round in self.rounds.iter().take_while(|_| !stop.load(Relaxed)) {
+        let rest = AtomicBool::new(false);
+        let goes_on = || !stop.load(Relaxed) && !rest.load(Relaxed);
+        for round in self.rounds.iter().take_while(|_| goes_on()) {
             let results = match &round[..] {
-                [job] => vec![watched(&job.options.name, |watch| {
-                    run_placed(job, &targets[job.target], stop, watch)
-                })],
-                jobs => run_side_by_side(jobs, targets, stop),
+                [job] => {
+                    let result = watched(&job.options.name, |watch| {
+                        run_placed(job, &targets[job.target], stop, watch)
+                    });
+                    Endings::new(round, &rest).after(0, &result);
+                    vec![result]
+                }
+                jobs => run_side_by_side(jobs, targets, stop, &rest),
             };
             for result in results {
                 let report = result?;
@@ -231,22 +237,64 @@ fn run_placed(
     result.map(|report| Report { group_id: job.group_id, ..report }).map_err(named)
 }
 
+/// What ends the jobs of a round before their time: flags that their clones look at, one for each
+/// group.
+struct Endings<'a> {
+    jobs: &'a [Placed],
+    flags: Vec<Arc<AtomicBool>>,
+    /// Set to end what comes after the round, too.
+    rest: &'a AtomicBool,
+}
+
+impl<'a> Endings<'a> {
+    fn new(jobs: &'a [Placed], rest: &'a AtomicBool) -> Endings<'a> {
+        let mut flags: Vec<Arc<AtomicBool>> = Vec::new();
+        for (number, job) in jobs.iter().enumerate() {
+            let same = jobs[..number].iter().position(|other| other.group_id == job.group_id);
+            flags.push(same.map(|at| flags[at].clone()).unwrap_or_default());
+        }
+        Endings { jobs, flags, rest }
+    }
+
+    fn end_all(&self) {
+        self.flags.iter().for_each(|flag| flag.store(true, Relaxed));
+    }
+
+    /// Ends what has to end with a job.
+    fn after(&self, number: usize, result: &Result<Report, Error>) {
+        let options = &self.jobs[number].options;
+        let failed = result.as_ref().is_ok_and(|report| !report.is_good());
+        if result.is_err() {
+            // A job that cannot run ends the round: its numbers would be those of another load.
+            self.end_all();
+        } else if options.exit_all || (options.exit_all_on_error && failed) {
+            match options.exit_what {
+                ExitWhat::Group => self.flags[number].store(true, Relaxed),
+                ExitWhat::Stonewall => self.end_all(),
+                ExitWhat::All => {
+                    self.end_all();
+                    self.rest.store(true, Relaxed);
+                }
+            }
+        }
+    }
+}
+
 /// Runs the jobs of one round, each watched by a thread of its own.
 fn run_side_by_side(
     jobs: &[Placed],
     targets: &[Target],
     stop: &Arc<AtomicBool>,
+    rest: &AtomicBool,
 ) -> Vec<Result<Report, Error>> {
-    let ending = Arc::new(AtomicBool::new(false));
+    let endings = Endings::new(jobs, rest);
     let shown = Mutex::new(vec![Snapshot::default(); jobs.len()]);
     let one = |number: usize, job: &Placed| {
-        let result = run_placed(job, &targets[job.target], &ending, &mut |now| {
+        let ending = &endings.flags[number];
+        let result = run_placed(job, &targets[job.target], ending, &mut |now| {
             shown.lock().unwrap_or_else(PoisonError::into_inner)[number] = *now;
         });
-        // A job that cannot run ends the round: its numbers would be those of another load.
-        if job.options.exit_all || result.is_err() {
-            ending.store(true, Relaxed);
-        }
+        endings.after(number, &result);
         result.map(|report| Report {
             interrupted: report.interrupted && stop.load(Relaxed),
             ..report
@@ -261,7 +309,9 @@ fn run_side_by_side(
                 .collect();
             while !threads.iter().all(|thread| thread.is_finished()) {
                 std::thread::sleep(LOOK);
-                ending.fetch_or(stop.load(Relaxed), Relaxed);
+                if stop.load(Relaxed) {
+                    endings.end_all();
+                }
                 watch(&together(&shown.lock().unwrap_or_else(PoisonError::into_inner)));
             }
             let gone = || Err(Error::new(ErrorKind::Failed, "the thread of a job panicked"));

@@ -128,8 +128,9 @@ fn hugepages_are_told_by_size_and_node() {
     assert!(finding.mend[0].starts_with("echo 1024 | sudo tee /sys/kernel/mm"), "{finding:?}");
 }
 
+/// VFIO counts hugepages as locked, too: with enough of them this was once called ready.
 #[test]
-fn memlock_binds_who_is_not_exempt_and_has_no_hugepages() {
+fn memlock_binds_who_is_not_exempt() {
     let limits = "Limit Soft Hard Units\nMax locked memory         8388608  8388608  bytes\n";
     let fake = Fake::new(&[
         ("proc/self/limits", limits),
@@ -143,7 +144,7 @@ fn memlock_binds_who_is_not_exempt_and_has_no_hugepages() {
     fake.write("proc/self/status", b"CapEff:\tzz\n");
     fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", b"64");
     fake.write("sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages", b"64");
-    assert_eq!(memory::memlock(&fake.root()).state(), "advice");
+    assert!(memory::memlock(&fake.root()).blocks(Purpose::Nvme));
 }
 
 #[test]

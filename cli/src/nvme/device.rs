@@ -34,11 +34,22 @@ impl Session {
     ///
     /// Errors: a name that means nothing; what the back end or the driver says.
     pub fn open(device: &str) -> Result<Session, Failure> {
-        let engine = Engine::with_cores(1, Options::default())?;
-        let (function, soft) = match device.split_once(':') {
-            None if device == "soft" => soft(&engine, None)?,
-            Some(("soft", path)) if !path.is_empty() => soft(&engine, Some(Path::new(path)))?,
-            _ => (Functions::default().open(&spec(device)?)?, None),
+        let below = match device.split_once(':') {
+            None if device == "soft" => Some(None),
+            Some(("soft", path)) if !path.is_empty() => Some(Some(Path::new(path))),
+            _ => None,
+        };
+        let (engine, (function, soft)) = match below {
+            Some(below) => {
+                let engine = Engine::with_cores(1, Options::default())?;
+                let function = soft(&engine, below)?;
+                (engine, function)
+            }
+            None => {
+                let spec = spec(device)?;
+                let engine = Engine::with_cores(1, spec.engine_options(Options::default()))?;
+                (engine, (Functions::default().open(&spec)?, None))
+            }
         };
         let ours = Arc::clone(&function);
         let controller = engine.run(CORE, move |core| async move {

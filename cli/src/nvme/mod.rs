@@ -27,7 +27,8 @@ use verbs::{VERBS, Verb};
 
 const AFTER_HELP: &str = "\
 Devices:
-  0000:01:00.0      a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci
+  0000:01:00.0      a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci; behind no IOMMU,
+                    if that is what you want: noiommu:0000:01:00.0
   vfio-user:SOCKET  a controller that another process serves, such as oxblock nvmet
   soft              a software controller in this process over memory, gone afterwards
   soft:PATH         the same over a file

@@ -127,6 +127,15 @@ pub(super) fn no_group(address: Address) -> PciError {
     PciError::new(PciErrorKind::NotSupported, text)
 }
 
+/// A function that nothing keeps from any memory, and nobody asked for that.
+pub(super) fn no_iommu(address: Address) -> PciError {
+    let text = format!(
+        "{address} is bound without an IOMMU: it reaches all memory, and a mistake overwrites the \
+         kernel. If that is what you want, say so: noiommu:{address}"
+    );
+    PciError::new(PciErrorKind::NotSupported, text)
+}
+
 /// Memory could not be mapped for devices.
 pub(super) fn map_dma(
     error: &io::Error,

@@ -22,6 +22,7 @@ mod device;
 mod group;
 mod interrupts;
 mod ioctl;
+mod space;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
@@ -35,7 +36,7 @@ use crate::{
 use bar::VfioBar;
 use config::VfioConfig;
 use device::Device;
-use group::Group;
+use group::{Group, Number};
 use interrupts::VfioInterrupts;
 
 /// The BARs of a function.
@@ -60,18 +61,50 @@ impl Vfio {
     /// In words that say what to do: there is no such function, the kernel's own driver has it,
     /// there is no IOMMU, its group is not viable or is in use, this user may not have it.
     pub fn open(&self, address: Address) -> Result<Arc<VfioFunction>, PciError> {
+        let number = self.number(address)?;
+        match number.no_iommu {
+            true => Err(advice::no_iommu(address)),
+            false => self.open_in(&number, address),
+        }
+    }
+
+    /// Opens a function that is bound to vfio-pci where there is no IOMMU. It reaches memory by
+    /// its physical address, so all memory of its engine must lie in one piece
+    /// ([`ArenaOptions::contiguous`](oxblock_mem::ArenaOptions::contiguous)). Nothing keeps it
+    /// from any other memory: a driver's mistake overwrites the kernel.
+    ///
+    /// # Errors
+    /// As [`open`](Vfio::open); the function is behind an IOMMU.
+    pub fn open_without_iommu(&self, address: Address) -> Result<Arc<VfioFunction>, PciError> {
+        let number = self.number(address)?;
+        match number.no_iommu {
+            true => self.open_in(&number, address),
+            false => {
+                let text = format!("{address} is behind an IOMMU: open it as what it is");
+                Err(PciError::new(PciErrorKind::NotSupported, text))
+            }
+        }
+    }
+
+    /// The group of a function that is ready to be opened.
+    fn number(&self, address: Address) -> Result<Number, PciError> {
         if let Some(error) = advice::not_ready(&self.root, address) {
             return Err(error);
         }
         let link = format!("sys/bus/pci/devices/{address}/iommu_group");
         let number = self.root.link_name(&link).ok_or_else(|| advice::no_group(address))?;
-        let group = self.group(&number)?;
+        let name = self.root.text(&format!("sys/kernel/iommu_groups/{number}/name"));
+        Ok(Number { number, no_iommu: name.as_deref() == Some("vfio-noiommu") })
+    }
+
+    fn open_in(&self, number: &Number, address: Address) -> Result<Arc<VfioFunction>, PciError> {
+        let group = self.group(number)?;
         let device = Device::new(group.device(address)?, address, group.clone());
         VfioFunction::new(device, group.container().clone(), self.numa_node(address))
     }
 
     /// The group of this number: one that is open, or it is opened.
-    fn group(&self, number: &str) -> Result<Arc<Group>, PciError> {
+    fn group(&self, number: &Number) -> Result<Arc<Group>, PciError> {
         let mut groups = self.groups.lock().unwrap_or_else(PoisonError::into_inner);
         groups.retain(|group| group.strong_count() > 0);
         let open: Vec<Arc<Group>> = groups.iter().filter_map(Weak::upgrade).collect();

@@ -4,13 +4,15 @@ use std::env;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::files::output;
 use crate::initramfs;
-use crate::inside::MARK;
 use crate::inside::disks::{CONTROLLERS, Controller, Namespace};
-use crate::packages::{Packages, output};
+use crate::inside::{MARK, Machine};
+use crate::packages::Packages;
 use crate::report::Report;
 
 /// A guest that says nothing for so long is ended. Hosts are busy, and emulation is slow.
@@ -20,30 +22,36 @@ const LOOK_EVERY: Duration = Duration::from_millis(50);
 /// function's BARs move (`iotlb_to_section`), which each handing over does.
 const MACHINE: &str = "-machine q35,kernel-irqchip=split -accel tcg,thread=single -cpu max -smp 2 \
     -m 1024 -nodefaults -no-user-config -display none -no-reboot -monitor none \
-    -device intel-iommu,intremap=on,caching-mode=on -device isa-debug-exit,iobase=0x501,iosize=1";
+    -device isa-debug-exit,iobase=0x501,iosize=1";
+const IOMMU: &str = "-device intel-iommu,intremap=on,caching-mode=on";
 /// The clock is the emulated TSC, and a busy host is no reason to panic.
 const KERNEL: &str = "console=ttyS0 panic=-1 quiet intel_iommu=on iommu=nopt tsc=reliable \
     no_timer_check nowatchdog rcupdate.rcu_cpu_stall_timeout=300 nokaslr mitigations=off \
     random.trust_cpu=on";
 
+/// What runs in a guest: this very binary, and the command.
+///
+/// Errors: the command `oxblock` cannot be built.
+pub fn programs() -> Result<[PathBuf; 2], String> {
+    let this = env::current_exe().map_err(|e| format!("this binary's path: {e}"))?;
+    Ok([this, build_oxblock()?])
+}
+
 /// What is needed to boot.
 pub struct Guest {
-    packages: Packages,
-    /// This very binary, and the command.
-    programs: [PathBuf; 2],
+    /// What kind of machine it is.
+    pub machine: Machine,
+    /// What it is made of.
+    pub packages: Arc<Packages>,
+    /// The modules of its kernel.
+    pub modules: PathBuf,
+    /// See [`programs`].
+    pub programs: [PathBuf; 2],
     /// The names of the tests that were asked for.
-    tests: Vec<String>,
+    pub tests: Vec<String>,
 }
 
 impl Guest {
-    /// A guest that will run the tests with these names.
-    ///
-    /// Errors: the command `oxblock` cannot be built.
-    pub fn new(packages: Packages, tests: Vec<String>) -> Result<Guest, String> {
-        let this = env::current_exe().map_err(|e| format!("this binary's path: {e}"))?;
-        Ok(Guest { packages, programs: [this, build_oxblock()?], tests })
-    }
-
     /// Boots; and once more, for the tests that are left, if the guest does not come to its end.
     pub fn run(&self) -> Report {
         let report = self.boot(&self.tests);
@@ -67,10 +75,13 @@ impl Guest {
         let folder = tempfile::tempdir_in(scratch()).map_err(|e| format!("a folder: {e}"))?;
         let path = |name: &str| folder.path().join(name);
         let [this, oxblock] = &self.programs;
-        let archive = initramfs::make(&self.packages, this, oxblock, tests)?;
+        let archive = initramfs::make(&self.packages, &self.modules, [this, oxblock], tests)?;
         fs::write(path("initramfs"), archive).map_err(|e| format!("initramfs: {e}"))?;
         let mut qemu = leashed(self.packages.qemu());
         qemu.args(MACHINE.split_whitespace());
+        if self.machine != Machine::NoIommu {
+            qemu.args(IOMMU.split_whitespace());
+        }
         qemu.arg("-kernel").arg(self.packages.kernel()).arg("-initrd").arg(path("initramfs"));
         qemu.arg("-append").arg(format!("{KERNEL} {MARK}=1"));
         qemu.arg("-serial").arg("stdio");

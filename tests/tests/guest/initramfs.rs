@@ -6,7 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::packages::{Packages, output};
+use crate::files::output;
+use crate::packages::Packages;
 
 const FOLDER: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
@@ -19,13 +20,14 @@ const GROUPS: &[u8] = b"root::0:\nalice::1000:\n";
 
 /// Makes the archive: the programs, the libraries they need, busybox and the modules.
 ///
-/// `tests` is the binary that runs inside, `oxblock` the command, and `names` the tests to run.
+/// The programs are the binary that runs the tests and the command `oxblock`; `names` are the tests
+/// to run.
 ///
 /// Errors: a file cannot be read, or `ldd` or `strip` is not there.
 pub fn make(
     packages: &Packages,
-    tests: &Path,
-    oxblock: &Path,
+    modules: &Path,
+    [tests, oxblock]: [&Path; 2],
     names: &[String],
 ) -> Result<Vec<u8>, String> {
     let mut archive = Archive::default();
@@ -44,7 +46,6 @@ pub fn make(
         let name = library.to_string_lossy().trim_start_matches('/').to_owned();
         archive.file(&name, PROGRAM, &library)?;
     }
-    let modules = packages.modules();
     let folder = format!("lib/modules/{}", packages.release);
     let entries = fs::read_dir(modules.join(&folder)).map_err(|e| format!("{folder}: {e}"))?;
     for path in entries.filter_map(Result::ok).map(|entry| entry.path()) {

@@ -2,12 +2,16 @@
 
 use std::fs;
 
-use super::Test;
-use super::disks::CONTROLLERS;
-use super::machine::{disk, read_at, write_at};
+use super::disks::{CONTROLLERS, FIRST};
+use super::machine::{disk, give, read_at, run, write_at};
+use super::{Machine, Start, Test};
 
 pub fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new("kernel::drives_each_namespace", drives_each_namespace));
+    let with_iommufd = Test::new("kernel::iommufd::makes_a_node_of_each_device", iommufd);
+    tests.push(with_iommufd.machine(Machine::Iommufd).start(Start::handed_over()));
+    let without = Test::new("kernel::noiommu::has_no_group_until_told", noiommu);
+    tests.push(without.machine(Machine::NoIommu));
 }
 
 fn drives_each_namespace() {
@@ -26,4 +30,27 @@ fn drives_each_namespace() {
             assert_eq!(read_at(&path, namespace.length - 8192, 8192), bytes, "{name}");
         }
     }
+}
+
+fn iommufd() {
+    for controller in &CONTROLLERS {
+        let folder = format!("/sys/bus/pci/devices/{}/vfio-dev", controller.address);
+        let name = run(&format!("ls {folder}"));
+        assert!(fs::exists(format!("/dev/vfio/devices/{}", name.trim())).expect("a folder"));
+    }
+    assert!(fs::exists("/dev/iommu").expect("a folder"));
+}
+
+/// `oxblock` asks for that mode by the same file.
+fn noiommu() {
+    assert_eq!(fs::read_dir("/sys/kernel/iommu_groups").map_or(0, Iterator::count), 0);
+    run("modprobe vfio-pci");
+    run("echo 1 > /sys/module/vfio/parameters/enable_unsafe_noiommu_mode");
+    give(FIRST.address, "vfio-pci").expect("a controller");
+    assert!(
+        fs::read_dir("/dev/vfio")
+            .expect("a folder")
+            .flatten()
+            .any(|entry| { entry.file_name().to_string_lossy().starts_with("noiommu-") })
+    );
 }

@@ -5,6 +5,7 @@ mod conformance;
 mod data;
 pub mod disks;
 mod doctor;
+mod guide;
 mod kernel;
 mod machine;
 mod nvme;
@@ -20,6 +21,7 @@ pub const MARK: &str = "OXBLOCK_IN_GUEST";
 /// All tests.
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
+    guide::add(&mut tests);
     doctor::add(&mut tests);
     kernel::add(&mut tests);
     pci::add(&mut tests);
@@ -35,6 +37,8 @@ pub fn tests() -> Vec<Test> {
 pub struct Test {
     /// What it is called on the host, too.
     pub name: String,
+    /// Where it runs.
+    pub machine: Machine,
     /// How it finds the guest.
     pub start: Start,
     /// What it does; it panics when it fails.
@@ -44,12 +48,39 @@ pub struct Test {
 impl Test {
     /// A test that finds both controllers with the kernel, and hugepages.
     pub fn new(name: &str, body: impl Fn() + 'static) -> Test {
-        Test { name: format!("guest_{name}"), start: Start::default(), body: Box::new(body) }
+        let (machine, start) = (Machine::Stock, Start::default());
+        Test { name: format!("guest_{name}"), machine, start, body: Box::new(body) }
+    }
+
+    /// The same on another machine.
+    pub fn machine(self, machine: Machine) -> Test {
+        Test { machine, ..self }
     }
 
     /// The same with other things to start from.
     pub fn start(self, start: Start) -> Test {
         Test { start, ..self }
+    }
+}
+
+/// The kinds of guests; each that is asked for is booted once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Machine {
+    /// With an IOMMU, and Debian's kernel as it is.
+    Stock,
+    /// With an IOMMU, and VFIO modules that have iommufd and a character device for each function.
+    Iommufd,
+    /// Without an IOMMU; its VFIO modules have the mode for that.
+    NoIommu,
+}
+
+impl Machine {
+    /// All of them.
+    pub const ALL: [Machine; 3] = [Machine::Stock, Machine::Iommufd, Machine::NoIommu];
+
+    /// Its modules are not Debian's.
+    pub fn is_rebuilt(self) -> bool {
+        self != Machine::Stock
     }
 }
 
