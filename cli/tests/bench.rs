@@ -371,11 +371,20 @@ fn a_job_goes_around_its_files() {
 
 #[test]
 fn every_example_job_runs() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/jobs");
+    let jobs = Path::new(env!("CARGO_MANIFEST_DIR")).join("../bench/jobs");
     let mut count = 0;
-    for entry in std::fs::read_dir(folder).expect("the examples") {
+    for entry in std::fs::read_dir(jobs).expect("the examples") {
         let file = entry.expect("an example").path();
-        let report = json(&[file.to_str().expect("a plain path")]);
+        // Some make files where they run.
+        let folder = tempfile::tempdir().expect("a folder");
+        let _alone = alone();
+        let output = Command::new(env!("CARGO_BIN_EXE_oxblock"))
+            .args(["bench", "--output-format=json"])
+            .arg(&file)
+            .current_dir(folder.path())
+            .output()
+            .expect("the binary runs");
+        let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
         for job in report["jobs"].as_array().expect("jobs") {
             let ios: u64 = ["read", "write", "trim"]
                 .iter()
@@ -383,7 +392,10 @@ fn every_example_job_runs() {
                 .sum();
             assert!(ios > 0 && job["error"] == 0, "{}: {job}", file.display());
         }
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        let left = std::fs::read_dir(folder.path()).expect("the folder").count();
+        assert_eq!(left, 0, "{}: files are left", file.display());
         count += 1;
     }
-    assert!(count >= 5, "{count} examples");
+    assert!(count >= 20, "{count} examples");
 }

@@ -1,6 +1,8 @@
 //! The same jobs on fio and on `oxblock bench`: bytes, counts, mixes and sizes must agree.
 //! Without fio installed nothing is compared, which is said by name.
 
+#[path = "fio/examples.rs"]
+mod examples;
 #[path = "fio/tools.rs"]
 mod tools;
 

@@ -5,6 +5,7 @@ mod conformance;
 mod data;
 pub mod disks;
 mod doctor;
+mod guide;
 mod kernel;
 mod machine;
 mod nvme;
@@ -20,6 +21,7 @@ pub const MARK: &str = "OXBLOCK_IN_GUEST";
 /// All tests.
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
+    guide::add(&mut tests);
     doctor::add(&mut tests);
     kernel::add(&mut tests);
     pci::add(&mut tests);
