@@ -62,8 +62,8 @@ pub fn memlock(root: &Root) -> Finding {
     let mut finding = Finding::new(
         "memlock",
         "locked-memory",
-        "memory that a device reaches must stay where it is; without hugepages it is locked page \
-         by page, up to this limit",
+        "memory that a device reaches must stay where it is; all of it counts as locked, hugepages \
+         too, up to this limit",
     );
     let limits = root.text("proc/self/limits").unwrap_or_default();
     let limit = limits.lines().find_map(|line| {
@@ -89,10 +89,8 @@ pub fn memlock(root: &Root) -> Finding {
     if exempt {
         finding.found("this user has CAP_IPC_LOCK: the limit does not bind");
     } else if bytes.is_some_and(|bytes| bytes < LOCKED_BYTES_WANTED) {
-        let hugepages = free_bytes(&pools_in(root, "sys/kernel/mm/hugepages"));
-        let needed: &[Purpose] =
-            if hugepages < LOCKED_BYTES_WANTED { &[Purpose::Nvme] } else { &[] };
-        finding.lacks(format!("less than {}", format_bytes(LOCKED_BYTES_WANTED)), needed);
+        let least = format_bytes(LOCKED_BYTES_WANTED);
+        finding.lacks(format!("less than {least}"), &[Purpose::Nvme]);
         finding.mend(
             "echo \"$USER - memlock unlimited\" | sudo tee /etc/security/limits.d/oxblock.conf",
         );

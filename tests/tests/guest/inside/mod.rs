@@ -5,8 +5,10 @@ mod conformance;
 mod data;
 pub mod disks;
 mod doctor;
+mod guide;
 mod kernel;
 mod machine;
+mod noiommu;
 mod nvme;
 mod pci;
 mod runner;
@@ -20,10 +22,12 @@ pub const MARK: &str = "OXBLOCK_IN_GUEST";
 /// All tests.
 pub fn tests() -> Vec<Test> {
     let mut tests = Vec::new();
+    guide::add(&mut tests);
     doctor::add(&mut tests);
     kernel::add(&mut tests);
     pci::add(&mut tests);
     vfio::add(&mut tests);
+    noiommu::add(&mut tests);
     nvme::add(&mut tests);
     bench::add(&mut tests);
     data::add(&mut tests);
