@@ -37,16 +37,10 @@ impl Device {
             Error::from_io(text, e)
         };
         let told = probe::device_size(file).map_err(fail)?;
-        let queue = queue_folder(file.metadata().map_err(fail)?.rdev());
-        let queue = Queue(queue);
-        if let Some(zoned) = queue.word("zoned").filter(|zoned| zoned != "none") {
-            let text = format!(
-                "file {}: it is a zoned device ({zoned}), which takes writes in order only; use a \
-                 conventional device, or a file on a file system for zones",
-                path.display()
-            );
-            return Err(Error::new(ErrorKind::NotSupported, text));
-        }
+        let rdev = file.metadata().map_err(fail)?.rdev();
+        let number = format!("{}:{}", libc::major(rdev), libc::minor(rdev));
+        let queue = Queue::of(&Path::new("/sys/dev/block").join(number));
+        queue.refuse_zones(path)?;
         Ok(Device {
             discard_max: queue.number("discard_max_bytes"),
             discard_granularity: queue.number("discard_granularity").try_into().unwrap_or(0),
@@ -58,16 +52,28 @@ impl Device {
     }
 }
 
-/// Where sysfs describes the queue of a device; that of a partition is its disk's.
-fn queue_folder(rdev: u64) -> PathBuf {
-    let (major, minor) = (libc::major(rdev), libc::minor(rdev));
-    let device = PathBuf::from(format!("/sys/dev/block/{major}:{minor}"));
-    if device.join("partition").exists() { device.join("../queue") } else { device.join("queue") }
-}
-
+/// The folder in which sysfs describes a device's queue.
 struct Queue(PathBuf);
 
 impl Queue {
+    /// That of the device of this folder; a partition's is its disk's.
+    fn of(device: &Path) -> Queue {
+        let is_partition = device.join("partition").exists();
+        Queue(if is_partition { device.join("../queue") } else { device.join("queue") })
+    }
+
+    fn refuse_zones(&self, path: &Path) -> Result<(), Error> {
+        let Some(zoned) = self.word("zoned").filter(|zoned| zoned != "none") else {
+            return Ok(());
+        };
+        let text = format!(
+            "file {}: it is a zoned device ({zoned}), which takes writes in order only; use a \
+             conventional device, or a file on a file system for zones",
+            path.display()
+        );
+        Err(Error::new(ErrorKind::NotSupported, text))
+    }
+
     fn word(&self, name: &str) -> Option<String> {
         let text = fs::read_to_string(self.0.join(name)).ok()?;
         Some(text.trim().to_owned())
@@ -75,5 +81,49 @@ impl Queue {
 
     fn number(&self, name: &str) -> u64 {
         self.word(name).and_then(|word| word.parse().ok()).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A disk and its first partition, as sysfs shows them.
+    fn disk(zoned: &str) -> tempfile::TempDir {
+        let disk = tempfile::tempdir().expect("a folder");
+        fs::create_dir_all(disk.path().join("queue")).expect("its queue");
+        fs::create_dir_all(disk.path().join("disk1")).expect("its partition");
+        fs::write(disk.path().join("disk1/partition"), "1\n").expect("its number");
+        fs::write(disk.path().join("queue/zoned"), format!("{zoned}\n")).expect("its zones");
+        fs::write(disk.path().join("queue/discard_max_bytes"), "4096\n").expect("its discards");
+        disk
+    }
+
+    #[test]
+    fn zoned_disks_and_their_partitions_are_refused_and_others_are_not() {
+        for (zoned, refused) in [("none", false), ("host-managed", true), ("host-aware", true)] {
+            let disk = disk(zoned);
+            for device in [disk.path().to_owned(), disk.path().join("disk1")] {
+                let result = Queue::of(&device).refuse_zones(Path::new("/dev/disk"));
+                assert_eq!(result.is_err(), refused, "{zoned}");
+                if let Err(error) = result {
+                    assert_eq!(error.kind(), ErrorKind::NotSupported);
+                    let text = error.to_string();
+                    assert!(text.contains("/dev/disk") && text.contains(zoned), "{text}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_partition_has_the_limits_of_its_disk_and_what_is_not_told_is_nothing() {
+        let disk = disk("none");
+        for device in [disk.path().to_owned(), disk.path().join("disk1")] {
+            let queue = Queue::of(&device);
+            assert_eq!(
+                (queue.number("discard_max_bytes"), queue.number("no_such_file")),
+                (4096, 0)
+            );
+        }
     }
 }
