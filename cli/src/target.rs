@@ -15,6 +15,7 @@ use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
 use crate::attached::Attached;
 use crate::function::FunctionSpec;
+use crate::interrupts;
 use crate::node::NodeSpec;
 use crate::soft::{Soft, SoftOptions};
 
@@ -428,6 +429,15 @@ impl Leaf {
     }
 }
 
+/// The processors that take the interrupts of the disks under a target's files.
+fn interrupted(spec: &TargetSpec) -> Vec<usize> {
+    match spec {
+        TargetSpec::Path(path) | TargetSpec::Temporary(path) => interrupts::processors(path),
+        TargetSpec::Several(files) => files.iter().flat_map(interrupted).collect(),
+        _ => Vec::new(),
+    }
+}
+
 /// The path of a regular file.
 fn regular(spec: &TargetSpec) -> Option<PathBuf> {
     match spec {
@@ -471,6 +481,15 @@ pub struct Processors {
 }
 
 impl Processors {
+    /// Those for jobs on these targets. Where files lie on a disk, the ones that take its
+    /// interrupts come first.
+    pub fn for_targets(specs: &[TargetSpec]) -> Processors {
+        let mut processors = Processors::of(specs.iter().any(TargetSpec::is_software));
+        let near: Vec<usize> = specs.iter().flat_map(interrupted).collect();
+        processors.jobs.sort_by_key(|cpu| !near.contains(cpu));
+        processors
+    }
+
     /// Those there are; one is set apart if there is a controller.
     pub fn of(controller: bool) -> Processors {
         let known = core_affinity::get_core_ids().unwrap_or_default();

@@ -66,7 +66,7 @@ impl Rounds {
     pub fn plan(jobs: Vec<JobOptions>, default: &TargetSpec) -> Result<Rounds, Error> {
         let specs = jobs.iter().map(|job| TargetSpec::of(&job.targets(), default));
         let specs: Vec<TargetSpec> = specs.collect::<Result<_, _>>()?;
-        let processors = Processors::of(specs.iter().any(TargetSpec::is_software));
+        let processors = Processors::for_targets(&specs);
         let mut plan = Rounds { targets: Vec::new(), rounds: Vec::new(), notices: Vec::new() };
         let mut specs = specs.into_iter();
         let (mut group_id, mut clones) = (0, 0);

@@ -92,7 +92,7 @@ pub fn run_on(
 ) -> Result<CloneReport, Error> {
     let (jobs, name) = ([options.clone()], options.name.clone());
     let spec = TargetSpec::parse(target)?;
-    let processors = Processors::of(matches!(spec, TargetSpec::Soft(_))).jobs;
+    let processors = Processors::for_targets(std::slice::from_ref(&spec)).jobs;
     let cores: Vec<usize> = (0..options.num_jobs as usize).collect();
     let cpus = cores.iter().map(|core| processors[core % processors.len()]).collect();
     let target = Target::open(&[spec], &Wants::of(&jobs, cpus))?;
