@@ -97,6 +97,8 @@ pub struct JobOptions {
     pub exit_what: ExitWhat,
     /// Processors for the clones, in turn; empty: left to the command.
     pub cpus: Vec<usize>,
+    /// How often a report of the running job is made.
+    pub status_interval: Option<Duration>,
     /// The words that were given, in order, for the report.
     pub given: Vec<(&'static str, String)>,
 }
@@ -138,6 +140,7 @@ impl Default for JobOptions {
             exit_all_on_error: false,
             exit_what: ExitWhat::Group,
             cpus: Vec::new(),
+            status_interval: None,
             given: Vec::new(),
         }
     }
@@ -344,7 +347,7 @@ impl JobOptions {
     ///
     /// Errors: options that contradict each other, or that the target cannot satisfy.
     pub fn plan(&self, length: u64, block_size: u32) -> Result<Plan, OptionError> {
-        self.files.check(self.verify.is_on())?;
+        self.files.check()?;
         self.check_verify()?;
         self.shape.check(self.io_depth)?;
         self.watch.check(&self.shape.rate, &self.shape.rate_iops)?;
