@@ -97,6 +97,8 @@ pub struct JobOptions {
     pub exit_what: ExitWhat,
     /// Processors for the clones, in turn; empty: left to the command.
     pub cpus: Vec<usize>,
+    /// How often a report of the running job is made.
+    pub status_interval: Option<Duration>,
     /// The words that were given, in order, for the report.
     pub given: Vec<(&'static str, String)>,
 }
@@ -138,6 +140,7 @@ impl Default for JobOptions {
             exit_all_on_error: false,
             exit_what: ExitWhat::Group,
             cpus: Vec::new(),
+            status_interval: None,
             given: Vec::new(),
         }
     }
@@ -162,6 +165,10 @@ pub enum Rw {
     Trim,
     /// Random trims.
     RandTrim,
+    /// Each block is trimmed and then written, in sequence.
+    TrimWrite,
+    /// The same, at random.
+    RandTrimWrite,
 }
 
 impl Rw {
@@ -175,18 +182,26 @@ impl Rw {
             Rw::ReadWrite => "rw",
             Rw::RandRw => "randrw",
             Rw::Trim => "trim",
+            Rw::TrimWrite => "trimwrite",
+            Rw::RandTrimWrite => "randtrimwrite",
             Rw::RandTrim => "randtrim",
         }
     }
 
     /// Are offsets random?
     pub fn is_random(self) -> bool {
-        matches!(self, Rw::RandRead | Rw::RandWrite | Rw::RandRw | Rw::RandTrim)
+        use Rw::{RandRead, RandRw, RandTrim, RandTrimWrite, RandWrite};
+        matches!(self, RandRead | RandWrite | RandRw | RandTrim | RandTrimWrite)
     }
 
     /// Does it trim?
     pub fn trims(self) -> bool {
-        matches!(self, Rw::Trim | Rw::RandTrim)
+        matches!(self, Rw::Trim | Rw::RandTrim) || self.trims_then_writes()
+    }
+
+    /// Does it write each block that it trimmed?
+    pub fn trims_then_writes(self) -> bool {
+        matches!(self, Rw::TrimWrite | Rw::RandTrimWrite)
     }
 
     /// Does it read?
@@ -312,6 +327,7 @@ impl JobOptions {
         match self.rw {
             Rw::Read | Rw::RandRead => 100,
             Rw::Write | Rw::RandWrite | Rw::Trim | Rw::RandTrim => 0,
+            Rw::TrimWrite | Rw::RandTrimWrite => 0,
             Rw::ReadWrite | Rw::RandRw => self.read_percent,
         }
     }
