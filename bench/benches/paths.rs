@@ -71,14 +71,14 @@ fn parts(c: &mut Criterion) {
     });
     for method in [Method::Crc32c, Method::Xxhash, Method::Sha256, Method::Meta] {
         let recipe = Recipe { method, seed: 1, pattern: None, header_at: 0 };
-        let write = Write { offset: 4096, stamp: 2, generation: 1 };
+        let write = Write { file: 0, offset: 4096, stamp: 2, generation: 1 };
         let (mut block, name) = (vec![0; 4096], method.word());
         c.bench_function(&format!("verify/fill_4k/{name}"), |b| {
             b.iter(|| recipe.fill(black_box(write), &mut block));
         });
         let mut checker = Checker::new(recipe, Some(2), 512);
         c.bench_function(&format!("verify/check_4k/{name}"), |b| {
-            b.iter(|| checker.check(4096, Expected::Write(1), black_box(&mut block)));
+            b.iter(|| checker.check(0, 4096, Expected::Write(1), black_box(&mut block)));
         });
         assert_eq!(checker.report().bad, 0);
     }

@@ -344,7 +344,7 @@ impl JobOptions {
     ///
     /// Errors: options that contradict each other, or that the target cannot satisfy.
     pub fn plan(&self, length: u64, block_size: u32) -> Result<Plan, OptionError> {
-        self.files.check(self.verify.is_on())?;
+        self.files.check()?;
         self.check_verify()?;
         self.shape.check(self.io_depth)?;
         self.watch.check(&self.shape.rate, &self.shape.rate_iops)?;

@@ -1,11 +1,12 @@
 //! Runs a job: its clones on their cores, its phases, and the view of it while it runs.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use oxblock_engine::{Core, Engine, Error, ErrorKind, Node};
+use oxblock_engine::{Channel, Core, Engine, Error, ErrorKind, Node};
 
 use crate::job::{
     Outcome, Phase, Progress, ShapedWork, Verified, Watching, Worker, buffers, run_phase,
@@ -97,8 +98,8 @@ pub fn run_on_files(
     if !options.rand_repeat && !options.is_given("randseed") {
         options.seed = stamp;
     }
-    let atomic = sizes.first().map_or(1, |size| size.1);
-    let verification = Verification::new(&options, &plan, stamp, atomic, session.stop)?;
+    let atomic = sizes.iter().map(|size| size.1).min().unwrap_or(1);
+    let verification = Verification::new(&options, &plans, stamp, atomic, session.stop)?;
     let mut job = Job {
         plan,
         verification: verification.map(Arc::new),
@@ -281,11 +282,7 @@ async fn run_clone(
     let options = &job.options;
     let writing = Writing(job);
     let files = &job.files[options.files_of(number, job.files.len())];
-    let mut channels = Vec::with_capacity(files.len());
-    for (node, _) in files {
-        channels.push(core.open(node).await?);
-    }
-    let mut channels = channels.into_iter();
+    let mut channels = open(core, files).await?.into_iter();
     let Some(channel) = channels.next() else {
         return Err(Error::new(ErrorKind::Invalid, "a job needs a file"));
     };
@@ -318,11 +315,22 @@ async fn run_clone(
         core.yield_now().await;
     }
     progress.checking.store(true, Relaxed);
-    let channel = core.open(&files[0].0).await?;
-    let worker = start(phases.second(), phases.shaped_second(), buffers, channel, Vec::new());
+    let mut channels = open(core, files).await?.into_iter();
+    let Some(channel) = channels.next() else { return Ok((report, interrupted)) };
+    let shaped = phases.shaped_second();
+    let worker = start(phases.second(), shaped, buffers, channel, channels.collect());
     let second = run_phase(core, worker).await;
     report.append(second.report);
     Ok((report, second.interrupted))
+}
+
+/// Opens a clone's files.
+async fn open(core: &Core, files: &[(Arc<Node>, Plan)]) -> Result<Vec<Channel>, Error> {
+    let mut channels = Vec::with_capacity(files.len());
+    for (node, _) in files {
+        channels.push(core.open(node).await?);
+    }
+    Ok(channels)
 }
 
 /// The phases of one clone: the job itself and, where it wrote blocks that can be checked,
@@ -357,23 +365,31 @@ impl Phases<'_> {
         }
     }
 
-    /// First byte of the clone's range.
+    /// The clone's files among those of the job.
+    fn files(&self) -> Range<usize> {
+        self.job.options.files_of(self.number, self.job.files.len())
+    }
+
+    /// The plans of its files, each with where its range starts.
+    fn ranges(&self) -> Vec<(Plan, u64)> {
+        let plans: Vec<Plan> = self.job.files[self.files()].iter().map(|(_, plan)| *plan).collect();
+        self.job.options.ranges_of(self.number, &plans)
+    }
+
+    /// First byte of the clone's range, in the first of its files.
     fn start(&self) -> u64 {
-        self.job.plan.start + self.job.plan.stride * self.number as u64
+        self.ranges().first().map_or(0, |(_, start)| *start)
     }
 
     /// What the first phase needs beyond the plain loop.
     fn shaped(&self) -> Option<ShapedWork> {
         let options = &self.job.options;
-        let has_log = self.job.verification.as_ref().is_some_and(|shared| shared.log().is_some());
-        if options.verify.only && has_log {
+        let has_logs = self.job.verification.as_ref().is_some_and(|shared| shared.has_logs());
+        if options.verify.only && has_logs {
             return self.shaped_second();
         }
         let seed = options.clone_seed(self.number as u64);
-        let files = &self.job.files[options.files_of(self.number, self.job.files.len())];
-        let start = |plan: &Plan| plan.start + plan.stride * self.number as u64;
-        let plans: Vec<_> = files.iter().map(|(_, plan)| (*plan, start(plan))).collect();
-        let shaped = || ShapedWork::new(options, &plans, seed);
+        let shaped = || ShapedWork::new(options, &self.ranges(), seed);
         options.is_shaped().then(|| shaped().verified(self.verified(false)))
     }
 
@@ -397,7 +413,8 @@ impl Phases<'_> {
 
     fn verified(&self, reads_back: bool) -> Option<Verified> {
         let shared = self.job.verification.clone()?;
-        Some(Verified::new(shared, &self.job.options, self.start(), reads_back))
+        let (options, files) = (&self.job.options, self.files());
+        Some(Verified::new(shared, options, files, self.start(), reads_back))
     }
 }
 

@@ -8,18 +8,19 @@
 //! |---|---|---|
 //! | 0 | 4 | magic, `oxv2` |
 //! | 4 | 4 | length of the interval in bytes, header included |
-//! | 8 | 8 | its byte offset on the target |
+//! | 8 | 8 | its byte offset in the file |
 //! | 16 | 8 | seed of the job (`randseed`) |
 //! | 24 | 8 | stamp of the run, another one each time |
 //! | 32 | 4 | which write of this place by this run it is of, from 1 |
 //! | 36 | 1 | number of the method |
-//! | 37 | 3 | 0 |
+//! | 37 | 1 | 0 |
+//! | 38 | 2 | number of the file among the job's, from 0 |
 //! | 40 | 64 | digest of what follows the header, then zeroes |
 //! | 104 | 4 | 0 |
 //! | 108 | 4 | CRC-32C (Castagnoli) of the header before this field |
 //!
-//! What follows is `verify_pattern`, or a pseudo-random stream of seed, stamp, offset and number of
-//! the write: all of it can be made again, so that a mismatch is named to the byte, and a block
+//! What follows is `verify_pattern`, or a pseudo-random stream of seed, stamp, file, offset and
+//! number of the write: all of it can be made again, so that a mismatch is named to the byte, and a block
 //! that an earlier write left there is told from the last one. A run that checks what an earlier
 //! one wrote, without its log, takes the stamp that most blocks carry.
 //!
@@ -46,7 +47,7 @@ pub use block::{HEADER_LEN, Recipe, Write};
 pub use checker::Checker;
 pub use finding::{Finding, Holding, Mismatch};
 pub use log::Expected;
-pub(crate) use log::Place;
+pub(crate) use log::{Place, WriteLog};
 pub use method::Method;
 pub use pattern::Pattern;
 pub(crate) use shared::Verification;

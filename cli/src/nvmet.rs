@@ -25,8 +25,11 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of a logical block, where nothing else is asked for.
 const BLOCK_BYTES: u32 = 512;
 
-/// I/Os of all hosts in flight on one core.
-const SLOTS: usize = 1024;
+/// I/Os in flight on one core, shared by as many clients as there may be: 256 each of 16.
+const SLOTS: usize = 4096;
+
+/// I/Os in flight on one target.
+const DEPTH: u32 = 1023;
 
 const AFTER_HELP: &str = "\
 Any vfio-user client can be the host: oxblock (--target=vfio-user:SOCKET), SPDK, QEMU from 10.1 on
@@ -168,10 +171,10 @@ fn namespaces(engine: &Engine, matches: &ArgMatches) -> Result<Vec<NamespaceOpti
 
 fn open(engine: &Engine, word: &str, matches: &ArgMatches) -> Result<(Arc<Node>, String), Error> {
     let (read_only, direct) = (matches.get_flag("read-only"), matches.get_flag("direct"));
-    let wants = Wants::to_serve(matches.get_one("size").copied(), read_only, direct, SLOTS as u32);
+    let wants = Wants::to_serve(matches.get_one("size").copied(), read_only, direct, DEPTH);
     match TargetSpec::parse(word)? {
         TargetSpec::Nvme { function, nsid } => {
-            let attached = Attached::open(engine, &function, &[nsid], SLOTS as u32)?;
+            let attached = Attached::open(engine, &function, &[nsid], DEPTH)?;
             let first = attached.into_iter().next();
             first.map(|attached| (attached.node, attached.words)).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no namespace {nsid} at `{word}`"))

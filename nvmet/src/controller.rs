@@ -171,6 +171,7 @@ impl Controller {
             hooks,
             io_queues: options.max_io_queues,
             max_queue_entries: options.max_queue_entries,
+            max_in_work: options.max_in_work.unwrap_or(usize::MAX),
             vectors: options.vectors,
             poller: Rc::clone(&poller),
         });

@@ -29,6 +29,9 @@ pub struct ControllerOptions {
     pub max_queue_entries: u32,
     /// Pairs of I/O queues, 1 to 4096.
     pub max_io_queues: u16,
+    /// I/O commands in work at a time, so that other controllers of the same core get their share
+    /// of its slots; `None` takes what there is.
+    pub max_in_work: Option<usize>,
     /// Largest transfer: 2^mdts pages of 4 KiB. Zero tells the host of no limit.
     pub mdts: u8,
     /// Serial number, ASCII, at most 20 characters. Identifiers of the namespaces derive from
@@ -84,6 +87,7 @@ impl Default for ControllerOptions {
             max_namespaces: 16,
             max_queue_entries: 1024,
             max_io_queues: 16,
+            max_in_work: None,
             mdts: 8,
             serial: "OXBLOCK0".into(),
             model: "oxblock software controller".into(),

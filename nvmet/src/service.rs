@@ -68,6 +68,7 @@ pub(crate) struct Service<H: Hooks> {
     pub(crate) deletions: u32,
     pub(crate) maintenance: Maintenance,
     pub(crate) max_queue_entries: u32,
+    max_in_work: usize,
     pub(crate) vectors: u16,
     doze: Doze,
     batch: Box<[Command; BURST]>,
@@ -104,6 +105,7 @@ pub(crate) struct Parts<H> {
     pub(crate) hooks: H,
     pub(crate) io_queues: u16,
     pub(crate) max_queue_entries: u32,
+    pub(crate) max_in_work: usize,
     pub(crate) vectors: u16,
     /// Where the name of the poller will be, so that it can end itself.
     pub(crate) poller: Rc<Cell<Option<PollerId>>>,
@@ -133,6 +135,7 @@ impl<H: Hooks> Service<H> {
             deletions: 0,
             maintenance: Maintenance::default(),
             max_queue_entries: parts.max_queue_entries,
+            max_in_work: parts.max_in_work,
             vectors: parts.vectors,
             doze: Doze::default(),
             batch: Box::new([Command::default(); BURST]),
@@ -183,7 +186,9 @@ impl<H: Hooks> Service<H> {
             return 0;
         }
         // A slot of the engine for each command, so that none is fetched in vain.
-        let most = core.stats().slots_to_serve;
+        let in_work: usize = self.backings.iter().map(|b| b.channel.in_flight()).sum();
+        let share = self.max_in_work.saturating_sub(in_work);
+        let most = core.stats().slots_to_serve.min(share);
         let count = waiting.min(sq.room()).min(most).min(BURST);
         // All of them first: the loads from the host's cache overlap.
         let mut fetched = 0;

@@ -128,7 +128,8 @@ impl Shaped {
     #[inline]
     fn complete(&mut self, op: &mut Op, done: bool) -> bool {
         self.restore(op);
-        self.verified.as_mut().is_none_or(|verified| verified.complete(op, done))
+        let file = self.files[op.tag as usize];
+        self.verified.as_mut().is_none_or(|verified| verified.complete(op, file, done))
     }
 
     /// Is nothing left to do once the worker closes?
@@ -213,7 +214,7 @@ impl Shaped {
             filler.fill(block);
         }
         if let Some(verified) = &mut self.verified {
-            verified.prepare(op);
+            verified.prepare(op, piece.file);
         }
     }
 

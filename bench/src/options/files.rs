@@ -1,7 +1,7 @@
 //! The files of a job: which there are, how they come about, and in which order it goes to them.
 
 use super::table::{OptionSpec, option, parse_range, switch};
-use super::{Distribution, JobOptions, OptionError, shape};
+use super::{Distribution, JobOptions, OptionError, Plan, shape};
 
 /// The files of a job. [`Default`]: the one that the command chooses.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,7 +81,7 @@ impl Files {
         }
     }
 
-    pub(super) fn check(&self, is_verified: bool) -> Result<(), OptionError> {
+    pub(super) fn check(&self) -> Result<(), OptionError> {
         let wrong =
             |option: &str, message: String| Err(OptionError { option: option.to_owned(), message });
         let listed = self.names.len() as u32;
@@ -92,9 +92,6 @@ impl Files {
             let text =
                 format!("all {} files of the job are open at once; leave this out", self.each());
             return wrong("openfiles", text);
-        }
-        if self.each() > 1 && is_verified {
-            return wrong("verify", "a verified job has one file".to_owned());
         }
         Ok(())
     }
@@ -127,6 +124,12 @@ impl JobOptions {
             .flat_map(|clone| (0..files.each()).map(move |number| (clone, number)))
             .map(|(clone, number)| name(clone, number))
             .collect()
+    }
+
+    /// The plans of a clone's files, each with where its range starts.
+    pub(crate) fn ranges_of(&self, clone: usize, plans: &[Plan]) -> Vec<(Plan, u64)> {
+        let start = |plan: &Plan| plan.start + plan.stride * clone as u64;
+        plans.iter().map(|plan| (*plan, start(plan))).collect()
     }
 
     /// Which of `count` open targets are those of a clone.
@@ -300,11 +303,9 @@ mod tests {
     #[test]
     fn contradictions_are_refused() {
         let check = |words: &[(&str, &str)]| job(words).plan(1 << 20, 512).map(|_| ());
-        for bad in [
-            &[("filename", "a:b"), ("nrfiles", "3")][..],
-            &[("openfiles", "2"), ("nrfiles", "4")],
-            &[("filename", "a:b"), ("verify", "crc32c"), ("rw", "write")],
-        ] {
+        for bad in
+            [&[("filename", "a:b"), ("nrfiles", "3")][..], &[("openfiles", "2"), ("nrfiles", "4")]]
+        {
             assert!(check(bad).is_err(), "{bad:?}");
         }
         assert!(JobOptions::default().set("filename", "a::b").is_err());

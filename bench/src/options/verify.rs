@@ -77,11 +77,15 @@ impl JobOptions {
         self.verify.after && self.writes_checkable()
     }
 
-    /// The file of the log, in the current folder unless the job says otherwise; named as fio's.
-    pub fn verify_state_path(&self) -> PathBuf {
+    /// The file of the log of one of the job's files, counted from 0: in the current folder and
+    /// named as fio's, unless the job says otherwise.
+    pub fn verify_state_path(&self, file: usize) -> PathBuf {
         let name = self.name.replace('/', ".");
-        let own = || PathBuf::from(format!("local-{name}-0-verify.state"));
-        self.verify.state.clone().unwrap_or_else(own)
+        match &self.verify.state {
+            None => PathBuf::from(format!("local-{name}-{file}-verify.state")),
+            Some(path) if file == 0 => path.clone(),
+            Some(path) => PathBuf::from(format!("{}.{file}", path.display())),
+        }
     }
 
     /// What the blocks of the job are made from; `None` if it is not verified.
@@ -91,21 +95,27 @@ impl JobOptions {
         Some(Recipe { method, seed: self.seed, pattern, header_at })
     }
 
-    /// Whose the job's log is; `None` if it is not verified.
+    /// Bytes for each header, in all files of the job.
+    pub(crate) fn verify_unit_of(&self, plans: &[Plan]) -> u32 {
+        let units = plans.iter().map(|plan| self.verify_unit(plan.start));
+        units.reduce(common_divisor).unwrap_or(self.block_size)
+    }
+
+    /// Whose the log of one file is, in which each header has `unit` bytes.
     ///
     /// Errors: a range of more intervals than fit into memory's addresses.
     pub(crate) fn identity(
         &self,
+        recipe: &Recipe,
         plan: &Plan,
+        unit: u32,
         stamp: u64,
-    ) -> Result<Option<Identity>, OptionError> {
-        let Some(recipe) = self.recipe() else { return Ok(None) };
-        let unit = self.verify_unit(plan.start);
+    ) -> Result<Identity, OptionError> {
         let others = plan.stride.saturating_mul(u64::from(self.num_jobs.max(1)) - 1);
         let count = plan.range.saturating_add(others) / u64::from(unit);
         let count = usize::try_from(count).ok().filter(|&count| count < 1 << 48);
         let count = count.ok_or_else(|| wrong("size", "too large to be verified".to_owned()))?;
-        Ok(Some(Identity { recipe, stamp, start: plan.start, unit, count }))
+        Ok(Identity { recipe: recipe.clone(), stamp, start: plan.start, unit, count })
     }
 
     /// Bytes for each header: what the places and lengths of all blocks are multiples of.
@@ -269,8 +279,10 @@ mod tests {
 
     #[test]
     fn the_state_is_named_as_fios() {
-        let name = job(&[("name", "a/b")]).verify_state_path();
-        assert_eq!(name, PathBuf::from("local-a.b-0-verify.state"));
-        assert_eq!(job(&[("verify_state", "/x/y")]).verify_state_path(), PathBuf::from("/x/y"));
+        let path = |words, file| job(words).verify_state_path(file);
+        assert_eq!(path(&[("name", "a/b")], 0), PathBuf::from("local-a.b-0-verify.state"));
+        assert_eq!(path(&[("name", "a/b")], 2), PathBuf::from("local-a.b-2-verify.state"));
+        assert_eq!(path(&[("verify_state", "/x/y")], 0), PathBuf::from("/x/y"));
+        assert_eq!(path(&[("verify_state", "/x/y")], 1), PathBuf::from("/x/y.1"));
     }
 }

@@ -29,7 +29,9 @@ pub struct Recipe {
 /// One write of one place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Write {
-    /// Byte offset of the block on the target.
+    /// Which of the job's files, from 0.
+    pub file: u16,
+    /// Byte offset of the block in the file.
     pub offset: u64,
     /// The run's stamp, another one each time.
     pub stamp: u64,
@@ -59,6 +61,7 @@ impl Recipe {
         header[24..32].copy_from_slice(&write.stamp.to_le_bytes());
         header[32..36].copy_from_slice(&write.generation.to_le_bytes());
         header[36] = self.method.number();
+        header[38..40].copy_from_slice(&write.file.to_le_bytes());
         header[DIGEST_AT..DIGEST_AT + DIGEST_LEN].copy_from_slice(&self.method.digest(payload));
         let crc = crc32c::crc32c(&header[..CRC_AT]);
         header[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
@@ -100,7 +103,8 @@ impl Recipe {
 
 /// A stream that is another one for each write.
 fn fill_stream(seed: u64, write: Write, payload: &mut [u8]) {
-    let place = mix64(write.offset ^ mix64(u64::from(write.generation)));
+    let which = u64::from(write.generation) | u64::from(write.file) << 32;
+    let place = mix64(write.offset ^ mix64(which));
     let mut word = mix64(seed ^ mix64(write.stamp ^ place));
     let mut chunks = payload.chunks_exact_mut(8);
     for chunk in &mut chunks {
@@ -123,6 +127,7 @@ pub(super) struct Header {
     pub stamp: u64,
     pub generation: u32,
     pub method: u8,
+    pub file: u16,
     digest: [u8; DIGEST_LEN],
     is_sound: bool,
 }
@@ -146,6 +151,7 @@ impl Header {
             stamp: word(24),
             generation: half(32),
             method: bytes[36],
+            file: u16::from_le_bytes([bytes[38], bytes[39]]),
             digest,
             is_sound: crc32c::crc32c(&bytes[..CRC_AT]) == half(CRC_AT),
         }
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn headers_say_what_was_written() {
-        let write = Write { offset: 8192, stamp: 99, generation: 3 };
+        let write = Write { file: 5, offset: 8192, stamp: 99, generation: 3 };
         for method in Method::all().filter(|method| method.has_header()) {
             for (len, header_at) in [(512, 0), (515, 400), (4096, 112), (65_536, 60_000)] {
                 let recipe = Recipe { header_at, ..recipe(method) };
@@ -181,7 +187,7 @@ mod tests {
                 recipe.swap_header(&mut block);
                 let header = Header::read(&block);
                 assert!(header.is_intact() && recipe.is_payload_good(&header, &block));
-                assert_eq!((header.length as usize, header.offset), (len, 8192));
+                assert_eq!((header.length as usize, header.file, header.offset), (len, 5, 8192));
                 assert_eq!((header.seed, header.stamp, header.generation), (7, 99, 3));
                 assert_eq!(Method::of_number(header.method), Some(method));
             }
@@ -191,13 +197,13 @@ mod tests {
 
     #[test]
     fn every_write_has_a_stream_of_its_own() {
-        let fill = |offset, stamp, generation| {
+        let fill = |file, offset, stamp, generation| {
             let mut block = vec![0; 4096];
-            recipe(Method::Crc32c).fill(Write { offset, stamp, generation }, &mut block);
+            recipe(Method::Crc32c).fill(Write { file, offset, stamp, generation }, &mut block);
             block
         };
-        let one = fill(0, 1, 1);
-        for other in [fill(4096, 1, 1), fill(0, 2, 1), fill(0, 1, 2)] {
+        let one = fill(0, 0, 1, 1);
+        for other in [fill(0, 4096, 1, 1), fill(0, 0, 2, 1), fill(0, 0, 1, 2), fill(1, 0, 1, 1)] {
             let same = one[HEADER_LEN..].iter().zip(&other[HEADER_LEN..]).filter(|(a, b)| a == b);
             assert!(same.count() < 100);
         }

@@ -34,13 +34,20 @@ struct Tally {
     stamp: u64,
     blocks: u64,
     /// Where the first of them are, and their lengths.
-    first: Vec<(u64, usize)>,
+    first: Vec<(At, usize)>,
+}
+
+/// Where a block belongs.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    file: u16,
+    offset: u64,
 }
 
 /// A block that failed, kept until the stamp is known.
 #[derive(Debug)]
 struct Suspect {
-    offset: u64,
+    at: At,
     expected: Expected,
     block: Box<[u8]>,
 }
@@ -84,15 +91,16 @@ impl Checker {
         }
     }
 
-    /// Is `block` what was written at `offset`? If not, it is kept for the report. The header is
-    /// put at the front of the block.
-    pub fn check(&mut self, offset: u64, expected: Expected, block: &mut [u8]) -> bool {
+    /// Is `block` what was written at `offset` of a file? If not, it is kept for the report. The
+    /// header is put at the front of the block.
+    pub fn check(&mut self, file: u16, offset: u64, expected: Expected, block: &mut [u8]) -> bool {
+        let at = At { file, offset };
         self.checked += 1;
         if self.recipe.method == Method::Null {
             return true;
         }
         self.recipe.swap_header(block);
-        let verdict = self.judge(offset, expected, block);
+        let verdict = self.judge(at, expected, block);
         match verdict {
             Verdict::Good => {}
             Verdict::Old => self.doubts.old += 1,
@@ -102,7 +110,7 @@ impl Checker {
             Verdict::Bad => {
                 self.bad += 1;
                 if self.suspects.len() < DESCRIBED {
-                    self.suspects.push(Suspect { offset, expected, block: block.into() });
+                    self.suspects.push(Suspect { at, expected, block: block.into() });
                 }
             }
         }
@@ -118,7 +126,7 @@ impl Checker {
     pub fn report(mut self) -> VerifyReport {
         let mut mismatches = self.settle_stamp();
         mismatches.extend(self.suspects.iter().map(|suspect| self.describe(suspect)));
-        mismatches.sort_by_key(|mismatch| mismatch.offset);
+        mismatches.sort_by_key(|mismatch| (mismatch.file, mismatch.offset));
         mismatches.truncate(DESCRIBED);
         VerifyReport {
             checked: self.checked,
@@ -140,56 +148,57 @@ impl Checker {
         let mut stale = Vec::new();
         for tally in tallies {
             self.bad += tally.blocks;
-            let mismatch = |&(offset, length): &(u64, usize)| {
+            let mismatch = |&(At { file, offset }, length): &(At, usize)| {
                 let finding = Finding::Stale;
-                Mismatch { offset, length, finding }
+                Mismatch { file, offset, length, finding }
             };
             stale.extend(tally.first.iter().map(mismatch));
         }
         stale
     }
 
-    fn judge(&mut self, offset: u64, expected: Expected, block: &[u8]) -> Verdict {
+    fn judge(&mut self, at: At, expected: Expected, block: &[u8]) -> Verdict {
         match expected {
-            Expected::Any => self.judge_whole(offset, None, block),
-            Expected::Write(generation) => self.judge_whole(offset, Some(generation), block),
+            Expected::Any => self.judge_whole(at, None, block),
+            Expected::Write(generation) => self.judge_whole(at, Some(generation), block),
             Expected::Zeroes => match block.iter().all(|&byte| byte == 0) {
                 true => Verdict::Good,
                 false => Verdict::Bad,
             },
             Expected::OneOf { known, least, most, zeroes, anything } => {
                 let wanted = Doubted { known, least, most, zeroes, anything };
-                self.judge_doubted(offset, wanted, block)
+                self.judge_doubted(at, wanted, block)
             }
         }
     }
 
-    fn judge_whole(&mut self, offset: u64, generation: Option<u32>, block: &[u8]) -> Verdict {
+    fn judge_whole(&mut self, at: At, generation: Option<u32>, block: &[u8]) -> Verdict {
         if self.recipe.method == Method::Pattern {
             let pattern = self.recipe.pattern.as_ref();
-            return match pattern.is_some_and(|pattern| pattern.is_in(offset, 0, block)) {
+            return match pattern.is_some_and(|pattern| pattern.is_in(at.offset, 0, block)) {
                 true => Verdict::Good,
                 false => Verdict::Bad,
             };
         }
         let header = Header::read(block);
-        let good = self.is_own(&header, offset, block)
+        let good = self.is_own(&header, at, block)
             && generation.is_none_or(|generation| header.generation == generation)
+            && (generation.is_none() || header.file == at.file)
             && self.recipe.is_payload_good(&header, block)
-            && self.has_stamp(&header, offset, block.len());
+            && self.has_stamp(&header, at, block.len());
         if good { Verdict::Good } else { Verdict::Bad }
     }
 
     /// Does a header say what belongs there, but for which write it is of?
-    fn is_own(&self, header: &Header, offset: u64, block: &[u8]) -> bool {
+    fn is_own(&self, header: &Header, at: At, block: &[u8]) -> bool {
         header.is_intact()
             && header.length as usize == block.len()
-            && header.offset == offset
+            && header.offset == at.offset
             && header.seed == self.recipe.seed
             && header.method == self.recipe.method.number()
     }
 
-    fn has_stamp(&mut self, header: &Header, offset: u64, length: usize) -> bool {
+    fn has_stamp(&mut self, header: &Header, place: At, length: usize) -> bool {
         match &mut self.stamp {
             Stamp::Known(stamp) => *stamp == header.stamp,
             Stamp::Learning(tallies) => {
@@ -204,7 +213,7 @@ impl Checker {
                 };
                 tallies[at].blocks += 1;
                 if tallies[at].first.len() < DESCRIBED {
-                    tallies[at].first.push((offset, length));
+                    tallies[at].first.push((place, length));
                 }
                 true
             }
@@ -213,10 +222,10 @@ impl Checker {
 
     /// A block whose last write was not seen to end may be old or new, or torn between pieces
     /// that the target writes whole.
-    fn judge_doubted(&mut self, offset: u64, wanted: Doubted, block: &[u8]) -> Verdict {
+    fn judge_doubted(&mut self, at: At, wanted: Doubted, block: &[u8]) -> Verdict {
         let is_zero = block.iter().all(|&byte| byte == 0);
         if self.recipe.method == Method::Pattern {
-            let good = self.judge_whole(offset, None, block) == Verdict::Good;
+            let good = self.judge_whole(at, None, block) == Verdict::Good;
             match (good, is_zero && wanted.zeroes) {
                 // Every write writes the same.
                 (true, _) => return Verdict::New,
@@ -225,10 +234,11 @@ impl Checker {
             }
         } else {
             let header = Header::read(block);
-            if self.is_own(&header, offset, block)
+            if self.is_own(&header, at, block)
+                && header.file == at.file
                 && self.recipe.is_payload_good(&header, block)
                 && (wanted.known == Some(header.generation) || wanted.is_new(header.generation))
-                && self.has_stamp(&header, offset, block.len())
+                && self.has_stamp(&header, at, block.len())
             {
                 let is_old = wanted.known == Some(header.generation);
                 return if is_old { Verdict::Old } else { Verdict::New };
@@ -240,21 +250,21 @@ impl Checker {
         if wanted.anything {
             return Verdict::Unknown;
         }
-        match self.is_mixed(offset, wanted, block) {
+        match self.is_mixed(at, wanted, block) {
             true => Verdict::Torn,
             false => Verdict::Bad,
         }
     }
 
     /// Is every atomic piece of a block that of one of the writes that may have been?
-    fn is_mixed(&self, offset: u64, wanted: Doubted, block: &[u8]) -> bool {
+    fn is_mixed(&self, place: At, wanted: Doubted, block: &[u8]) -> bool {
         if !self.recipe.method.has_payload() {
             // What else it holds is not known.
             return false;
         }
         let mut contents: Vec<Vec<u8>> = wanted
             .generations()
-            .map(|generation| self.content(offset, generation, block.len()))
+            .map(|generation| self.content(place, generation, block.len()))
             .collect();
         if wanted.zeroes {
             contents.push(vec![0; block.len()]);
@@ -268,29 +278,30 @@ impl Checker {
     }
 
     /// What the write of a place makes of a block, with the header at the front.
-    fn content(&self, offset: u64, generation: u32, length: usize) -> Vec<u8> {
+    fn content(&self, at: At, generation: u32, length: usize) -> Vec<u8> {
         let stamp = match self.stamp {
             Stamp::Known(stamp) => stamp,
             Stamp::Learning(_) => 0,
         };
         let mut content = vec![0; length];
-        self.recipe.fill(Write { offset, stamp, generation }, &mut content);
+        let At { file, offset } = at;
+        self.recipe.fill(Write { file, offset, stamp, generation }, &mut content);
         self.recipe.swap_header(&mut content);
         content
     }
 
     fn describe(&self, suspect: &Suspect) -> Mismatch {
-        let Suspect { offset, expected, block } = suspect;
+        let Suspect { at, expected, block } = suspect;
         let finding = match self.recipe.method.has_header() {
-            true => self.displacement(*offset, *expected, block),
-            false => self.misplaced_pattern(*offset, block),
+            true => self.displacement(*at, *expected, block),
+            false => self.misplaced_pattern(at.offset, block),
         };
-        let finding = finding.unwrap_or_else(|| self.damage(*offset, *expected, block));
-        Mismatch { offset: *offset, length: block.len(), finding }
+        let finding = finding.unwrap_or_else(|| self.damage(*at, *expected, block));
+        Mismatch { file: at.file, offset: at.offset, length: block.len(), finding }
     }
 
     /// A whole block that is not the one wanted: whose is it?
-    fn displacement(&self, offset: u64, expected: Expected, block: &[u8]) -> Option<Finding> {
+    fn displacement(&self, at: At, expected: Expected, block: &[u8]) -> Option<Finding> {
         let header = Header::read(block);
         if !header.is_intact() {
             return None;
@@ -307,13 +318,15 @@ impl Checker {
         }
         if expected == Expected::Zeroes {
             let first = block.iter().position(|&byte| byte != 0).unwrap_or(0);
-            return Some(Finding::Untrimmed { first: offset + first as u64 });
+            return Some(Finding::Untrimmed { first: at.offset + first as u64 });
         }
         let is_stale = matches!(self.stamp, Stamp::Known(stamp) if stamp != header.stamp);
         let (seed, wanted) = (header.seed, self.recipe.seed);
         Some(if seed != wanted {
             Finding::OtherSeed { seed, wanted }
-        } else if header.offset != offset {
+        } else if header.file != at.file && expected != Expected::Any {
+            Finding::OtherFile { file: header.file, from: header.offset }
+        } else if header.offset != at.offset {
             Finding::Misplaced { from: header.offset }
         } else if is_stale {
             Finding::Stale
@@ -330,18 +343,25 @@ impl Checker {
     }
 
     /// A block that is not whole: how far from it?
-    fn damage(&self, offset: u64, expected: Expected, block: &[u8]) -> Finding {
+    fn damage(&self, at: At, expected: Expected, block: &[u8]) -> Finding {
         let header = Header::read(block);
         let generation = match expected {
             Expected::Any if header.is_intact() => header.generation,
             Expected::Any => 1,
             Expected::Write(generation) => generation,
             Expected::OneOf { most, .. } => most,
-            Expected::Zeroes => return compare(offset, &vec![0; block.len()], None, block, self),
+            Expected::Zeroes => {
+                return compare(at.offset, &vec![0; block.len()], None, block, self);
+            }
         };
-        let content = self.content(offset, generation, block.len());
-        let before = (generation > 1).then(|| self.content(offset, generation - 1, block.len()));
-        compare(offset, &content, before.as_deref(), block, self)
+        // Which of its own files a job means that only reads is not known.
+        let at = match expected {
+            Expected::Any if header.is_intact() => At { file: header.file, ..at },
+            _ => at,
+        };
+        let content = self.content(at, generation, block.len());
+        let before = (generation > 1).then(|| self.content(at, generation - 1, block.len()));
+        compare(at.offset, &content, before.as_deref(), block, self)
     }
 
     /// Where in the block on the target a byte stands that is at `at` with the header in front.

@@ -5,7 +5,9 @@ use std::fmt;
 /// One block that does not hold what was written there.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Mismatch {
-    /// Byte offset of the block on the target.
+    /// Which of the job's files, from 0.
+    pub file: u16,
+    /// Byte offset of the block in the file.
     pub offset: u64,
     /// Its length in bytes.
     pub length: usize,
@@ -46,6 +48,13 @@ pub enum Finding {
     /// A whole block that was written to another offset.
     Misplaced {
         /// The offset it was written to.
+        from: u64,
+    },
+    /// A whole block that was written to another file of the job.
+    OtherFile {
+        /// The file that it was written to, from 0.
+        file: u16,
+        /// The offset that it was written to.
         from: u64,
     },
     /// A whole block of an earlier run: this run's write was lost.
@@ -105,7 +114,11 @@ pub enum Holding {
 
 impl fmt::Display for Mismatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "block at offset {} ({} bytes): ", self.offset, self.length)?;
+        write!(f, "block at offset {}", self.offset)?;
+        if self.file > 0 {
+            write!(f, " of file {}", self.file)?;
+        }
+        write!(f, " ({} bytes): ", self.length)?;
         match &self.finding {
             Finding::Damaged { first, expected, found, differing } => write!(
                 f,
@@ -131,6 +144,11 @@ impl fmt::Display for Mismatch {
             Finding::Misplaced { from } => write!(
                 f,
                 "holds the block that was written at offset {from}: a misdirected write or read"
+            ),
+            Finding::OtherFile { file, from } => write!(
+                f,
+                "holds the block that was written at offset {from} of file {file}: a misdirected \
+                 write or read"
             ),
             Finding::Stale => {
                 write!(f, "holds the block of another run: this run's write was lost")

@@ -29,14 +29,14 @@ fn with_headers() -> impl Iterator<Item = Method> {
 
 fn made(recipe: &Recipe, offset: u64, stamp: u64, generation: u32) -> Vec<u8> {
     let mut block = vec![0; LEN];
-    recipe.fill(Write { offset, stamp, generation }, &mut block);
+    recipe.fill(Write { file: 0, offset, stamp, generation }, &mut block);
     block
 }
 
 /// What one block turns out to be; `None`: it is good.
 fn finding(recipe: &Recipe, offset: u64, expected: Expected, block: &[u8]) -> Option<Finding> {
     let mut checker = Checker::new(recipe.clone(), Some(STAMP), 512);
-    let good = checker.check(offset, expected, &mut block.to_vec());
+    let good = checker.check(0, offset, expected, &mut block.to_vec());
     let mut report = checker.report();
     assert_eq!((report.checked, report.bad), (1, u64::from(!good)));
     assert_eq!(report.mismatches.len(), usize::from(!good));
@@ -107,6 +107,17 @@ fn misdirected_writes_are_named() {
         let found = finding(&recipe, 0, Expected::Write(1), &block);
         assert_eq!(found, Some(Finding::Misplaced { from: 65_536 }), "{}", method.word());
     }
+    // And those that went to another file, where a header says so.
+    for method in with_headers() {
+        let recipe = recipe(method);
+        let mut block = vec![0; LEN];
+        let write = Write { file: 3, offset: 8192, stamp: STAMP, generation: 1 };
+        recipe.fill(write, &mut block);
+        let found = finding(&recipe, 8192, Expected::Write(1), &block);
+        assert_eq!(found, Some(Finding::OtherFile { file: 3, from: 8192 }), "{}", method.word());
+        // A job that only reads may have another list of files.
+        assert_eq!(finding(&recipe, 8192, Expected::Any, &block), None);
+    }
     // A pattern without %o is the same everywhere.
     let same = Pattern::parse("0x1122").expect("a pattern");
     let recipe = Recipe { pattern: Some(Arc::new(same)), ..recipe(Method::Pattern) };
@@ -148,7 +159,7 @@ fn other_jobs_blocks_are_named() {
     let method = Finding::OtherMethod { found: "sha256", wanted: "crc32c" };
     assert_eq!(finding(&own, 0, Expected::Write(1), &sha), Some(method));
     let mut long = vec![0; 8192];
-    own.fill(Write { offset: 0, stamp: STAMP, generation: 1 }, &mut long);
+    own.fill(Write { file: 0, offset: 0, stamp: STAMP, generation: 1 }, &mut long);
     let length = Finding::OtherLength { length: 8192 };
     assert_eq!(finding(&own, 0, Expected::Write(1), &long[..LEN]), Some(length));
     let noise: Vec<u8> = (0..4096u32).map(|i| (i * 7) as u8).collect();
@@ -163,13 +174,13 @@ fn the_stamp_of_an_earlier_run_is_the_one_of_most_blocks() {
     // every other block of the target was called stale.
     let recipe = recipe(Method::Crc32c);
     let mut checker = Checker::new(recipe.clone(), None, 512);
-    assert!(checker.check(0, Expected::Write(1), &mut made(&recipe, 0, 1, 1)));
+    assert!(checker.check(0, 0, Expected::Write(1), &mut made(&recipe, 0, 1, 1)));
     let mut damaged = made(&recipe, 4096, 2, 1);
     damaged[24] ^= 1;
-    assert!(!checker.check(4096, Expected::Write(1), &mut damaged));
+    assert!(!checker.check(0, 4096, Expected::Write(1), &mut damaged));
     for at in 2..10 {
         let offset = at * 4096;
-        assert!(checker.check(offset, Expected::Write(1), &mut made(&recipe, offset, 2, 1)));
+        assert!(checker.check(0, offset, Expected::Write(1), &mut made(&recipe, offset, 2, 1)));
     }
     let report = checker.report();
     assert_eq!((report.checked, report.bad), (10, 2));
@@ -181,7 +192,7 @@ fn the_stamp_of_an_earlier_run_is_the_one_of_most_blocks() {
 /// What a block in doubt turns out to be.
 fn doubts(recipe: &Recipe, expected: Expected, block: &[u8]) -> Option<Doubts> {
     let mut checker = Checker::new(recipe.clone(), Some(STAMP), 512);
-    checker.check(0, expected, &mut block.to_vec()).then(|| checker.report().doubts)
+    checker.check(0, 0, expected, &mut block.to_vec()).then(|| checker.report().doubts)
 }
 
 #[test]
@@ -241,7 +252,7 @@ fn a_trim_in_flight_may_have_zeroed() {
 fn mismatches_beyond_the_described_are_counted() {
     let mut checker = Checker::new(recipe(Method::Crc32c), Some(STAMP), 512);
     for _ in 0..100 {
-        checker.check(0, Expected::Any, &mut [0; 512]);
+        checker.check(0, 0, Expected::Any, &mut [0; 512]);
     }
     let report = checker.report();
     assert_eq!((report.bad, report.mismatches.len()), (100, 16));

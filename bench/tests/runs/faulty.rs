@@ -12,7 +12,7 @@ use oxblock_engine::{
     Sleep, Token,
 };
 
-use super::verify::{run_all, words};
+use super::verify::{run_all, run_all_on, words};
 
 /// What one request of its kind meets.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -381,4 +381,17 @@ fn a_fatal_mismatch_ends_the_job_at_once() {
     for line in ["verify=crc32c rw=write", "verify=crc32c rw=write continue_on_error=verify"] {
         assert_eq!(verify_of(&run(line), line).bad, 256);
     }
+}
+
+#[test]
+fn what_goes_wrong_in_one_of_several_files_is_named_with_it() {
+    let line = "verify=crc32c rw=write nrfiles=2 iodepth=4";
+    let disks = [Disk::new(&[]), Disk::new(&[(40, Wrong::Flip(50))])];
+    let drivers = disks.iter().map(|disk| Box::new(Faulty(disk.clone())) as Box<dyn Driver>);
+    let report = run_all_on(drivers.collect(), vec![words(line)]).remove(0).expect("a run");
+    let verify = verify_of(&report, line);
+    assert_eq!((verify.checked, verify.bad), (512, 1));
+    let bad = &verify.mismatches[0];
+    assert_eq!((bad.file, bad.offset), (1, disks[1].hits()[0]));
+    assert!(bad.to_string().contains("of file 1"), "{bad}");
 }

@@ -232,6 +232,7 @@ fn a_device_that_was_handed_over_is_ready() {
         ("sys/bus/pci/drivers/vfio-pci/new_id", ""),
         ("dev/vfio/vfio", ""),
         ("dev/vfio/7", ""),
+        ("sys/module/vfio_iommu_type1/parameters/dma_entry_limit", "65535"),
         ("sys/kernel/iommu_groups/7/type", "DMA"),
     ]);
     fake.link(&format!("{PCI}/0000:01:00.0/driver"), "../../../../bus/pci/drivers/vfio-pci");
@@ -240,6 +241,33 @@ fn a_device_that_was_handed_over_is_ready() {
     {
         assert_eq!(finding.state(), "ok", "{finding:?}");
     }
+}
+
+#[test]
+fn traps_of_vfio_are_named() {
+    let fake = Fake::new(&[
+        ("sys/bus/pci/devices/0000:01:00.0/class", "0x010802"),
+        ("sys/bus/pci/devices/0000:01:00.1/class", "0x020000"),
+        ("sys/bus/pci/drivers/vfio-pci/new_id", ""),
+        ("dev/vfio/vfio", ""),
+        ("sys/kernel/iommu_groups/7/name", "vfio-noiommu"),
+        ("sys/kernel/iommu_groups/7/devices/0000:01:00.1/x", ""),
+    ]);
+    let driver = |address: &str, name: &str| {
+        let target = format!("../../../../bus/pci/drivers/{name}");
+        fake.link(&format!("{PCI}/{address}/driver"), &target);
+    };
+    driver("0000:01:00.0", "vfio-pci");
+    driver("0000:01:00.1", "igb");
+    fake.link(&format!("{PCI}/0000:01:00.0/iommu_group"), "../../../kernel/iommu_groups/7");
+    let finding = devices::nvme(&fake.root());
+    assert!(finding.missing.as_ref().is_some_and(|text| text.contains("is not viable")));
+    assert_eq!(finding.mend, ["sudo oxblock pci bind --force 0000:01:00.1"]);
+    assert!(finding.found.iter().any(|line| line.contains("without an IOMMU")), "{finding:?}");
+    // A group that VFIO made up is none of an IOMMU.
+    assert!(devices::iommu(&fake.root()).blocks(Purpose::Nvme));
+    let finding = devices::vfio(&fake.root());
+    assert_eq!(finding.mend, ["sudo modprobe vfio_iommu_type1"]);
 }
 
 #[test]

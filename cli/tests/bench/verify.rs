@@ -223,3 +223,20 @@ fn scripts_see_what_fio_would_tell_them() {
         assert!(error.contains(hint), "{word}: {error}");
     }
 }
+
+#[test]
+fn clones_with_files_of_their_own_are_checked_from_a_state_for_each() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let directory = format!("--directory={}", folder.path().display());
+    let state = format!("--verify_state={}", folder.path().join("state").display());
+    let job = [&directory, &state, "--name=x", "--rw=randwrite", "--size=1m", "--nrfiles=2"];
+    let job = [&job[..], &["--numjobs=2", "--verify=crc32c", "--iodepth=8"]].concat();
+    good(&[&job[..], &["--do_verify=0", "--verify_state_save"]].concat());
+    let check = [&job[..], &["--verify_only", "--verify_state_load"]].concat();
+    good(&check);
+    flip(&folder.path().join("x.1.0"), 300_000);
+    let out = bad(&check).0;
+    assert!(out.contains("block at offset 299008 of file 2"), "{out}");
+    std::fs::remove_file(folder.path().join("state.3")).expect("the last file's state");
+    assert!(bad(&check).1.contains("state.3"));
+}

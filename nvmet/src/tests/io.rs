@@ -497,3 +497,20 @@ fn several_hundred_namespaces_fit() {
     assert!(host.run(1, Command::flush(300)).status().is_success());
     assert_eq!(host.status(1, Command::flush(301)), Status::INVALID_NAMESPACE);
 }
+
+/// A client with deep queues left no slot of the core to the clients behind it.
+#[test]
+fn a_controller_keeps_to_its_share_of_slots() {
+    let (options, ram, _) = options();
+    let mut host = Host::with_io(ControllerOptions { max_in_work: Some(3), ..options });
+    ram.hold.store(true, Ordering::Relaxed);
+    let buf = host.alloc(4096);
+    let read = Command::read(1, 0, 1).with_prp(iova(&buf), 0);
+    let cids: Vec<u16> = (0..10).map(|_| host.submit(1, read)).collect();
+    host.turns(100);
+    assert_eq!(host.reactor.core().stats().slots_used, 3);
+    ram.hold.store(false, Ordering::Relaxed);
+    for cid in cids {
+        assert!(host.wait(1, cid).status().is_success());
+    }
+}

@@ -35,7 +35,9 @@ const STOP_WAIT: Duration = Duration::from_secs(10);
 pub struct VfioUserOptions {
     /// The socket, made by the server; or a folder, for a socket `cntrl` in it.
     pub path: PathBuf,
-    /// What each controller is like. Its doorbells are mapped whatever it says.
+    /// What each controller is like. Its doorbells are mapped, and if it does not say how many
+    /// commands it has in work, its share of the core's slots is what is left when there are as
+    /// many clients as there may be.
     pub controller: ControllerOptions,
     /// The cores of the engine that have the controllers, in turn.
     pub cores: Vec<usize>,
@@ -120,7 +122,7 @@ impl VfioUserServer {
         let mut options = options;
         options.controller.mapped_doorbells = true;
         options.controller.check()?;
-        let mut cores = Vec::new();
+        let (mut cores, mut slots) = (Vec::new(), usize::MAX);
         for &at in &options.cores {
             let no_core = || Error::new(ErrorKind::Invalid, format!("there is no core {at}"));
             cores.push(engine.remote(at).ok_or_else(no_core)?);
@@ -130,10 +132,13 @@ impl VfioUserServer {
                 for node in nodes {
                     drop(core.open_to_serve(&node).await?);
                 }
-                Ok::<(), Error>(())
+                Ok::<usize, Error>(core.stats().slots)
             };
-            engine.run(at, open)??;
+            slots = slots.min(engine.run(at, open)??);
         }
+        // Clients take turns on the cores.
+        let sharing = options.clients_max.div_ceil(cores.len().max(1)).max(1);
+        options.controller.max_in_work.get_or_insert((slots / sharing).max(1));
         let home = *options.cores.first().ok_or_else(no_cores)?;
         let path = vfio_user::socket_path(&options.path);
         let listener = listen(&path)?;

@@ -22,6 +22,32 @@ pub(super) fn open_container(path: &str, error: io::Error) -> PciError {
     PciError::io(format!("{path}: {advice}"), error)
 }
 
+/// The iommufd could not be opened.
+pub(super) fn open_iommufd(path: &str, error: io::Error) -> PciError {
+    let advice = match error.raw_os_error() {
+        Some(libc::ENOENT | libc::ENODEV | libc::ENXIO) => {
+            "the kernel has no iommufd; run: sudo modprobe iommufd"
+        }
+        Some(libc::EACCES | libc::EPERM) => {
+            "this user may not open it, which by itself gives no device away; run: sudo chmod \
+             0666 /dev/iommu"
+        }
+        _ => "it cannot be opened",
+    };
+    PciError::io(format!("{path}: {advice}"), error)
+}
+
+/// A device did not go to an iommufd. The kernel says of one that is open that it is invalid.
+pub(super) fn bind_iommufd(path: &str, address: Address, error: io::Error) -> PciError {
+    if error.raw_os_error() == Some(libc::EINVAL) {
+        let text = format!(
+            "{path}: another process has {address} open; end that first: sudo fuser -v {path}"
+        );
+        return PciError::new(PciErrorKind::Busy, text);
+    }
+    PciError::io(format!("{path}: {address} did not go to the iommufd"), error)
+}
+
 /// A group's file could not be opened.
 pub(super) fn open_group(path: &str, error: io::Error) -> PciError {
     let advice = match error.raw_os_error() {

@@ -15,7 +15,7 @@ use super::{advice, capability, ioctl};
 use crate::{PciError, PciErrorKind};
 
 /// Where containers come from.
-const PATH: &str = "/dev/vfio/vfio";
+pub(super) const PATH: &str = "/dev/vfio/vfio";
 /// What every IOMMU of type 1 has, where the kernel does not say (before 5.4): 39 bits, without
 /// the doorbells of interrupts of a PC.
 const WINDOWS_UNTOLD: [RangeInclusive<u64>; 2] = [0..=0xfedf_ffff, 0xfef0_0000..=(1 << 39) - 1];

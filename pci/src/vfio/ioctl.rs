@@ -15,7 +15,7 @@ use vfio_bindings::bindings::vfio::{
 };
 
 /// `_IO(';', 100 + n)`, as all processors but a few that have no VFIO encode it.
-const fn request(n: u32) -> libc::c_ulong {
+pub(super) const fn request(n: u32) -> libc::c_ulong {
     ((b';' as u32) << 8 | (100 + n)) as libc::c_ulong
 }
 

@@ -2,7 +2,8 @@
 //!
 //! A function belongs to an IOMMU group, the group goes into a container, and the container is
 //! an address space that devices share. [`Vfio`] stands for the devices of one engine: they
-//! share a container, so that memory is mapped once, however many there are.
+//! share a container, so that memory is mapped once, however many there are. Where the kernel
+//! offers no group of a function, but a node of its own and an iommufd, these take their place.
 //!
 //! What holds what, and so what closes first:
 //!
@@ -22,6 +23,7 @@ mod device;
 mod group;
 mod interrupts;
 mod ioctl;
+mod iommufd;
 mod space;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -38,6 +40,7 @@ use config::VfioConfig;
 use device::Device;
 use group::{Group, Number};
 use interrupts::VfioInterrupts;
+use iommufd::Ioas;
 
 /// The BARs of a function.
 const BARS: u8 = 6;
@@ -47,12 +50,13 @@ const BARS: u8 = 6;
 pub struct Vfio {
     root: Root,
     groups: Mutex<Vec<Weak<Group>>>,
+    ioas: Mutex<Weak<Ioas>>,
 }
 
 impl Vfio {
     /// No function yet.
     pub fn new() -> Vfio {
-        Vfio { root: Root::new("/"), groups: Mutex::default() }
+        Vfio { root: Root::new("/"), groups: Mutex::default(), ioas: Mutex::default() }
     }
 
     /// Opens a function that is bound to vfio-pci.
@@ -98,9 +102,43 @@ impl Vfio {
     }
 
     fn open_in(&self, number: &Number, address: Address) -> Result<Arc<VfioFunction>, PciError> {
+        if let Some(node) = self.node(number, address) {
+            return self.open_by_node(&node, address);
+        }
         let group = self.group(number)?;
         let device = Device::new(group.device(address)?, address, group.clone());
         VfioFunction::new(device, group.container().clone(), self.numa_node(address))
+    }
+
+    /// The node of a function, where its group cannot be opened: groups and containers are the
+    /// older way, and may be left out of a kernel.
+    fn node(&self, number: &Number, address: Address) -> Option<String> {
+        let has_group = self.root.exists(&format!("dev/vfio/{}", number.number));
+        if number.no_iommu || has_group && self.root.exists(container::PATH) {
+            return None;
+        }
+        let nodes = self.root.names(&format!("sys/bus/pci/devices/{address}/vfio-dev"));
+        let node = nodes.into_iter().next()?;
+        let is_there = |path: &str| self.root.exists(path);
+        let both = is_there(iommufd::PATH) && is_there(&format!("dev/vfio/devices/{node}"));
+        both.then_some(node)
+    }
+
+    fn open_by_node(&self, node: &str, address: Address) -> Result<Arc<VfioFunction>, PciError> {
+        let ioas = {
+            let mut shared = self.ioas.lock().unwrap_or_else(PoisonError::into_inner);
+            match shared.upgrade() {
+                Some(ioas) => ioas,
+                None => {
+                    let ioas = Arc::new(iommufd::open()?);
+                    *shared = Arc::downgrade(&ioas);
+                    ioas
+                }
+            }
+        };
+        let fd = iommufd::open_device(&ioas, node, address)?;
+        let device = Device::new(fd, address, ioas.clone());
+        VfioFunction::new(device, ioas, self.numa_node(address))
     }
 
     /// The group of this number: one that is open, or it is opened.

@@ -421,6 +421,13 @@ impl<'a> Request<'a> {
     /// The whole message.
     #[must_use]
     pub fn encode(&self, id: u16) -> Vec<u8> {
+        let mut message = Vec::new();
+        self.encode_into(id, &mut message);
+        message
+    }
+
+    /// Puts the whole message in the place of what `message` holds.
+    pub fn encode_into(&self, id: u16, message: &mut Vec<u8>) {
         let (fixed, data): (&[u8], &[u8]) = match self {
             Request::Version { version, data } => (version.as_bytes(), data),
             Request::DmaMap(map) => (map.as_bytes(), &[]),
@@ -434,7 +441,10 @@ impl<'a> Request<'a> {
             Request::Reset => (&[], &[]),
         };
         let header = Header::command(id, self.command(), fixed.len() + data.len());
-        [header.as_bytes(), fixed, data].concat()
+        message.clear();
+        message.extend_from_slice(header.as_bytes());
+        message.extend_from_slice(fixed);
+        message.extend_from_slice(data);
     }
 }
 

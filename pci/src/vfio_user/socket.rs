@@ -84,8 +84,16 @@ impl Receiver {
                 n => self.body_len += n,
             }
         }
-        let whole = std::mem::take(self);
+        let mut whole = std::mem::take(self);
+        whole.body.truncate(len);
         Ok(Some(Message { header, body: whole.body, fds: whole.fds }))
+    }
+
+    /// Takes the body of a message that is done with, to use its memory again.
+    pub fn recycle(&mut self, body: Vec<u8>) {
+        if self.head_len == 0 {
+            self.body = body;
+        }
     }
 
     /// When the first byte came of a message that is not whole yet.

@@ -7,4 +7,5 @@ mod engines;
 mod faults;
 mod files;
 mod registered;
+mod sharing;
 mod vfio_user;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::mem;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -18,8 +18,9 @@ use super::doorbell::ShadowPages;
 use super::events::{self, EventLog, EventRecord};
 use super::hardware::{Hardware, Health, pci_error};
 use super::home::HomePoller;
+use super::lending::Lender;
 use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo};
-use super::queue_pair::{self, QueueCounters};
+use super::queue_pair::{self, DELETE_NS, QueueCounters};
 use super::{NvmeOptions, identify};
 
 /// The PCI class of an NVMe I/O controller.
@@ -45,6 +46,10 @@ pub struct Controller {
     sgl: bool,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
+    /// Queue pairs that can be shared.
+    lenders: Mutex<Vec<Arc<Lender>>>,
+    /// Queue pairs that only others than their own core still need.
+    orphans: AtomicUsize,
     counters: Arc<QueueCounters>,
     events: Arc<EventLog>,
     home: usize,
@@ -90,6 +95,8 @@ pub struct ControllerStats {
     pub events: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
+    /// Queues of cores that share another core's queue pair.
+    pub sharing: u16,
 }
 
 /// The namespaces that were found, and why some of them cannot be used.
@@ -189,6 +196,7 @@ impl Controller {
             bad_admin: self.admin.rejected(),
             events: self.events.count(),
             queues: self.queue_ids().used.len() as u16,
+            sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
     }
 
@@ -203,13 +211,15 @@ impl Controller {
     /// # Errors
     /// The controller is gone, or did not shut down in time.
     pub async fn shutdown(&self, core: &Core) -> Result<(), Error> {
-        let open = {
-            let mut ids = self.queue_ids();
-            if mem::replace(&mut ids.closing, true) {
-                return Ok(());
-            }
-            ids.used.clone()
-        };
+        if mem::replace(&mut self.queue_ids().closing, true) {
+            return Ok(());
+        }
+        // They end by themselves, once those who shared them have.
+        let begun = core.now();
+        while self.orphans.load(Ordering::SeqCst) > 0 && core.now() - begun < DELETE_NS {
+            core.yield_now().await;
+        }
+        let open = self.queue_ids().used.clone();
         let outcome = if self.hardware.health() == Health::Live {
             for qid in open {
                 let _ = queue_pair::delete(core, &self.admin, qid).await;
@@ -245,22 +255,39 @@ impl Controller {
         self.identity.queue_entries
     }
 
-    /// An unused queue ID.
-    pub(super) fn take_qid(&self) -> Result<u16, Error> {
+    /// An unused queue ID; None if all are in use.
+    pub(super) fn take_qid(&self) -> Result<Option<u16>, Error> {
         let mut ids = self.queue_ids();
         if ids.closing {
             return Err(Error::from(Health::ShutDown.fault(0)));
         }
-        let Some(qid) = ids.free.pop() else {
-            let text = format!(
-                "all {} I/O queue pairs that the controller grants are in use; open its \
-                 namespaces on fewer cores",
-                self.identity.io_queues
-            );
-            return Err(Error::new(ErrorKind::Busy, text));
-        };
-        ids.used.push(qid);
+        let qid = ids.free.pop();
+        ids.used.extend(qid);
         Ok(qid)
+    }
+
+    /// The queue pair that the fewest share; None if there is none.
+    pub(super) fn lender(&self) -> Option<Arc<Lender>> {
+        self.lenders().iter().min_by_key(|lender| lender.guests()).cloned()
+    }
+
+    /// A queue pair that can be shared from now on.
+    pub(super) fn add_lender(&self, lender: &Arc<Lender>) {
+        self.lenders().push(lender.clone());
+    }
+
+    /// It cannot any more.
+    pub(super) fn remove_lender(&self, lender: &Arc<Lender>) {
+        self.lenders().retain(|known| !Arc::ptr_eq(known, lender));
+    }
+
+    /// Queue pairs whose own core is done with them, while others still share them.
+    pub(super) fn orphans(&self) -> &AtomicUsize {
+        &self.orphans
+    }
+
+    fn lenders(&self) -> MutexGuard<'_, Vec<Arc<Lender>>> {
+        self.lenders.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The controller has deleted the queues of this ID.
@@ -392,6 +419,8 @@ async fn attach(
         namespaces: Mutex::new(setup.namespaces),
         sgl: options.sgl,
         shadow: setup.shadow,
+        lenders: Mutex::default(),
+        orphans: AtomicUsize::new(0),
         counters: Arc::default(),
         events: setup.events,
         home: core.id(),

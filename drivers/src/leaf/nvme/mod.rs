@@ -3,7 +3,8 @@
 //! [`Controller::attach`] resets, enables and identifies a controller from its home core, which
 //! keeps the admin queue and watches over the controller. [`Controller::namespace`] gives a
 //! namespace as a [`Driver`](oxblock_engine::Driver); each core that opens it gets a queue pair
-//! of its own, so that the I/O path shares nothing but one read-mostly word of health.
+//! of its own, so that the I/O path shares nothing but one read-mostly word of health. Cores that
+//! the controller has no queue pair left for share that of another core, through rings.
 //!
 //! The driver sees [`oxblock_pci::Function`] and memory, nothing else: it cannot tell a device
 //! from a controller in software. It believes nothing that the other side says: identifiers,
@@ -15,12 +16,15 @@
 //! had, it is leaked on purpose.
 
 mod admin;
+mod commands;
 mod controller;
 mod doorbell;
 mod events;
+mod guest;
 mod hardware;
 mod home;
 mod identify;
+mod lending;
 mod memory;
 mod namespace;
 mod passthrough;

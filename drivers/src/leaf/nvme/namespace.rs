@@ -7,7 +7,7 @@ use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namesp
 use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
-use super::queue_pair;
+use super::{guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
 const BLOCKS_MAX: u64 = 65_536;
@@ -195,6 +195,18 @@ pub(super) struct NamespaceDriver {
     pub limits: Limits,
 }
 
+impl NamespaceDriver {
+    /// A queue pair of the core's own, or its part of another's where none is left (row 36).
+    async fn open_queue(&self, core: &Core) -> Result<Box<dyn Queue>, Error> {
+        let controller = self.controller.clone();
+        let Some(qid) = controller.take_qid()? else {
+            return guest::open(core, controller, self.shape).await;
+        };
+        let leaf = queue_pair::open(core, controller, self.shape, qid).await?;
+        Ok(Box::new(leaf))
+    }
+}
+
 impl Driver for NamespaceDriver {
     fn name(&self) -> &'static str {
         "nvme"
@@ -206,9 +218,8 @@ impl Driver for NamespaceDriver {
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         Box::pin(async move {
-            let pair = queue_pair::open(core, self.controller.clone(), self.shape).await;
-            let pair = pair.map_err(|error| error.context(self.controller.name()))?;
-            Ok(Box::new(pair) as Box<dyn Queue>)
+            let queue = self.open_queue(core).await;
+            queue.map_err(|error| error.context(self.controller.name()))
         })
     }
 

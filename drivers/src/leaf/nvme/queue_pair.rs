@@ -1,32 +1,30 @@
 //! An I/O queue pair: the path of every read and write.
 
+use std::cell::Cell;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use oxblock_engine::{
-    Busy, Core, Error, ErrorKind, Fault, OpFlags, OpKind, Pass, Queue, Request, Sleep, Token,
+    Busy, Core, Error, ErrorKind, Fault, Pass, Poller, PollerId, Queue, Request, Sleep, Token,
 };
-use oxblock_mem::{Cells, Piece};
-use oxblock_nvme::command::{self, DataPointer};
-use oxblock_nvme::opcode::nvm;
-use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue, Words};
-use oxblock_nvme::{Command, Completion, dsm, prp, sgl};
+use oxblock_mem::Cells;
+use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
+use oxblock_nvme::{Command, Completion};
 
 use super::admin::{Admin, Ticket, ring_error};
+use super::commands::Commands;
 use super::controller::Controller;
 use super::doorbell::Doorbell;
 use super::hardware::{Hardware, Health};
+use super::lending::{Ask, Guests, Lender};
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::status;
-use super::tracker::{TRACKERS_MAX, Trackers};
+use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 
-/// Bytes of a tracker's page: a PRP list, an SGL segment, or ranges to deallocate.
-const LIST_BYTES: usize = 4096;
-/// Words of it.
-const LIST_WORDS: usize = LIST_BYTES / 8;
 /// How long the controller may take to delete a queue, in ns, before it counts as failed.
-const DELETE_NS: u64 = 3_000_000_000;
+pub(super) const DELETE_NS: u64 = 3_000_000_000;
 
 /// What the queues of a controller saw that should not be. Touched only then.
 #[derive(Default)]
@@ -42,13 +40,12 @@ pub(super) struct QueuePair {
     sq: SubmissionQueue<Cells>,
     cq: CompletionQueue<Cells>,
     trackers: Trackers,
-    shape: Shape,
+    commands: Commands,
     /// Nothing is submitted any more.
     refusing: bool,
     qid: u16,
-    /// One page for each tracker.
-    lists: Cells,
-    lists_iova: u64,
+    /// Cores that share it.
+    guests: Guests,
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
     hardware: Arc<Hardware>,
@@ -75,16 +72,16 @@ enum Ending {
     Ended,
 }
 
-/// Creates a queue pair for a namespace on the core that calls.
+/// Creates the queue pair `qid` for a namespace on the core that calls.
 ///
 /// # Errors
-/// No queue is left, no memory, or the controller refuses.
+/// No memory, or the controller refuses.
 pub(super) async fn open(
     core: &Core,
     controller: Arc<Controller>,
     shape: Shape,
-) -> Result<QueuePair, Error> {
-    let qid = controller.take_qid()?;
+    qid: u16,
+) -> Result<Leaf, Error> {
     let made = make(core, controller.clone(), shape, qid);
     let mut pair = match made {
         Ok(pair) => pair,
@@ -94,7 +91,10 @@ pub(super) async fn open(
         }
     };
     match create(core, &mut pair).await {
-        Ok(()) => Ok(pair),
+        Ok(()) => {
+            controller.add_lender(pair.guests.lender());
+            Ok(Leaf { core: core.clone(), pair: Some(pair) })
+        }
         Err(error) => {
             // What the controller is not known to have deleted stays as it is.
             if matches!(pair.ending, Ending::Ended) {
@@ -118,19 +118,18 @@ fn make(
     let page = |len: usize| len.next_multiple_of(4096);
     let sq_len = page(usize::from(entries) * Command::BYTES);
     let cq_len = page(usize::from(entries) * Completion::BYTES);
-    let total = trackers * LIST_BYTES + sq_len + cq_len;
+    let total = Commands::list_bytes(trackers) + sq_len + cq_len;
     let mut memory = DeviceMemory::new(core.arena(), total, &hardware)?;
-    let lists = memory.cells(trackers * LIST_BYTES)?;
+    let commands = Commands::new(shape, &mut memory, trackers)?;
     let (sq, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
     Ok(QueuePair {
-        lists_iova: memory.iova_of(&lists)?,
-        lists,
+        commands,
+        guests: Guests::new(Lender::new(core.waker())),
         sq: SubmissionQueue::new(sq, entries.into()).map_err(ring_error)?,
         cq: CompletionQueue::new(cq, entries.into()).map_err(ring_error)?,
         sq_doorbell: Doorbell::new(&hardware, controller.shadow(), qid, false)?,
         cq_doorbell: Doorbell::new(&hardware, controller.shadow(), qid, true)?,
         trackers: Trackers::new(trackers),
-        shape,
         refusing: false,
         qid,
         counters: controller.counters().clone(),
@@ -178,15 +177,132 @@ pub(super) async fn delete(core: &Core, admin: &Arc<Admin>, qid: u16) -> Result<
     Ok(())
 }
 
-impl Queue for QueuePair {
+/// A queue pair as the leaf of the core that it was created on. Closed while others share it, it
+/// goes on as a poller of that core until they have left.
+pub(super) struct Leaf {
+    core: Core,
+    pair: Option<QueuePair>,
+}
+
+impl Queue for Leaf {
     #[inline]
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        let Some(index) = self.trackers.next().filter(|_| !self.sq.is_full()) else {
+        match &mut self.pair {
+            Some(pair) => pair.submit(request, pass),
+            None => Err(Busy),
+        }
+    }
+
+    #[inline]
+    fn kick(&mut self, _pass: &mut Pass) {
+        if let Some(pair) = &mut self.pair {
+            pair.ring();
+        }
+    }
+
+    #[inline]
+    fn poll(&mut self, pass: &mut Pass) -> usize {
+        self.pair.as_mut().map_or(0, |pair| pair.poll(pass))
+    }
+
+    fn cancel(&mut self, token: Token) {
+        if let Some(pair) = &mut self.pair {
+            pair.cancel(token);
+        }
+    }
+
+    fn in_flight(&self) -> usize {
+        self.pair.as_ref().map_or(0, |pair| pair.trackers.in_flight())
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        match &self.pair {
+            Some(pair) => pair.sleep(),
+            None => Sleep::Woken,
+        }
+    }
+
+    fn quiesce(&mut self, pass: &mut Pass) -> bool {
+        let Some(pair) = &mut self.pair else { return true };
+        if pair.is_only_lent() {
+            let pair = self.pair.take();
+            Orphan::add(&self.core, pair);
+            return true;
+        }
+        pair.quiesce(pass)
+    }
+}
+
+/// A queue pair whose own core is done with it, while others still share it.
+struct Orphan {
+    pair: Option<QueuePair>,
+    pass: Pass,
+    id: Rc<Cell<Option<PollerId>>>,
+}
+
+impl Orphan {
+    fn add(core: &Core, pair: Option<QueuePair>) {
+        if let Some(pair) = &pair {
+            pair.controller.orphans().fetch_add(1, Ordering::SeqCst);
+        }
+        let id = Rc::new(Cell::new(None));
+        let orphan = Orphan { pair, pass: Pass::new(1), id: id.clone() };
+        id.set(Some(core.add_poller(Box::new(orphan))));
+    }
+
+    fn end(&mut self) {
+        if let Some(pair) = self.pair.take() {
+            pair.controller.orphans().fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Poller for Orphan {
+    fn poll(&mut self, core: &Core) -> usize {
+        self.pass.begin(core.pass_now());
+        let Some(pair) = &mut self.pair else { return 0 };
+        let over = if pair.is_only_lent() {
+            pair.poll(&mut self.pass);
+            false
+        } else {
+            pair.quiesce(&mut self.pass)
+        };
+        // It has no requests of its own.
+        self.pass.drain().for_each(drop);
+        if over {
+            self.end();
+            if let Some(id) = self.id.take() {
+                core.remove_poller(id);
+            }
+        }
+        usize::from(over)
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        match &self.pair {
+            Some(pair) if pair.is_only_lent() => pair.sleep(),
+            Some(_) => Sleep::Never,
+            None => Sleep::Woken,
+        }
+    }
+}
+
+impl Drop for Orphan {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+impl QueuePair {
+    #[inline]
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        let Some(index) = self.trackers.next().filter(|_| !self.sq.is_full() && !self.refusing)
+        else {
             return self.submit_full(request, pass);
         };
-        match self.command(request, index) {
+        match self.commands.of(request, index) {
             Ok(Some(command)) => {
-                if let Some(cid) = self.trackers.take(request.token, request.offset) {
+                if let Some(cid) = self.trackers.take(request.token, request.offset, OWN) {
                     self.sq.push(&command.with_cid(cid));
                 }
             }
@@ -197,7 +313,7 @@ impl Queue for QueuePair {
     }
 
     #[inline]
-    fn kick(&mut self, _pass: &mut Pass) {
+    fn ring(&mut self) {
         if let Some((old, new)) = self.sq.pending()
             && !self.refusing
         {
@@ -211,150 +327,89 @@ impl Queue for QueuePair {
         if self.hardware.health() != Health::Live {
             return self.poll_dead(pass);
         }
-        self.reap(pass)
+        let count = self.reap(pass);
+        if self.guests.has_any() {
+            self.serve_guests();
+        }
+        count
     }
 
     fn cancel(&mut self, token: Token) {
-        let Some(cid) = self.trackers.find(token) else {
-            return;
-        };
-        // Best effort: where there is no room for an abort, the command takes its time.
+        if let Some(cid) = self.trackers.find(token, OWN) {
+            self.abort(cid);
+        }
+    }
+
+    /// Best effort: where there is no room for an abort, the command takes its time.
+    fn abort(&self, cid: u16) {
         let command = Command::abort(self.qid, cid);
         let _ = self.controller.admin().start(command, &mut None, false);
     }
 
-    fn in_flight(&self) -> usize {
-        self.trackers.in_flight()
-    }
-
-    fn sleep(&mut self) -> Sleep<'_> {
-        if self.trackers.in_flight() > 0 { Sleep::Never } else { Sleep::Woken }
+    fn sleep(&self) -> Sleep<'_> {
+        let busy = self.trackers.in_flight() > 0 || self.guests.wait();
+        if busy { Sleep::Never } else { Sleep::Woken }
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {
         self.refusing = true;
         if self.hardware.is_quiet() {
             self.fail_all(pass);
+            self.leave_guests();
             self.ending = Ending::Ended;
             return true;
         }
         self.step_ending(pass);
         matches!(self.ending, Ending::Ended)
     }
-}
 
-impl QueuePair {
-    /// The command for a request, with lists in the page of the tracker `index`. None if there is
-    /// nothing to send.
-    #[inline]
-    fn command(&self, request: &Request<'_>, index: usize) -> Result<Option<Command>, Fault> {
-        if self.refusing {
-            return Err(self.hardware.health().fault(request.offset));
-        }
-        let fua = if request.flags.contains(OpFlags::FUA) { command::FUA } else { 0 };
-        match request.kind {
-            OpKind::Read => self.transfer(nvm::READ, 0, request, index).map(Some),
-            OpKind::Write => self.transfer(nvm::WRITE, fua, request, index).map(Some),
-            OpKind::Compare => self.transfer(nvm::COMPARE, 0, request, index).map(Some),
-            OpKind::WriteZeroes => self.write_zeroes(fua, request).map(Some),
-            OpKind::Discard => self.deallocate(request, index).map(Some),
-            OpKind::Flush if self.shape.volatile_cache => Ok(Some(Command::flush(self.shape.nsid))),
-            // Without a volatile cache every completed write is durable already.
-            OpKind::Flush => Ok(None),
-        }
+    /// Whether nobody but its guests needs the queue pair any more.
+    fn is_only_lent(&self) -> bool {
+        let open = matches!(self.ending, Ending::Open) && !self.hardware.is_quiet();
+        open && !self.refusing && self.guests.has_any() && !self.trackers.any_of(OWN)
     }
 
-    /// A command with data. PRPs where two of them do, or where there are no SGLs.
-    #[inline]
-    fn transfer(
-        &self,
-        opcode: u8,
-        cdw12: u32,
-        request: &Request<'_>,
-        index: usize,
-    ) -> Result<Command, Fault> {
-        let (slba, blocks) = self.range(request, request.data.len() as u64)?;
-        let command = Command::nvm(opcode, self.shape.nsid, slba, blocks, cdw12);
-        if request.len > 2 * prp::PAGE
-            && let Some(data) = self.sgl(request, index)
+    /// Takes commands of guests as far as there is room, and tells guests what has ended. When its
+    /// own core waits for room too, they take turns.
+    fn serve_guests(&mut self) {
+        self.guests.admit();
+        self.guests.wake();
+        if self.trackers.next().is_none() || !self.guests.take_turn() {
+            return;
+        }
+        while self.trackers.next().is_some()
+            && !self.sq.is_full()
+            && let Some((seat, ask)) = self.guests.next()
         {
-            return Ok(command.with_data(data));
-        }
-        let pieces = request.data.pieces().map(iova_and_len);
-        let (first, list) = self.list(index);
-        match prp::build(pieces, &self.lists, first, list) {
-            Ok((prp1, prp2)) => Ok(command.with_prp(prp1, prp2)),
-            Err(_) => match self.sgl(request, index) {
-                Some(data) => Ok(command.with_data(data)),
-                None => Err(unreachable_memory(request)),
-            },
-        }
-    }
-
-    fn sgl(&self, request: &Request<'_>, index: usize) -> Option<DataPointer> {
-        let align = self.shape.sgl_align?;
-        let pieces = request.data.pieces().map(iova_and_len);
-        let (first, list) = self.list(index);
-        let sgl = sgl::build(pieces, align, &self.lists, first, list);
-        sgl.ok().map(DataPointer::Sgl)
-    }
-
-    fn write_zeroes(&self, fua: u32, request: &Request<'_>) -> Result<Command, Fault> {
-        let (slba, blocks) = self.range(request, request.len)?;
-        let unmap = request.flags.contains(OpFlags::MAY_UNMAP) && self.shape.deallocate_zeroes;
-        let deac = if unmap { command::DEAC } else { 0 };
-        let nsid = self.shape.nsid;
-        Ok(Command::write_zeroes(nsid, slba, blocks, fua | deac))
-    }
-
-    /// Deallocates, in as many ranges as the longest range makes it take.
-    fn deallocate(&self, request: &Request<'_>, index: usize) -> Result<Command, Fault> {
-        let (first, list) = self.list(index);
-        let mut slba = request.offset >> self.shape.block_shift;
-        let mut left = request.len >> self.shape.block_shift;
-        let mut ranges = 0;
-        while left > 0 {
-            if ranges == self.shape.ranges_max {
-                return Err(beyond_limits(request));
+            match ask {
+                Ask::Command { command, cid } => {
+                    let taken = self.trackers.take(Token(cid.into()), 0, seat);
+                    if let Some(cid) = taken {
+                        self.sq.push(&command.with_cid(cid));
+                    }
+                }
+                Ask::Cancel { cid } => {
+                    if let Some(cid) = self.trackers.find(Token(cid.into()), seat) {
+                        self.abort(cid);
+                    }
+                }
             }
-            let blocks = left.min(self.shape.range_blocks_max.into());
-            let words = dsm::Range::new(slba, blocks as u32).to_words();
-            let at = first + ranges as usize * 2;
-            self.lists.store64(at, words[0], Ordering::Relaxed);
-            self.lists.store64(at + 1, words[1], Ordering::Relaxed);
-            slba += blocks;
-            left -= blocks;
-            ranges += 1;
         }
-        if ranges == 0 {
-            return Err(beyond_limits(request));
-        }
-        let command = Command::dataset_management(self.shape.nsid, ranges, dsm::AD);
-        Ok(command.with_prp(list, 0))
+        self.ring();
     }
 
-    /// Starting LBA and blocks of a request of `len` bytes.
-    #[inline]
-    fn range(&self, request: &Request<'_>, len: u64) -> Result<(u64, u32), Fault> {
-        let blocks = len >> self.shape.block_shift;
-        if blocks.wrapping_sub(1) > 0xffff {
-            return Err(beyond_limits(request));
-        }
-        Ok((request.offset >> self.shape.block_shift, blocks as u32))
-    }
-
-    /// A tracker's page: its first word, and its IOVA.
-    #[inline]
-    fn list(&self, index: usize) -> (usize, u64) {
-        let iova = self.lists_iova + (index * LIST_BYTES) as u64;
-        (index * LIST_WORDS, iova)
+    /// No command of a guest is in work any more, and none is taken from now on.
+    fn leave_guests(&mut self) {
+        self.controller.remove_lender(self.guests.lender());
+        self.guests.end(true);
     }
 
     /// Nothing can be sent. A queue that takes nothing any more says so, full or not: its ring may
     /// stay full for ever.
     #[cold]
-    fn submit_full(&self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+    fn submit_full(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
         if !self.refusing {
+            self.guests.own_core_waits();
             return Err(Busy);
         }
         let fault = self.hardware.health().fault(request.offset);
@@ -403,10 +458,14 @@ impl QueuePair {
         if self.sq.fetched(entry.sqhd()).is_err() {
             count(&self.counters.bad_sqhd);
         }
-        let Some((token, offset)) = self.trackers.complete(entry.cid()) else {
+        let Some((token, offset, seat)) = self.trackers.complete(entry.cid()) else {
             count(&self.counters.bad_cid);
             return false;
         };
+        if seat != OWN {
+            self.guests.answer(seat, token, Some(entry.status()));
+            return true;
+        }
         if entry.is_success() {
             pass.done(token, Ok(()));
         } else {
@@ -421,17 +480,26 @@ impl QueuePair {
         self.refusing = true;
         self.hardware.step();
         if self.hardware.is_quiet() {
-            return self.fail_all(pass);
+            let count = self.fail_all(pass);
+            self.leave_guests();
+            return count;
         }
-        self.reap(pass)
+        let count = self.reap(pass);
+        self.guests.wake();
+        count
     }
 
     /// Fails all commands in flight; nothing may touch their memory any more.
     fn fail_all(&mut self, pass: &mut Pass) -> usize {
         let mut count = 0;
-        while let Some((token, offset)) =
+        while let Some((token, offset, seat)) =
             self.trackers.any().and_then(|cid| self.trackers.complete(cid))
         {
+            count += 1;
+            if seat != OWN {
+                self.guests.answer(seat, token, None);
+                continue;
+            }
             let health = self.hardware.health();
             let fault = if health == Health::Live {
                 Fault::text(ErrorKind::Cancelled, offset, "the I/O queue was deleted")
@@ -439,7 +507,6 @@ impl QueuePair {
                 health.fault(offset)
             };
             pass.done(token, Err(fault));
-            count += 1;
         }
         count
     }
@@ -501,10 +568,18 @@ impl QueuePair {
 
     /// The controller knows these queues no more.
     fn end(&mut self) {
+        self.leave_guests();
         self.sq_doorbell.clear();
         self.cq_doorbell.clear();
         self.memory.conceal();
         self.ending = Ending::Ended;
+    }
+}
+
+impl Drop for QueuePair {
+    fn drop(&mut self) {
+        self.controller.remove_lender(self.guests.lender());
+        self.guests.end(self.hardware.is_quiet() || matches!(self.ending, Ending::Ended));
     }
 }
 
@@ -514,25 +589,7 @@ fn deleted(ticket: &Ticket) -> Option<bool> {
     Some(done.is_ok_and(|done| done.completion.is_success()))
 }
 
-/// Memory without an IOVA gets an address that no builder takes.
-#[inline]
-fn iova_and_len(piece: Piece<'_>) -> (u64, u64) {
-    (piece.iova().unwrap_or(u64::MAX), piece.len() as u64)
-}
-
 #[cold]
 fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
-}
-
-#[cold]
-fn unreachable_memory(request: &Request<'_>) -> Fault {
-    let text = "the controller can not reach this memory, or not in these pieces";
-    Fault::text(ErrorKind::Invalid, request.offset, text)
-}
-
-#[cold]
-fn beyond_limits(request: &Request<'_>) -> Fault {
-    let text = "the length is zero, or beyond what one command can carry";
-    Fault::text(ErrorKind::Invalid, request.offset, text)
 }

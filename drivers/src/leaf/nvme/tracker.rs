@@ -7,6 +7,8 @@ const INDEX_BITS: u32 = 10;
 /// Trackers of one queue pair, at most. The last index stays unused, so that no identifier is
 /// FFFFh, which error logs use for "no command" (Base 2.0, figure 206).
 pub(super) const TRACKERS_MAX: usize = (1 << INDEX_BITS) - 1;
+/// Whose command it is: the core's that owns the queue. Guests have other numbers.
+pub(super) const OWN: u16 = 0;
 /// What an idle tracker has for an identifier.
 const IDLE: u16 = u16::MAX;
 
@@ -19,6 +21,8 @@ struct Tracker {
     cid: u16,
     /// The identifier of the next one: each use has another generation.
     next_cid: u16,
+    /// [`OWN`], or the guest that it was taken for.
+    seat: u16,
 }
 
 /// The trackers of a queue pair. Taking and completing move one index on a stack, so that the
@@ -32,7 +36,8 @@ impl Trackers {
     /// `count` idle trackers, 1 to [`TRACKERS_MAX`].
     pub fn new(count: usize) -> Self {
         let count = count.clamp(1, TRACKERS_MAX) as u16;
-        let idle = |index| Tracker { token: Token(0), offset: 0, cid: IDLE, next_cid: index };
+        let idle =
+            |index| Tracker { token: Token(0), offset: 0, cid: IDLE, next_cid: index, seat: OWN };
         Self { free: (0..count).rev().collect(), table: (0..count).map(idle).collect() }
     }
 
@@ -44,11 +49,12 @@ impl Trackers {
 
     /// Takes that tracker for a request and returns the command's identifier.
     #[inline]
-    pub fn take(&mut self, token: Token, offset: u64) -> Option<u16> {
+    pub fn take(&mut self, token: Token, offset: u64, seat: u16) -> Option<u16> {
         let index = self.free.pop()?;
         let tracker = self.table.get_mut(usize::from(index))?;
         tracker.token = token;
         tracker.offset = offset;
+        tracker.seat = seat;
         tracker.cid = tracker.next_cid;
         Some(tracker.cid)
     }
@@ -56,7 +62,7 @@ impl Trackers {
     /// Ends the command with this identifier, and returns whose it was. None for an identifier
     /// that is out of range, idle, or of another generation (row 15).
     #[inline]
-    pub fn complete(&mut self, cid: u16) -> Option<(Token, u64)> {
+    pub fn complete(&mut self, cid: u16) -> Option<(Token, u64, u16)> {
         let index = cid & ((1 << INDEX_BITS) - 1);
         let tracker = self.table.get_mut(usize::from(index))?;
         if tracker.cid != cid && !is_trusting(tracker.cid) {
@@ -65,7 +71,7 @@ impl Trackers {
         tracker.cid = IDLE;
         tracker.next_cid = tracker.next_cid.wrapping_add(1 << INDEX_BITS);
         self.free.push(index);
-        Some((tracker.token, tracker.offset))
+        Some((tracker.token, tracker.offset, tracker.seat))
     }
 
     /// Commands in flight.
@@ -75,9 +81,19 @@ impl Trackers {
     }
 
     /// The identifier of a command in flight for this request, if there is one.
-    pub fn find(&self, token: Token) -> Option<u16> {
-        let mine = |t: &&Tracker| t.cid != IDLE && t.token == token;
+    pub fn find(&self, token: Token, seat: u16) -> Option<u16> {
+        let mine = |t: &&Tracker| t.cid != IDLE && t.token == token && t.seat == seat;
         self.table.iter().find(mine).map(|tracker| tracker.cid)
+    }
+
+    /// Whether a command of this seat is in flight.
+    pub fn any_of(&self, seat: u16) -> bool {
+        self.table.iter().any(|tracker| tracker.cid != IDLE && tracker.seat == seat)
+    }
+
+    /// Trackers in all.
+    pub fn len(&self) -> usize {
+        self.table.len()
     }
 
     /// Any command in flight.
@@ -118,14 +134,15 @@ mod tests {
     #[test]
     fn trackers_run_out_and_come_back() {
         let mut trackers = Trackers::new(3);
-        let cids: Vec<u16> = (0..3).map(|n| trackers.take(Token(n), n * 512).unwrap()).collect();
+        let cids: Vec<u16> =
+            (0..3).map(|n| trackers.take(Token(n), n * 512, OWN).unwrap()).collect();
         assert_eq!(trackers.next(), None);
-        assert_eq!(trackers.take(Token(9), 0), None);
+        assert_eq!(trackers.take(Token(9), 0, OWN), None);
         assert_eq!(trackers.in_flight(), 3);
-        assert_eq!(trackers.complete(cids[1]), Some((Token(1), 512)));
+        assert_eq!(trackers.complete(cids[1]), Some((Token(1), 512, OWN)));
         assert_eq!(trackers.next(), Some(1));
-        assert_eq!(trackers.find(Token(2)), Some(cids[2]));
-        assert_eq!(trackers.find(Token(1)), None);
+        assert_eq!(trackers.find(Token(2), OWN), Some(cids[2]));
+        assert_eq!(trackers.find(Token(1), OWN), None);
     }
 
     /// A controller completed a command twice; the second completion ended the command that had
@@ -133,13 +150,13 @@ mod tests {
     #[test]
     fn a_second_completion_is_not_the_next_command() {
         let mut trackers = Trackers::new(1);
-        let first = trackers.take(Token(1), 0).unwrap();
+        let first = trackers.take(Token(1), 0, OWN).unwrap();
         assert!(trackers.complete(first).is_some());
         assert_eq!(trackers.complete(first), None);
-        let second = trackers.take(Token(2), 0).unwrap();
+        let second = trackers.take(Token(2), 0, 3).unwrap();
         assert_ne!(first, second);
         assert_eq!(trackers.complete(first), None);
-        assert_eq!(trackers.complete(second), Some((Token(2), 0)));
+        assert_eq!(trackers.complete(second), Some((Token(2), 0, 3)));
     }
 
     #[test]
@@ -148,7 +165,7 @@ mod tests {
         assert_eq!(trackers.table.len(), TRACKERS_MAX);
         for round in 0..200u64 {
             let cids: Vec<u16> =
-                (0..TRACKERS_MAX).map(|_| trackers.take(Token(round), 0).unwrap()).collect();
+                (0..TRACKERS_MAX).map(|_| trackers.take(Token(round), 0, OWN).unwrap()).collect();
             assert!(cids.iter().all(|cid| *cid != u16::MAX));
             let mut known = 0;
             for cid in 0..=u16::MAX {

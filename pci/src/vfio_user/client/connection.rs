@@ -45,6 +45,8 @@ const LOST: u8 = 2;
 #[derive(Default)]
 struct Talk {
     receiver: Receiver,
+    /// What is sent; kept, since registers are read while I/O is in flight.
+    message: Vec<u8>,
     next_id: u16,
 }
 
@@ -121,19 +123,44 @@ impl Connection {
         request: &Request<'_>,
         fds: &[BorrowedFd<'_>],
     ) -> Result<Reply, PciError> {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        self.exchange(&mut talk, request, fds)
+    }
+
+    /// The same for a reply that is looked at and forgotten. Allocates nothing, once it has.
+    ///
+    /// # Errors
+    /// As [`Connection::call`].
+    pub(super) fn look<T>(
+        &self,
+        request: &Request<'_>,
+        take: impl FnOnce(&[u8]) -> T,
+    ) -> Result<T, PciError> {
+        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
+        let reply = self.exchange(&mut talk, request, &[])?;
+        let taken = take(&reply.body);
+        talk.receiver.recycle(reply.body);
+        Ok(taken)
+    }
+
+    fn exchange(
+        &self,
+        talk: &mut Talk,
+        request: &Request<'_>,
+        fds: &[BorrowedFd<'_>],
+    ) -> Result<Reply, PciError> {
         let time = match request {
             Request::Reset | Request::DmaUnmap(_) => self.options.quiet_timeout,
             _ => self.options.reply_timeout,
         };
-        let mut talk = self.talk.lock().unwrap_or_else(PoisonError::into_inner);
         if !self.is_live() {
             return Err(self.gone());
         }
         let deadline = Instant::now() + time;
         let id = talk.next_id;
         talk.next_id = id.wrapping_add(1);
-        let bytes = request.encode(id);
-        if let Err(error) = socket::send(self.socket.as_fd(), &bytes, fds, deadline) {
+        request.encode_into(id, &mut talk.message);
+        if let Err(error) = socket::send(self.socket.as_fd(), &talk.message, fds, deadline) {
             let closed = matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET));
             let broken = if closed { Broken::Closed } else { Broken::Io(error) };
             return Err(self.end(broken, time));

@@ -206,22 +206,18 @@ impl Connection {
     fn read<const N: usize>(&self, region: u32, offset: u64) -> Result<[u8; N], PciError> {
         let count = (N as u32).into();
         let access = RegionAccess { offset: offset.into(), region: region.into(), count };
-        let reply = self.call(&Request::RegionRead(access), &[])?;
-        match RegionAccess::read_from_prefix(&reply.body) {
-            Ok((got, data)) if got == access && data.len() == N => {
-                let mut bytes = [0; N];
-                bytes.copy_from_slice(data);
-                Ok(bytes)
-            }
-            _ => Err(self.rude("a read of something else than was asked for")),
-        }
+        let bytes = self.look(&Request::RegionRead(access), |body| {
+            let (got, data) = RegionAccess::read_from_prefix(body).ok()?;
+            data.try_into().ok().filter(|_| got == access)
+        })?;
+        bytes.ok_or_else(|| self.rude("a read of something else than was asked for"))
     }
 
     /// Writes bytes to a region, and returns when the server has.
     fn write(&self, region: u32, offset: u64, data: &[u8]) -> Result<(), PciError> {
         let count = (data.len() as u32).into();
         let access = RegionAccess { offset: offset.into(), region: region.into(), count };
-        self.call(&Request::RegionWrite { access, data }, &[]).map(drop)
+        self.look(&Request::RegionWrite { access, data }, |_| ())
     }
 }
 

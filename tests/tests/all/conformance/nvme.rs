@@ -143,4 +143,24 @@ conformance!(nvme_bare_and_shared, bare_and_shared());
 conformance!(nvme_odd_boundary, odd_boundary());
 conformance!(nvme_over_a_file, over_a_file());
 conformance!(nvme_over_a_file_shared, over_a_file_shared());
+/// The one queue pair that the controller grants is another core's, and has room for seven.
+fn shared_queue() -> Subject {
+    fn open(core: Core) -> LocalFuture<'static, Fixture> {
+        Box::pin(async move {
+            let below = memory_below(10_253 * 512);
+            let namespace = NamespaceOptions::new(below.node.clone(), 512);
+            let options =
+                ControllerOptions { max_io_queues: 1, mdts: 5, ..ControllerOptions::default() };
+            let host = NvmeOptions { queue_entries: 8, ..NvmeOptions::default() };
+            let mut fixture = attach(core.clone(), APART, below, namespace, options, host).await;
+            let node = fixture.node.clone();
+            let owned = core.call(APART, move |core| async move { core.open(&node).await.is_ok() });
+            fixture.hold.push(Box::new(owned.await.expect("the other core")));
+            fixture
+        })
+    }
+    Subject { contents: Contents::Kept, open }
+}
+
 conformance!(nvme_over_null, over_null());
+conformance!(nvme_shared_queue, shared_queue());

@@ -235,9 +235,8 @@ fn fewer_queues_than_asked_for_are_used() {
         let node = node.clone();
         channels.push(rig.run_on(core, |core| async move { core.open(&node).await }));
     }
-    let error = channels.pop().unwrap().map(|_| ()).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Busy);
-    assert!(error.to_string().contains("all 2 I/O queue pairs"), "{error}");
+    // The third core shares.
+    assert_eq!((controller.stats().queues, controller.stats().sharing), (2, 1));
     for (core, channel) in channels.into_iter().enumerate() {
         let (channel, buf) = (channel.unwrap(), rig.buf(4096));
         let run = async move |_| channel.run(Op::read(0, buf)).await.result;
