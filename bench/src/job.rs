@@ -27,9 +27,11 @@ use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
 use crate::report::{Allocations, CloneReport, FailedIo};
 use crate::stats::{CpuUse, Direction};
+use inquiry::Inquiry;
 use shaped::Shaped;
 
 mod filler;
+mod inquiry;
 mod pace;
 mod shaped;
 mod target;
@@ -74,6 +76,7 @@ pub(crate) struct Progress {
     pub checking: AtomicBool,
     /// Set by who watches: the clone is to end, for it has done what it was to do.
     pub end: AtomicBool,
+    pub inquiry: Inquiry,
 }
 
 /// One clone in one phase; see the module's documentation.
@@ -335,6 +338,9 @@ impl Worker {
             self.interrupted = true;
             self.closing = true;
         }
+        if self.progress.inquiry.is_asked() {
+            self.answer();
+        }
         if self.phase.ramp_ns > 0 && now >= self.ramp_ends_ns {
             self.phase.ramp_ns = 0;
             self.counts = Counts::new(now);
@@ -468,19 +474,11 @@ impl Worker {
     fn finish(&mut self) -> Outcome {
         let Counts { from_ns, last_ns, mut report, usage, steady, latest } =
             std::mem::replace(&mut self.counts, Counts::new(0));
-        report.merged = 1;
-        report.runtime_ns = last_ns.saturating_sub(from_ns);
-        report.cpu = CpuUse::between(usage, ThreadUsage::now());
         report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
             count: latest.count - steady.count,
             ios: latest.ios - steady.ios,
         });
-        for direction in [&mut report.read, &mut report.write, &mut report.trim] {
-            if self.shaped.is_none() {
-                direction.bytes = direction.ios * u64::from(self.phase.block_size);
-            }
-            direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
-        }
+        self.sum_up(&mut report, from_ns, last_ns, usage);
         report.fault = self.fault;
         if let Some(watching) = self.shaped.as_mut().and_then(|shaped| shaped.watching()) {
             watching.finish(last_ns);
@@ -494,6 +492,30 @@ impl Worker {
             interrupted: self.interrupted,
             failed: self.failed,
         }
+    }
+
+    /// Fills in what follows from the counts.
+    fn sum_up(&self, report: &mut CloneReport, from_ns: u64, last_ns: u64, usage: ThreadUsage) {
+        report.merged = 1;
+        report.runtime_ns = last_ns.saturating_sub(from_ns);
+        report.cpu = CpuUse::between(usage, ThreadUsage::now());
+        for direction in [&mut report.read, &mut report.write, &mut report.trim] {
+            if self.shaped.is_none() {
+                direction.bytes = direction.ios * u64::from(self.phase.block_size);
+            }
+            direction.runtime_ns = if direction.ios > 0 { report.runtime_ns } else { 0 };
+        }
+    }
+
+    /// Tells who watches how it stands.
+    #[cold]
+    fn answer(&self) {
+        let Some(mut report) = self.progress.inquiry.taken() else { return };
+        let counts = &self.counts;
+        report.copy_figures(&counts.report);
+        self.sum_up(&mut report, counts.from_ns, counts.last_ns, counts.usage);
+        report.fault = self.fault;
+        self.progress.inquiry.answer(report);
     }
 }
 

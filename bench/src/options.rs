@@ -97,6 +97,8 @@ pub struct JobOptions {
     pub exit_what: ExitWhat,
     /// Processors for the clones, in turn; empty: left to the command.
     pub cpus: Vec<usize>,
+    /// How often a report of the running job is made.
+    pub status_interval: Option<Duration>,
     /// The words that were given, in order, for the report.
     pub given: Vec<(&'static str, String)>,
 }
@@ -138,6 +140,7 @@ impl Default for JobOptions {
             exit_all_on_error: false,
             exit_what: ExitWhat::Group,
             cpus: Vec::new(),
+            status_interval: None,
             given: Vec::new(),
         }
     }

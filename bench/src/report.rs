@@ -387,6 +387,18 @@ impl CloneReport {
         }
     }
 
+    /// Takes the counts of another over; allocates nothing if the same latencies are there.
+    pub(crate) fn copy_figures(&mut self, from: &CloneReport) {
+        self.core = from.core;
+        self.read.copy_figures(&from.read);
+        self.write.copy_figures(&from.write);
+        self.trim.copy_figures(&from.trim);
+        self.sync.copy(&from.sync);
+        self.errors = from.errors;
+        (self.depths, self.submitted, self.completed) =
+            (from.depths, from.submitted, from.completed);
+    }
+
     /// Adds a clone that ran beside this one.
     pub fn merge(&mut self, other: &CloneReport) {
         self.merged += other.merged;

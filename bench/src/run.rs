@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::SeqCst};
 use std::thread::Thread;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use oxblock_engine::{Channel, Core, Engine, Error, ErrorKind, Node};
 
@@ -17,17 +17,15 @@ use crate::log::write::Writer;
 use crate::options::{JobOptions, Plan, Shape};
 use crate::pattern::Steps;
 use crate::report::{CloneReport, Report};
-use crate::series::{Point, Series};
 use crate::serving::Serving;
-use crate::stats::{DirectionStats, Samples};
-use crate::steady::{self, Judge, Steadiness};
+use crate::stats::DirectionStats;
 use crate::units::Size;
 use crate::verify::Verification;
 
-/// How often rates are sampled, as fio does (`bwavgtime`, `iopsavgtime`).
-const SAMPLE: Duration = Duration::from_millis(500);
-/// How often the caller is shown where the job stands.
-const SHOW: Duration = Duration::from_millis(100);
+mod view;
+
+pub use view::Snapshot;
+use view::{Mark, Watched, watch_clones};
 
 /// Where jobs run.
 pub struct Session<'a> {
@@ -43,21 +41,6 @@ pub struct Session<'a> {
     pub serving: &'a [usize],
     /// Set to end the job early, with what there is.
     pub stop: &'a Arc<AtomicBool>,
-}
-
-/// Where a job stands.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Snapshot {
-    /// Since the start.
-    pub elapsed: Duration,
-    /// How much of the job is done, 0 to 1.
-    pub done: f64,
-    /// Reads and writes a second, of late.
-    pub iops: [f64; 2],
-    /// Bytes a second, of late.
-    pub bandwidth: f64,
-    /// Reading back and checking.
-    pub checking: bool,
 }
 
 /// Runs one job, and shows where it stands ten times a second.
@@ -214,7 +197,7 @@ fn run_clones(
     }
     let mut serving = Vec::new();
     let Watched { samples, series, steadiness } =
-        watch_clones(job, &progress, &mut |now, snapshot| {
+        watch_clones(job, session.target, &progress, &mut |now, snapshot| {
             if serving.is_empty() && now.total() > 0 {
                 serving = begin_serving(session, now.total());
             }
@@ -415,156 +398,6 @@ impl Phases<'_> {
         let shared = self.job.verification.clone()?;
         let (options, files) = (&self.job.options, self.files());
         Some(Verified::new(shared, options, files, self.start(), reads_back))
-    }
-}
-
-/// Waits for the clones; shows where they stand, and samples their rates.
-fn watch_clones(
-    job: &Job,
-    progress: &[Arc<Progress>],
-    watch: &mut dyn FnMut(&Mark, &Snapshot),
-) -> Watched {
-    let begun = Instant::now();
-    let mut judged = Judged::new(job, begun);
-    let mut samples = vec![<[Samples; 2]>::default(); progress.len()];
-    let mut series = Series::default();
-    let (mut shown, mut sampled) = (Mark::new(begun, progress), Mark::new(begun, progress));
-    while job.running.load(SeqCst) > 0 {
-        std::thread::park_timeout(SHOW);
-        let now = Mark::new(Instant::now(), progress);
-        judged.look(now.at, job, progress);
-        if now.at - begun < job.options.ramp_time {
-            sampled = now.clone();
-        } else if now.at - sampled.at >= SAMPLE {
-            for (samples, rate) in samples.iter_mut().zip(now.rates_since(&sampled)) {
-                for (samples, rate) in samples.iter_mut().zip(rate) {
-                    samples.iops.push(rate);
-                    samples.bandwidth.push(rate * job.options.mean_block_size());
-                }
-            }
-            sampled = now.clone();
-        }
-        if now.at - shown.at >= SHOW {
-            watch(&now, &snapshot(job, progress, begun, &now, &shown));
-            if shown.at - begun >= job.options.ramp_time {
-                series.add(point(job, begun, &now, &shown));
-            }
-            shown = now;
-        }
-    }
-    Watched { samples, series, steadiness: judged.end() }
-}
-
-/// What the watching thread saw.
-struct Watched {
-    /// Of each clone, reads and writes.
-    samples: Vec<[Samples; 2]>,
-    series: Series,
-    steadiness: Option<Steadiness>,
-}
-
-/// Judges how steady the clones are, and ends them when they are.
-struct Judged {
-    judge: Option<Judge>,
-    /// When rates were read last; at first, when that begins.
-    read: Instant,
-    /// I/Os and bytes up to then.
-    done: Option<[u64; 2]>,
-}
-
-impl Judged {
-    fn new(job: &Job, begun: Instant) -> Judged {
-        let begins = begun + job.options.ramp_time + job.options.watch.steady_ramp;
-        Judged { judge: Judge::new(&job.options.watch), read: begins, done: None }
-    }
-
-    fn look(&mut self, now: Instant, job: &Job, progress: &[Arc<Progress>]) {
-        let Some(judge) = &mut self.judge else { return };
-        // Once it is steady, or reads back what it wrote, there is nothing to judge.
-        if judge.is_attained() || progress.iter().any(|clone| clone.checking.load(Relaxed)) {
-            return;
-        }
-        let since = now.saturating_duration_since(self.read);
-        if now < self.read || (self.done.is_some() && since < steady::EACH) {
-            return;
-        }
-        let (size, is_plain) = (job.options.block_size, !job.options.is_shaped());
-        let done = progress.iter().map(|clone| clone.done(size, is_plain));
-        let done = done.fold([0, 0], |sum, more| [sum[0] + more[0], sum[1] + more[1]]);
-        if let Some(before) = self.done {
-            let rate = |of: usize| done[of].saturating_sub(before[of]) as f64 / since.as_secs_f64();
-            if judge.add(rate(0), rate(1)) {
-                progress.iter().for_each(|clone| clone.end.store(true, Relaxed));
-            }
-        }
-        (self.read, self.done) = (now, Some(done));
-    }
-
-    fn end(self) -> Option<Steadiness> {
-        self.judge.map(Judge::end)
-    }
-}
-
-/// What was done between two marks, all clones together.
-fn point(job: &Job, begun: Instant, now: &Mark, before: &Mark) -> Point {
-    let zero = begun + job.options.ramp_time;
-    let count = |mark: &Mark, way: usize| mark.ios.iter().map(|ios| ios[way]).sum::<u64>();
-    let ios = [0, 1].map(|way| count(now, way).saturating_sub(count(before, way)) as f64);
-    Point {
-        start: before.at.saturating_duration_since(zero),
-        end: now.at.saturating_duration_since(zero),
-        ios,
-        bytes: ios.map(|ios| ios * f64::from(job.options.block_size)),
-    }
-}
-
-fn snapshot(
-    job: &Job,
-    progress: &[Arc<Progress>],
-    begun: Instant,
-    now: &Mark,
-    shown: &Mark,
-) -> Snapshot {
-    let rates = now.rates_since(shown);
-    let iops = [0, 1].map(|way| rates.iter().map(|rate| rate[way]).sum());
-    let elapsed = now.at - begun;
-    let time = job.options.runtime.map(|time| time + job.options.ramp_time);
-    let by_time = time.map_or(0.0, |time| elapsed.as_secs_f64() / time.as_secs_f64());
-    let passes = if job.options.reads_back() { 2.0 } else { 1.0 };
-    let by_count = now.total() as f64 / (job.plan.limit as f64 * passes * progress.len() as f64);
-    Snapshot {
-        elapsed,
-        done: by_time.max(by_count).min(1.0),
-        iops,
-        bandwidth: (iops[0] + iops[1]) * job.options.mean_block_size(),
-        checking: progress.iter().any(|clone| clone.checking.load(Relaxed)),
-    }
-}
-
-/// The counts of all clones at one moment.
-#[derive(Clone)]
-struct Mark {
-    at: Instant,
-    ios: Vec<[u64; 2]>,
-}
-
-impl Mark {
-    fn new(at: Instant, progress: &[Arc<Progress>]) -> Mark {
-        let counts = |clone: &Arc<Progress>| [0, 1].map(|way: usize| clone.ios[way].load(Relaxed));
-        Mark { at, ios: progress.iter().map(counts).collect() }
-    }
-
-    /// I/Os of all clones and directions.
-    fn total(&self) -> u64 {
-        self.ios.iter().flatten().sum()
-    }
-
-    /// I/Os a second since `earlier`.
-    fn rates_since(&self, earlier: &Mark) -> Vec<[f64; 2]> {
-        let seconds = (self.at - earlier.at).as_secs_f64().max(1e-9);
-        let rate = |now: u64, then: u64| now.saturating_sub(then) as f64 / seconds;
-        let clones = self.ios.iter().zip(&earlier.ios);
-        clones.map(|(now, then)| [0, 1].map(|way: usize| rate(now[way], then[way]))).collect()
     }
 }
 

@@ -62,6 +62,12 @@ impl Latency {
         let _ = self.histogram.add(&other.histogram);
     }
 
+    /// Takes `other`'s counts and forgets its own.
+    pub(crate) fn copy(&mut self, other: &Latency) {
+        // Cannot fail: both have the same bounds.
+        let _ = self.histogram.set_to(&other.histogram);
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.histogram.reset();
@@ -149,6 +155,16 @@ impl DirectionStats {
         self.runtime_ns = self.runtime_ns.max(other.runtime_ns);
         self.merge_latency(other);
         self.samples.merge(&other.samples);
+    }
+
+    /// Takes another's counts over, without its samples.
+    pub(crate) fn copy_figures(&mut self, from: &DirectionStats) {
+        (self.ios, self.bytes) = (from.ios, from.bytes);
+        self.latency.copy(&from.latency);
+        if let (Some(mine), Some(theirs)) = (&mut self.apart, &from.apart) {
+            mine.submission.copy(&theirs.submission);
+            mine.total.copy(&theirs.total);
+        }
     }
 
     /// How long the job worked in this direction, ms; as in fio at least 1, if it did.

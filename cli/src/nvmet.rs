@@ -32,7 +32,8 @@ const SLOTS: usize = 4096;
 const DEPTH: u32 = 1023;
 
 const AFTER_HELP: &str = "\
-Any vfio-user client can be the host: oxblock (--target=vfio-user:SOCKET), SPDK, QEMU from 10.1 on
+Any vfio-user client can be the host: oxblock (--target=vfio-user:SOCKET), those of rust-vmm; not
+tried yet: SPDK, QEMU from 10.1 on
 (-device '{\"driver\":\"vfio-user-pci\",\"socket\":{\"type\":\"unix\",\"path\":\"SOCKET\"}}', with
 the guest's memory in a memfd: -object memory-backend-memfd,share=on). Each client has a controller
 of its own, fresh, which goes with it; the namespaces are common to all.

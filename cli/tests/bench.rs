@@ -276,6 +276,33 @@ fn exit_what_chooses_who_ends() {
 }
 
 #[test]
+fn a_status_of_running_jobs_is_written_between() {
+    let job =
+        "[global]\nfilename=null\nruntime=1\nbs=4k\n[a]\nrate_iops=1000\nslat_percentiles=1\n[b]\n";
+    let file = job_file(job);
+    let out = good(&[path(&file), "--status-interval=300ms", "--output-format=json"]);
+    let documents = serde_json::Deserializer::from_str(&out).into_iter::<serde_json::Value>();
+    let documents: Vec<_> = documents.map(|document| document.expect("JSON")).collect();
+    assert!((2..=4).contains(&documents.len()), "{} documents", documents.len());
+    let count = |document: &serde_json::Value| document["jobs"].as_array().map(Vec::len);
+    assert!(documents.iter().all(|document| count(document) == Some(2)));
+    for job in [0, 1] {
+        let read = |document: &serde_json::Value| {
+            let read = &document["jobs"][job]["read"];
+            assert_eq!(read["clat_ns"]["N"], read["total_ios"]);
+            (read["total_ios"].as_u64(), read["io_bytes"].as_u64(), read["runtime"].as_u64())
+        };
+        let all: Vec<_> = documents.iter().map(read).collect();
+        assert!(all.is_sorted() && all[0].0 > Some(0), "{all:?}");
+        assert!(all.iter().all(|(ios, bytes, _)| bytes == &ios.map(|ios| ios * 4096)), "{all:?}");
+    }
+    let args = ["--target=null", "--rw=read", "--runtime=1", "--status-interval=400ms"];
+    let out = good(&args);
+    assert!((2..=3).contains(&out.matches("Run status group 0").count()), "{out}");
+    assert!(bad(&[&args[..3], &["--status-interval=1ms"]].concat()).1.contains("200ms"));
+}
+
+#[test]
 fn grouped_jobs_are_one_entry() {
     let file = job_file(
         "[global]\nfilename=null\nsize=64k\ngroup_reporting\n[a]\n[b]\nrw=write\n[c]\nnew_group\n",

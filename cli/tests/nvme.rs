@@ -43,6 +43,15 @@ fn a_controller_is_listed_and_identified() {
 }
 
 #[test]
+fn a_list_of_everything_needs_no_device() {
+    let output = nvme(&["list"]);
+    assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("Device"));
+    let both = json_of(&["list", "soft", "soft"]);
+    assert_eq!(both["Devices"].as_array().map(Vec::len), Some(2));
+}
+
+#[test]
 fn logs_are_read() {
     let smart = json_of(&["smart-log", "soft"]);
     assert_eq!((&smart["temperature"], &smart["avail_spare"]), (&json!(313), &json!(100)));

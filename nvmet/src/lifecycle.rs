@@ -184,7 +184,9 @@ impl<H: Hooks> Service<H> {
         let csts = self.shared.registers.csts();
         match self.phase {
             Phase::Ready => {
-                self.abandon_tasks(false);
+                for owner in self.abandon_tasks(false) {
+                    self.complete(owner, 0, Status::ABORT_REQUESTED);
+                }
                 self.phase = Phase::ShuttingDown { flushing: false, abrupt };
                 self.shared.registers.set_csts(csts.with_shst(SHST_OCCURRING));
             }

@@ -273,16 +273,16 @@ impl<H: Hooks> Service<H> {
         });
     }
 
-    /// The commands that wait are gone, or are to be: what they asked for stays undone where it is
-    /// not done yet. With `all`, a sanitize ends too.
-    pub(crate) fn abandon_tasks(&mut self, all: bool) {
+    /// What commands asked for stays undone where it is not done yet; with `all`, a sanitize ends
+    /// too. Returns the commands, which complete no more by themselves.
+    pub(crate) fn abandon_tasks(&mut self, all: bool) -> Vec<Tag> {
+        let mut owners = Vec::new();
         for task in self.maintenance.abandon(all) {
             for &nsid in &task.nsids {
                 self.inventory.set_busy(nsid, None);
             }
-            if let Some(owner) = task.owner {
-                self.complete(owner, 0, Status::ABORT_REQUESTED);
-            }
+            owners.extend(task.owner);
         }
+        owners
     }
 }

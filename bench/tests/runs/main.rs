@@ -244,7 +244,7 @@ fn stopping_ends_early_with_what_there_is() {
     let begun = Instant::now();
     let job = options(&[("rw", "randread"), ("runtime", "100"), ("iodepth", "4")]);
     let report = run(&session, job, &mut |snapshot| {
-        seen.push(*snapshot);
+        seen.push(snapshot.clone());
         stop.store(seen.len() == 3, std::sync::atomic::Ordering::Relaxed);
     })
     .expect("a run");

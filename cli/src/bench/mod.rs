@@ -11,11 +11,12 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
+use oxblock_bench::units;
 use oxblock_bench::{html, json, text};
 use oxblock_engine::{Error, ErrorKind};
 
@@ -117,6 +118,13 @@ pub fn command() -> Command {
                 .help("Show how far jobs are: on a terminal, never, or always"),
         )
         .arg(
+            Arg::new("status-interval")
+                .long("status-interval")
+                .value_name("TIME")
+                .value_parser(parse_time)
+                .help("Write a report of the running jobs each so long, too"),
+        )
+        .arg(
             Arg::new("output")
                 .long("output")
                 .value_name("FILE")
@@ -156,7 +164,10 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     if matches.get_flag("table") {
         return table::run(&jobs::given(matches)?, &stop);
     }
-    let (jobs, is_main) = jobs::all(matches)?;
+    let (mut jobs, is_main) = jobs::all(matches)?;
+    for job in &mut jobs {
+        job.status_interval = matches.get_one("status-interval").copied();
+    }
     let soft = TargetSpec::Soft(Box::new(TargetSpec::Memory));
     let rounds = Rounds::plan(jobs.clone(), &soft)?;
     if matches.get_flag("parse-only") {
@@ -189,6 +200,14 @@ pub fn stop_on_signal() -> Result<Arc<AtomicBool>, Error> {
             .map_err(|error| Error::from_io("taking over the signals that end a job", error))?;
     }
     Ok(stop)
+}
+
+/// How often a status is written: not more often than jobs are looked at.
+fn parse_time(word: &str) -> Result<Duration, String> {
+    match units::parse_time(word)? {
+        time if time >= Duration::from_millis(200) => Ok(time),
+        _ => Err(format!("`{word}` is below 200ms")),
+    }
 }
 
 /// What reports are written as.
@@ -258,6 +277,7 @@ impl Output {
                 Ok(())
             }
             News::Report(report) => self.add(*report),
+            News::Status(reports) => self.show_status(&reports),
         })
     }
 
@@ -274,6 +294,30 @@ impl Output {
         }
     }
 
+    /// Writes how running jobs stand; a document has those that have ended before them.
+    fn show_status(&mut self, running: &[Arc<Report>]) -> Result<(), Error> {
+        if running.is_empty() {
+            return Ok(());
+        }
+        let running: Vec<Report> = running.iter().map(|report| Report::clone(report)).collect();
+        if self.formats.normal {
+            self.write(&format!("{}{}\n", text::reports(&running), text::summary(&running)))?;
+        }
+        if self.formats.json {
+            let all: Vec<Report> = self.reports.iter().chain(&running).cloned().collect();
+            self.write_document(&all)?;
+        }
+        Ok(())
+    }
+
+    fn write_document(&mut self, reports: &[Report]) -> Result<(), Error> {
+        let document = match self.formats.plus {
+            true => json::document_plus(reports, SystemTime::now()),
+            false => json::document(reports, SystemTime::now()),
+        };
+        self.write(&format!("{document:#}\n"))
+    }
+
     /// Writes the reports that were not written yet, unless a document has to be before them.
     fn write_texts(&mut self) -> Result<(), Error> {
         if !self.formats.normal || self.formats.json || self.written == self.reports.len() {
@@ -286,11 +330,9 @@ impl Output {
 
     fn finish(mut self) -> Result<(), Error> {
         if self.formats.json {
-            let document = match self.formats.plus {
-                true => json::document_plus(&self.reports, SystemTime::now()),
-                false => json::document(&self.reports, SystemTime::now()),
-            };
-            self.write(&format!("{document:#}\n"))?;
+            let reports = std::mem::take(&mut self.reports);
+            self.write_document(&reports)?;
+            self.reports = reports;
         }
         if self.formats.normal {
             let text = text::reports(&self.reports[self.written..]);

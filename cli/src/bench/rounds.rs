@@ -29,6 +29,8 @@ pub enum News<'a> {
     Notices(&'a [String]),
     /// A job whose round has ended.
     Report(Box<Report>),
+    /// How the jobs stand that run.
+    Status(Vec<Arc<Report>>),
 }
 
 /// Takes the news.
@@ -166,13 +168,20 @@ impl Rounds {
         for round in self.rounds.iter().take_while(|_| goes_on()) {
             let results = match &round[..] {
                 [job] => {
+                    let mut told = Ok(());
                     let result = watched(&job.options.name, |watch| {
-                        run_placed(job, &targets[job.target], stop, watch)
+                        run_placed(job, &targets[job.target], stop, &mut |now| {
+                            watch(now);
+                            if let (Ok(()), Some(status)) = (&told, &now.status) {
+                                told = tell(News::Status(vec![status.clone()]));
+                            }
+                        })
                     });
+                    told?;
                     Endings::new(round, &rest).after(0, &result);
                     vec![result]
                 }
-                jobs => run_side_by_side(jobs, targets, stop, &rest),
+                jobs => run_side_by_side(jobs, targets, (stop, &rest), tell)?,
             };
             for result in results {
                 let report = result?;
@@ -232,7 +241,14 @@ fn run_placed(
     if !job.alone {
         session.serving = &[];
     }
-    let result = run_on_files(&session, target.nodes(job.place), job.options.clone(), watch);
+    let mut watch = |now: &Snapshot| {
+        let in_group = |status: &Arc<Report>| {
+            Arc::new(Report { group_id: job.group_id, ..Report::clone(status) })
+        };
+        watch(&Snapshot { status: now.status.as_ref().map(in_group), ..now.clone() });
+    };
+    let nodes = target.nodes(job.place);
+    let result = run_on_files(&session, nodes, job.options.clone(), &mut watch);
     let named = |error: Error| error.context(format!("job `{}`", job.options.name));
     result.map(|report| Report { group_id: job.group_id, ..report }).map_err(named)
 }
@@ -284,23 +300,28 @@ impl<'a> Endings<'a> {
 fn run_side_by_side(
     jobs: &[Placed],
     targets: &[Target],
-    stop: &Arc<AtomicBool>,
-    rest: &AtomicBool,
-) -> Vec<Result<Report, Error>> {
+    (stop, rest): (&Arc<AtomicBool>, &AtomicBool),
+    tell: Tell<'_>,
+) -> Result<Vec<Result<Report, Error>>, Error> {
     let endings = Endings::new(jobs, rest);
-    let shown = Mutex::new(vec![Snapshot::default(); jobs.len()]);
+    let shown = Mutex::new(Shown::new(jobs.len()));
+    let locked = || shown.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut told = Ok(());
     let one = |number: usize, job: &Placed| {
         let ending = &endings.flags[number];
         let result = run_placed(job, &targets[job.target], ending, &mut |now| {
-            shown.lock().unwrap_or_else(PoisonError::into_inner)[number] = *now;
+            locked().jobs[number].replace_by(now);
         });
         endings.after(number, &result);
+        if let (Ok(report), Some(_)) = (&result, job.options.status_interval) {
+            locked().ended[number] = Some(Arc::new(report.clone()));
+        }
         result.map(|report| Report {
             interrupted: report.interrupted && stop.load(Relaxed),
             ..report
         })
     };
-    watched(&format!("{} jobs", jobs.len()), |watch| {
+    let results = watched(&format!("{} jobs", jobs.len()), |watch| {
         std::thread::scope(|scope| {
             let one = &one;
             let threads: Vec<_> = (0..)
@@ -312,12 +333,43 @@ fn run_side_by_side(
                 if stop.load(Relaxed) {
                     endings.end_all();
                 }
-                watch(&together(&shown.lock().unwrap_or_else(PoisonError::into_inner)));
+                watch(&together(&locked().jobs));
+                let status = locked().take_status();
+                if let (Ok(()), Some(status)) = (&told, status) {
+                    told = tell(News::Status(status));
+                }
             }
             let gone = || Err(Error::new(ErrorKind::Failed, "the thread of a job panicked"));
             threads.into_iter().map(|thread| thread.join().unwrap_or_else(|_| gone())).collect()
         })
-    })
+    });
+    told.map(|()| results)
+}
+
+/// What the jobs of a round show of themselves.
+struct Shown {
+    jobs: Vec<Snapshot>,
+    /// The reports of those that have ended, where a status is asked for.
+    ended: Vec<Option<Arc<Report>>>,
+}
+
+impl Shown {
+    fn new(count: usize) -> Shown {
+        Shown { jobs: vec![Snapshot::default(); count], ended: vec![None; count] }
+    }
+
+    /// How all jobs stand, once each that runs has told of itself since the last time.
+    fn take_status(&mut self) -> Option<Vec<Arc<Report>>> {
+        let runs = |(job, ended): (&Snapshot, &Option<Arc<Report>>)| {
+            ended.is_none().then_some(job.status.is_some())
+        };
+        let running: Vec<bool> = self.jobs.iter().zip(&self.ended).filter_map(runs).collect();
+        if running.is_empty() || running.contains(&false) {
+            return None;
+        }
+        let jobs = self.jobs.iter_mut().zip(&self.ended);
+        Some(jobs.filter_map(|(job, ended)| ended.clone().or(job.status.take())).collect())
+    }
 }
 
 /// Where several jobs stand, as one: the slowest's progress, all their rates.
@@ -329,6 +381,7 @@ fn together(jobs: &[Snapshot]) -> Snapshot {
         iops: [sum(|job| job.iops[0]), sum(|job| job.iops[1])],
         bandwidth: sum(|job| job.bandwidth),
         checking: jobs.iter().any(|job| job.checking),
+        status: None,
     }
 }
 

@@ -76,11 +76,7 @@ pub fn vfio(root: &Root) -> Finding {
     }
     let iommufd = root.exists("dev/iommu");
     if iommufd {
-        // Most distributions' kernels have none.
-        finding.found(
-            "/dev/iommu is there: used for a device whose group cannot be opened, which our tests \
-             do not verify; prefer groups",
-        );
+        finding.found("/dev/iommu is there: used for devices whose groups cannot be opened");
     }
     let by_node = iommufd && root.exists("dev/vfio/devices");
     if loaded && container && !by_node && !root.exists("sys/module/vfio_iommu_type1") {

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use clap::ArgMatches;
 use oxblock_nvme::NSID_ALL;
 use oxblock_nvme::identify::{CNS_ACTIVE_LIST, CNS_NAMESPACE, Namespace};
+use oxblock_pci::host::{HostFunction, Root};
 use serde_json::{Value, json};
 use zerocopy::FromBytes;
 
@@ -26,15 +27,53 @@ struct Row {
     metadata_bytes: u16,
 }
 
-/// `oxblock nvme list DEVICE...`
+/// `oxblock nvme list [DEVICE...]`
 pub fn list(matches: &ArgMatches) -> Result<Report, Failure> {
     let mut rows = Vec::new();
-    for device in matches.get_many::<String>("device").into_iter().flatten() {
-        let session = Session::open(device)?;
-        rows.extend(rows_of(&session, device)?);
-        session.close()?;
+    let Some(named) = matches.get_many::<String>("device") else {
+        return Ok(all());
+    };
+    for device in named {
+        rows.extend(look(device)?);
     }
     Ok(report(&rows))
+}
+
+/// Every controller that was handed over. One that cannot be opened, since another process has it,
+/// keeps nobody from seeing the others.
+fn all() -> Report {
+    let (mut rows, mut below) = (Vec::new(), String::new());
+    let mut found = HostFunction::all(&Root::new("/"));
+    found.retain(HostFunction::is_nvme);
+    for function in found {
+        let address = function.address.to_string();
+        if !function.is_bound() {
+            let driver = function.driver.as_deref().unwrap_or("no driver");
+            let _ = writeln!(
+                below,
+                "{address} belongs to {driver}; `oxblock pci bind {address}` hands it over"
+            );
+            continue;
+        }
+        match look(&address) {
+            Ok(found) => rows.extend(found),
+            Err(Failure::Usage(text)) => drop(writeln!(below, "{address}: {text}")),
+            Err(Failure::Device(error)) => drop(writeln!(below, "{address}: {error}")),
+        }
+    }
+    let mut report = report(&rows);
+    report.text.push_str(&below);
+    report
+}
+
+fn look(device: &str) -> Result<Vec<Row>, Failure> {
+    let session = Session::open(device)?;
+    let rows = rows_of(&session, device);
+    // What the device said to the command matters more than how it was closed.
+    let closed = session.close();
+    let rows = rows?;
+    closed?;
+    Ok(rows)
 }
 
 /// The list of a single controller.

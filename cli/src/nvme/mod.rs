@@ -27,9 +27,8 @@ use verbs::{VERBS, Verb};
 
 const AFTER_HELP: &str = "\
 Devices:
-  0000:01:00.0      a PCI address (nvme://0000:01:00.0 too), bound to vfio-pci; behind no IOMMU,
-                    if that is what you want: noiommu:0000:01:00.0
-  vfio-user:SOCKET  a controller that another process serves, such as oxblock nvmet
+  0000:01:00.0      a PCI address (nvme://0000:01:00.0 too), handed over by oxblock pci bind
+  vfio-user:SOCKET  one that another process serves there (oxblock nvmet)
   soft              a software controller in this process over memory, gone afterwards
   soft:PATH         the same over a file
 
@@ -67,7 +66,10 @@ pub fn command() -> Command {
 fn verb_command(verb: &Verb) -> Command {
     let device = Arg::new("device").value_name("DEVICE").help("The controller");
     let device = match verb.name {
-        "list" => device.num_args(1..).action(ArgAction::Append).required(true),
+        "list" => device
+            .num_args(0..)
+            .action(ArgAction::Append)
+            .help("The controllers; all that were handed over, if none is named"),
         _ => device.required(true),
     };
     let json = Arg::new("json").long("json").action(ArgAction::SetTrue).help("Print JSON");

@@ -81,17 +81,19 @@ impl VfioUserFunction {
     /// Asks what the server serves.
     fn learn(connection: Connection) -> Result<Arc<VfioUserFunction>, PciError> {
         let connection = Arc::new(connection);
-        let regions = connection.device_info()?;
+        let (regions, irqs) = connection.device_info()?;
         let mut bars = [const { None }; 6];
         for (index, bar) in (0..regions.min(REGIONS)).zip(&mut bars) {
             *bar = ClientBar::open(&connection, index)?.map(Arc::new);
         }
         let (config, _) = connection.region_info(CONFIG_REGION)?;
         let len = config.size.get().min(4096) as u16;
-        let count = connection.irq_count(MSIX_IRQ)?;
+        // A server may throw out who asks for kinds that it does not have.
+        let count = |index| if index < irqs { connection.irq_count(index) } else { Ok(0) };
+        let vectors = count(MSIX_IRQ)?;
         let events = connection.events();
         for (index, event) in [(ERROR_IRQ, &events.error), (REQUEST_IRQ, &events.removal)] {
-            if connection.irq_count(index)? > 0 {
+            if count(index)? > 0 {
                 connection.set_irq(index, 0, Some(event))?;
             }
         }
@@ -99,7 +101,7 @@ impl VfioUserFunction {
             bars,
             config: ClientConfig { connection: Arc::clone(&connection), len },
             iommu: Arc::new(ClientIommu::new(Arc::clone(&connection))),
-            interrupts: ClientInterrupts { connection: Arc::clone(&connection), count },
+            interrupts: ClientInterrupts { connection: Arc::clone(&connection), count: vectors },
             connection,
         }))
     }
@@ -147,8 +149,8 @@ impl Function for VfioUserFunction {
 
 /// What the server is asked while it is being connected.
 impl Connection {
-    /// How many regions there are.
-    fn device_info(&self) -> Result<u32, PciError> {
+    /// How many regions and kinds of interrupts there are.
+    fn device_info(&self) -> Result<(u32, u32), PciError> {
         let ask = DeviceInfo { argsz: (size_of::<DeviceInfo>() as u32).into(), ..<_>::default() };
         let reply = self.call(&Request::DeviceInfo(ask), &[])?;
         let Ok((info, _)) = DeviceInfo::read_from_prefix(&reply.body) else {
@@ -164,7 +166,7 @@ impl Connection {
                 ),
             ));
         }
-        Ok(regions)
+        Ok((regions, info.irqs.get()))
     }
 
     /// What a region is, and the whole reply.

@@ -1,6 +1,7 @@
 //! NVMe between two processes, over vfio-user.
 
-mod foreign;
+mod foreign_client;
+mod foreign_server;
 mod lives;
 mod server;
 mod suite;

@@ -8,6 +8,7 @@ mod doctor;
 mod guide;
 mod kernel;
 mod machine;
+mod noiommu;
 mod nvme;
 mod pci;
 mod runner;
@@ -26,6 +27,7 @@ pub fn tests() -> Vec<Test> {
     kernel::add(&mut tests);
     pci::add(&mut tests);
     vfio::add(&mut tests);
+    noiommu::add(&mut tests);
     nvme::add(&mut tests);
     bench::add(&mut tests);
     data::add(&mut tests);

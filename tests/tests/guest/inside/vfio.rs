@@ -19,7 +19,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::disks::{FIRST, SECOND};
 use super::machine::{driver, run, until};
-use super::{Start, Test};
+use super::{Machine, Start, Test};
 
 /// The bytes that tests move about.
 const LEN: usize = 1 << 20;
@@ -27,8 +27,7 @@ const LEN: usize = 1 << 20;
 const ENTRY_LIMIT: &str = "/sys/module/vfio_iommu_type1/parameters/dma_entry_limit";
 
 pub fn add(tests: &mut Vec<Test>) {
-    let bound = Start { driver: "vfio-pci", ..Start::default() };
-    let small = Start { hugepages: 0, ..bound };
+    let (bound, small) = (Start::handed_over(), Start::handed_over_in_small_pages());
     let mut add = |name: &str, start, body: fn()| {
         tests.push(Test::new(&format!("vfio::{name}"), body).start(start));
     };
@@ -45,6 +44,29 @@ pub fn add(tests: &mut Vec<Test>) {
     add("a_register_outlives_its_function", bound, register_outlives_function);
     add("a_group_has_one_user", bound, one_user);
     add("a_device_with_the_kernel_says_so", Start::default(), with_the_kernel);
+    let mut add = |name: &str, start, body: fn()| {
+        let test = Test::new(&format!("vfio::iommufd::{name}"), move || by_node(body));
+        tests.push(test.machine(Machine::Iommufd).start(start));
+    };
+    add("functions_are_what_the_kernel_says", bound, is_what_the_kernel_says);
+    add("two_controllers_share_an_address_space", bound, two_controllers);
+    add("two_controllers_on_small_pages", small, two_controllers);
+    add("interrupts_come_by_eventfd", bound, interrupts);
+    add("memory_comes_and_goes_under_io", bound, registered_memory);
+    add("a_register_outlives_its_function", bound, register_outlives_function);
+}
+
+/// Runs a test where functions are opened by their own nodes: containers are out of sight.
+fn by_node(body: fn()) {
+    struct Hidden;
+    impl Drop for Hidden {
+        fn drop(&mut self) {
+            let _ = fs::rename("/dev/vfio/hidden", "/dev/vfio/vfio");
+        }
+    }
+    fs::rename("/dev/vfio/vfio", "/dev/vfio/hidden").expect("containers");
+    let _hidden = Hidden;
+    body();
 }
 
 fn open(vfio: &Vfio, address: &str) -> Arc<VfioFunction> {

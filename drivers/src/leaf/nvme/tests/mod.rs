@@ -27,6 +27,7 @@ mod device;
 mod ending;
 mod fuzz;
 mod io;
+mod passthrough;
 
 use std::cell::Cell;
 use std::future::Future;
