@@ -81,10 +81,14 @@ pub fn function(controller: &Controller) -> String {
     format!("{prefix}{}", controller.address)
 }
 
+/// The pages that the controllers can reach.
+pub fn pages() -> PagePolicy {
+    if has_iommu() { PagePolicy::Best } else { PagePolicy::Contiguous }
+}
+
 /// An engine of so many cores that can drive the controllers.
 pub fn engine(cores: usize) -> Engine {
-    let pages = if has_iommu() { PagePolicy::Best } else { PagePolicy::Contiguous };
-    let arena = ArenaOptions { pages, ..ArenaOptions::new(8 << 20) };
+    let arena = ArenaOptions { pages: pages(), ..ArenaOptions::new(8 << 20) };
     let options = Options { arena, ..Options::default() };
     Engine::with_cores(cores, options).unwrap_or_else(|e| panic!("{e}"))
 }
