@@ -54,7 +54,9 @@ impl Budget {
             None => plan.limit,
             Some(_) => options.shape.number_ios.unwrap_or(u64::MAX),
         };
-        Budget { bytes: plan.bytes, ios }
+        // What is trimmed is written too: as in fio, both are beyond what was asked for.
+        let times = if options.rw.trims_then_writes() { 2 } else { 1 };
+        Budget { bytes: plan.bytes.saturating_mul(times), ios: ios.saturating_mul(times) }
     }
 
     #[inline]
@@ -92,6 +94,10 @@ pub(crate) struct Generator {
     /// Where sequential pieces go on, by direction.
     next: [u64; 3],
     places: Places,
+    /// Each piece is trimmed, and then written.
+    pairs: bool,
+    /// Offset and length of what was trimmed and is to be written.
+    trimmed: Option<(u64, u32)>,
 }
 
 #[derive(Clone, Debug)]
@@ -148,11 +154,28 @@ impl Generator {
             next: [0; 3],
             sizes,
             align,
+            pairs: options.rw.trims_then_writes(),
+            trimmed: None,
         }
     }
 
     #[inline]
     pub fn next(&mut self) -> Piece {
+        if !self.pairs {
+            return self.draw();
+        }
+        match self.trimmed.take() {
+            Some((offset, len)) => Piece { file: 0, way: 1, offset, len },
+            None => {
+                let piece = self.draw();
+                self.trimmed = Some((piece.offset, piece.len));
+                piece
+            }
+        }
+    }
+
+    #[inline]
+    fn draw(&mut self) -> Piece {
         let way = match self.mix {
             None => self.way,
             Some(threshold) => usize::from(self.random.next_u64() >> 32 >= threshold),

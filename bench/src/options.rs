@@ -165,6 +165,10 @@ pub enum Rw {
     Trim,
     /// Random trims.
     RandTrim,
+    /// Each block is trimmed and then written, in sequence.
+    TrimWrite,
+    /// The same, at random.
+    RandTrimWrite,
 }
 
 impl Rw {
@@ -178,18 +182,26 @@ impl Rw {
             Rw::ReadWrite => "rw",
             Rw::RandRw => "randrw",
             Rw::Trim => "trim",
+            Rw::TrimWrite => "trimwrite",
+            Rw::RandTrimWrite => "randtrimwrite",
             Rw::RandTrim => "randtrim",
         }
     }
 
     /// Are offsets random?
     pub fn is_random(self) -> bool {
-        matches!(self, Rw::RandRead | Rw::RandWrite | Rw::RandRw | Rw::RandTrim)
+        use Rw::{RandRead, RandRw, RandTrim, RandTrimWrite, RandWrite};
+        matches!(self, RandRead | RandWrite | RandRw | RandTrim | RandTrimWrite)
     }
 
     /// Does it trim?
     pub fn trims(self) -> bool {
-        matches!(self, Rw::Trim | Rw::RandTrim)
+        matches!(self, Rw::Trim | Rw::RandTrim) || self.trims_then_writes()
+    }
+
+    /// Does it write each block that it trimmed?
+    pub fn trims_then_writes(self) -> bool {
+        matches!(self, Rw::TrimWrite | Rw::RandTrimWrite)
     }
 
     /// Does it read?
@@ -315,6 +327,7 @@ impl JobOptions {
         match self.rw {
             Rw::Read | Rw::RandRead => 100,
             Rw::Write | Rw::RandWrite | Rw::Trim | Rw::RandTrim => 0,
+            Rw::TrimWrite | Rw::RandTrimWrite => 0,
             Rw::ReadWrite | Rw::RandRw => self.read_percent,
         }
     }

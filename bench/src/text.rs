@@ -31,6 +31,8 @@ pub fn describe(options: &JobOptions) -> String {
     let what = if options.rw.is_mixed() {
         let reads = options.read_percent;
         format!("{reads} % reads and {} % writes", 100 - reads)
+    } else if options.rw.trims_then_writes() {
+        "trims, each followed by a write".to_owned()
     } else if options.rw.trims() {
         "trims".to_owned()
     } else if options.rw.writes() {

@@ -120,6 +120,19 @@ fn trims_are_a_direction_of_their_own() {
 }
 
 #[test]
+fn what_is_trimmed_is_written_after() {
+    for words in ["rw=trimwrite bs=64k", "rw=randtrimwrite bs=64k iodepth=4"] {
+        let group = on_memory(words);
+        assert_eq!((group.trim.ios, group.write.ios, group.read.ios), (16, 16, 0), "{words}");
+    }
+    let group = on_memory("rw=randtrimwrite bs=4k number_ios=10 rate_iops=10000");
+    assert_eq!((group.trim.ios, group.write.ios), (10, 10));
+    // The block is written where it was trimmed, and after it: nothing is left empty.
+    let bytes = written("rw=randtrimwrite bs=4k buffer_pattern=0xab");
+    assert!(bytes.iter().all(|&byte| byte == 0xab));
+}
+
+#[test]
 fn rates_are_kept() {
     for words in ["rate_iops=2000", "rate=8192000", "rate_iops=2000 rate_process=poisson"] {
         let begun = Instant::now();

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use oxblock_drivers::file::FileOptions;
+use oxblock_drivers::file::{FileEngine, FileOptions};
 use oxblock_drivers::memory::MemoryOptions;
 use oxblock_drivers::null::NullOptions;
 use oxblock_drivers::{file, memory, null};
@@ -48,7 +48,22 @@ pub enum NodeSpec {
         /// How it is cached.
         #[serde(default)]
         cache: CacheSpec,
+        /// How its calls are made; as this host allows if left out.
+        aio: Option<AioSpec>,
+        /// A thread of the kernel takes the calls (not in QEMU).
+        #[serde(default)]
+        sqthread_poll: bool,
     },
+}
+
+/// QEMU's BlockdevAioOptions, as far as we have them.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AioSpec {
+    /// By threads.
+    Threads,
+    /// Through io_uring.
+    IoUring,
 }
 
 /// QEMU's BlockdevCacheOptions, as far as we have it.
@@ -102,12 +117,20 @@ impl NodeSpec {
             NodeSpec::Memory { size, block_size, .. } => {
                 memory::open(MemoryOptions { size, block_size: block_size.unwrap_or(512) })
             }
-            NodeSpec::File { filename, read_only, cache, .. } => file::open(FileOptions {
-                direct: cache.direct,
-                read_only,
-                queue_depth,
-                ..FileOptions::new(filename)
-            }),
+            NodeSpec::File { filename, read_only, cache, aio, sqthread_poll, .. } => {
+                file::open(FileOptions {
+                    direct: cache.direct,
+                    engine: match aio {
+                        None => FileEngine::Best,
+                        Some(AioSpec::Threads) => FileEngine::Workers,
+                        Some(AioSpec::IoUring) => FileEngine::Uring,
+                    },
+                    sqthread_poll,
+                    read_only,
+                    queue_depth,
+                    ..FileOptions::new(filename)
+                })
+            }
         }
     }
 }
@@ -127,13 +150,18 @@ mod tests {
         };
         assert_eq!(node.ok(), Some(null));
         let node = NodeSpec::parse(
-            r#"{"driver":"file","filename":"x","read-only":true,"cache":{"direct":true},"node-name":"n"}"#,
+            r#"{"driver":"file","filename":"x","read-only":true,"cache":{"direct":true},"node-name":"n","aio":"io_uring"}"#,
         )
         .expect("a good node");
         assert_eq!(node.name(), Some("n"));
         assert!(matches!(
             node,
-            NodeSpec::File { read_only: true, cache: CacheSpec { direct: true }, .. }
+            NodeSpec::File {
+                read_only: true,
+                cache: CacheSpec { direct: true },
+                aio: Some(AioSpec::IoUring),
+                ..
+            }
         ));
     }
 
@@ -145,6 +173,7 @@ mod tests {
             (r#"{"driver":"null-co","sise":1}"#, "sise"),
             (r#"{"driver":"memory"}"#, "size"),
             (r#"{"size":1}"#, "driver"),
+            (r#"{"driver":"file","filename":"x","aio":"native"}"#, "io_uring"),
         ] {
             let error = NodeSpec::parse(json).expect_err(json).to_string();
             assert!(error.contains(hint) && error.contains("expected a node"), "{error}");

@@ -168,6 +168,7 @@ pub struct Wants {
     preallocates: bool,
     overwrites: bool,
     unlinks: bool,
+    sqthread_poll: bool,
 }
 
 impl Wants {
@@ -184,6 +185,7 @@ impl Wants {
             preallocates: jobs.iter().any(|job| job.files.preallocate),
             overwrites: jobs.iter().any(|job| job.files.overwrite),
             unlinks: jobs.iter().any(|job| job.files.unlink),
+            sqthread_poll: jobs.iter().any(|job| job.files.sqthread_poll),
         }
     }
 
@@ -201,6 +203,7 @@ impl Wants {
             preallocates: false,
             overwrites: false,
             unlinks: false,
+            sqthread_poll: false,
         }
     }
 
@@ -451,6 +454,7 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
     Ok(FileOptions {
         size,
         preallocate: wants.preallocates,
+        sqthread_poll: wants.sqthread_poll,
         direct: wants.direct,
         read_only: !wants.writes && !is_new,
         queue_depth: wants.queue_depth(),

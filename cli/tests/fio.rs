@@ -27,6 +27,7 @@ const JOBS: &[(&str, f64)] = &[
     ("rw=write bs=4k size=256k offset_increment=256k numjobs=2 group_reporting", 0.0),
     ("rw=read bs=64k size=1m offset=512k", 0.0),
     ("rw=randtrim bs=64k size=4m", 0.0),
+    ("rw=trimwrite bs=64k size=4m", 0.0),
     ("rw=write bs=4k size=256k fsync=8", 0.0),
     ("rw=randread bs=4k number_ios=200 size=4m rate_iops=1000", 0.0),
 ];

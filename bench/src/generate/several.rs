@@ -15,6 +15,8 @@ pub(crate) struct Several {
     /// I/Os before the next file is chosen, and how many of them are left.
     every: u32,
     left: u32,
+    /// A piece that is trimmed is also written, and done with only then.
+    pairs: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -62,7 +64,15 @@ impl Several {
             Service::Drawn(Distribution::Normal(percent)) => (Turn::Normal(percent / 100.0), 0),
             Service::Drawn(_) => (Turn::Uniform, 0),
         };
-        Several { files, turn, random: Prng::new(mix64(seed ^ 3)), at, every, left: 0 }
+        Several {
+            files,
+            turn,
+            random: Prng::new(mix64(seed ^ 3)),
+            at,
+            every,
+            left: 0,
+            pairs: options.rw.trims_then_writes(),
+        }
     }
 
     pub fn next(&mut self) -> Piece {
@@ -76,7 +86,9 @@ impl Several {
         }
         let file = &mut self.files[self.at];
         let piece = file.generator.next();
-        file.left = file.left.saturating_sub(u64::from(piece.len));
+        if !(self.pairs && piece.way == 2) {
+            file.left = file.left.saturating_sub(u64::from(piece.len));
+        }
         let offset = piece.offset.wrapping_add(file.shift);
         Piece { file: self.at as u16, offset, ..piece }
     }

@@ -53,8 +53,8 @@ impl Watching {
     /// The watch that a job asks for; `None`: over nothing.
     pub fn new(options: &JobOptions, recorder: Option<Recorder>) -> Option<Watching> {
         let (watch, depth) = (&options.watch, options.io_depth);
-        let does =
-            [options.rw.reads(), options.rw.writes() && !options.rw.trims(), options.rw.trims()];
+        let only_trims = options.rw.trims() && !options.rw.trims_then_writes();
+        let does = [options.rw.reads(), options.rw.writes() && !only_trims, options.rw.trims()];
         let own = |limits: [u64; 3]| [0, 1, 2].map(|way: usize| limits[way] * u64::from(does[way]));
         if !watch.needs_each_io() {
             return None;

@@ -26,6 +26,8 @@ pub struct Files {
     pub overwrite: bool,
     /// Files are removed after the run.
     pub unlink: bool,
+    /// A thread of the kernel takes the calls.
+    pub sqthread_poll: bool,
 }
 
 /// fio's `file_service_type`.
@@ -52,6 +54,7 @@ impl Default for Files {
             preallocate: false,
             overwrite: false,
             unlink: false,
+            sqthread_poll: false,
         }
     }
 }
@@ -190,6 +193,9 @@ pub(super) static FILES: &[OptionSpec] = &[
         job.files.overwrite = on;
     }),
     switch!("create_on_open", "Accepted: files are made when they are opened", |_, _| ()),
+    switch!("sqthread_poll", "A thread of the kernel takes the calls to a file [0]", |job, on| {
+        job.files.sqthread_poll = on;
+    }),
     switch!("unlink", "Remove the files after the run [0]", |job, on| job.files.unlink = on),
 ];
 

@@ -93,7 +93,7 @@ static JOB: &[OptionSpec] = &[
     option!(
         "rw"["readwrite"],
         "MODE",
-        "read, write, trim, rw, randread, randwrite, randtrim or randrw",
+        "read, write, trim, rw, trimwrite, or at random: randread, randwrite, randtrim, randrw, randtrimwrite",
         |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
     ),
     option!(
@@ -344,7 +344,7 @@ static JOB: &[OptionSpec] = &[
 ];
 
 fn parse_rw(word: &str) -> Result<Rw, String> {
-    const ALL: [Rw; 8] = [
+    const ALL: [Rw; 10] = [
         Rw::Read,
         Rw::Write,
         Rw::RandRead,
@@ -353,10 +353,12 @@ fn parse_rw(word: &str) -> Result<Rw, String> {
         Rw::RandRw,
         Rw::Trim,
         Rw::RandTrim,
+        Rw::TrimWrite,
+        Rw::RandTrimWrite,
     ];
     let found = ALL.into_iter().find(|rw| rw.word() == word);
     found.or((word == "readwrite").then_some(Rw::ReadWrite)).ok_or_else(|| {
-        format!("`{word}` is none of read, write, trim, rw (readwrite), randread, randwrite, randtrim, randrw")
+        format!("`{word}` is none of read, write, trim, rw (readwrite), trimwrite, randread, randwrite, randtrim, randrw, randtrimwrite")
     })
 }
 

@@ -2,6 +2,7 @@
 
 mod compare;
 mod jobs;
+mod peers;
 mod progress;
 mod rounds;
 mod table;
@@ -140,6 +141,13 @@ pub fn command() -> Command {
                 .help("Write a page with plots there too; it needs nothing but a browser"),
         )
         .arg(
+            Arg::new("peers")
+                .long("peers")
+                .action(ArgAction::SetTrue)
+                .conflicts_with_all(["filename", "jobfile", "table", "report"])
+                .help("Measure the harness and files side by side with fio and qemu-img"),
+        )
+        .arg(
             Arg::new("table")
                 .long("table")
                 .action(ArgAction::SetTrue)
@@ -161,6 +169,9 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     }
     progress::show(matches.get_one::<String>("eta").map_or("auto", String::as_str));
     let stop = stop_on_signal()?;
+    if matches.get_flag("peers") {
+        return peers::run(&jobs::given(matches)?, &stop);
+    }
     if matches.get_flag("table") {
         return table::run(&jobs::given(matches)?, &stop);
     }

@@ -82,7 +82,14 @@ fn scaling(stop: &Arc<AtomicBool>) -> Result<f64, Error> {
     Ok(iops(2)? / iops(1)?)
 }
 
-fn run_on(target: &str, options: JobOptions, stop: &Arc<AtomicBool>) -> Result<CloneReport, Error> {
+/// Runs one job on a target of its own.
+///
+/// Errors: a target that cannot be opened.
+pub fn run_on(
+    target: &str,
+    options: JobOptions,
+    stop: &Arc<AtomicBool>,
+) -> Result<CloneReport, Error> {
     let (jobs, name) = ([options.clone()], options.name.clone());
     let spec = TargetSpec::parse(target)?;
     let processors = Processors::of(matches!(spec, TargetSpec::Soft(_))).jobs;

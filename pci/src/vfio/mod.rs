@@ -74,7 +74,7 @@ impl Vfio {
 
     /// Opens a function that is bound to vfio-pci where there is no IOMMU. It reaches memory by
     /// its physical address, so all memory of its engine must lie in one piece
-    /// ([`ArenaOptions::contiguous`](oxblock_mem::ArenaOptions::contiguous)). Nothing keeps it
+    /// ([`PagePolicy::Contiguous`](oxblock_mem::PagePolicy::Contiguous)). Nothing keeps it
     /// from any other memory: a driver's mistake overwrites the kernel.
     ///
     /// # Errors

@@ -26,7 +26,7 @@ impl Calls {
             Some((threads, cpus)) => {
                 Calls::Workers(Workers::new(shared, usize::from(*threads), *cpus)?)
             }
-            None => Calls::Ring(Box::new(Ring::new(&shared.file, shared.queue_depth, memory)?)),
+            None => Calls::Ring(Box::new(Ring::new(shared, memory)?)),
         })
     }
 

@@ -63,6 +63,10 @@ pub struct FileOptions {
     pub at_once: bool,
     /// How other calls are made.
     pub engine: FileEngine,
+    /// Whether a thread of the kernel takes the calls off each ring (IORING_SETUP_SQPOLL): no
+    /// system calls while it is awake, at the cost of the processor that it polls on. Where the
+    /// kernel refuses, [`Driver::notice`] says so and there is none.
+    pub sqthread_poll: bool,
 }
 
 /// How the file driver's calls are made.
@@ -90,6 +94,7 @@ impl FileOptions {
             queue_depth: 128,
             at_once: true,
             engine: FileEngine::Best,
+            sqthread_poll: false,
         }
     }
 }
@@ -106,7 +111,15 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         let text = format!("file {}: {text}", options.path.display());
         return Err(Error::new(ErrorKind::Invalid, text));
     }
-    let (workers, notice) = workers(&options)?;
+    let (workers, mut notice) = workers(&options)?;
+    let mut sqthread_poll = options.sqthread_poll && workers.is_none();
+    if sqthread_poll && let Err(error) = uring::try_out(true) {
+        sqthread_poll = false;
+        let path = options.path.display();
+        notice = Some(format!(
+            "file {path}: this kernel lets us have no thread that polls for calls ({error}): we make them; run as root, or leave sqthread_poll out"
+        ));
+    }
     let backing = Backing::open(&options, workers.is_some())?;
     let at_once = match options.direct || !options.at_once {
         true => None,
@@ -119,6 +132,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         zeroes_are_data: backing.zeroes_are_data,
         at_once,
         workers,
+        sqthread_poll,
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
     };
@@ -138,7 +152,7 @@ fn workers(options: &FileOptions) -> Result<(Option<Threads>, Option<String>), E
     let forbidden = match options.engine {
         FileEngine::Uring => return Ok((None, None)),
         FileEngine::Workers => None,
-        FileEngine::Best => match uring::try_out() {
+        FileEngine::Best => match uring::try_out(false) {
             Err(e) if is_forbidden(&e) => Some(ring_hint(&e)),
             // Any other failure is told where the queue is opened.
             _ => return Ok((None, None)),
@@ -178,6 +192,8 @@ struct Shared {
     at_once: Option<AtOnce>,
     /// Without io_uring: the threads of each queue, and the processors that they may use.
     workers: Option<Threads>,
+    /// A thread of the kernel takes the calls off the ring.
+    sqthread_poll: bool,
     queue_depth: u16,
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,

@@ -2,7 +2,6 @@
 //! the lists are freed only once `in_kernel` is zero, and leaked otherwise.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -11,6 +10,7 @@ use std::time::Duration;
 use io_uring::{IoUring, opcode, squeue, types};
 use oxblock_mem::Region;
 
+use super::Shared;
 use super::syscall::{Call, Lists, write_flags};
 
 /// What marks the completions of cancellations, and of the watch over an eventfd.
@@ -33,14 +33,14 @@ pub(super) struct Ring {
 }
 
 impl Ring {
-    /// A ring with `depth` slots on `file`, which the kernel keeps open as long as the ring
-    /// lives.
+    /// A ring on the file, which the kernel keeps open as long as the ring lives.
     ///
     /// `memory`, from which most requests' memory comes, is registered where the limit of locked
     /// memory allows: the kernel then need not look up its pages for each call.
-    pub(super) fn new(file: &File, depth: u16, memory: Option<Region>) -> io::Result<Self> {
-        let uring = build(u32::from(depth))?;
-        uring.submitter().register_files(&[file.as_raw_fd()])?;
+    pub(super) fn new(shared: &Shared, memory: Option<Region>) -> io::Result<Self> {
+        let depth = shared.queue_depth;
+        let uring = build(u32::from(depth), shared.sqthread_poll)?;
+        uring.submitter().register_files(&[shared.file.as_raw_fd()])?;
         let fixed = memory.filter(|region| register(&uring, region).is_ok());
         Ok(Self {
             uring: ManuallyDrop::new(uring),
@@ -263,10 +263,16 @@ fn register(uring: &IoUring, region: &Region) -> io::Result<()> {
 /// Task work is left until we enter: no interrupts from the kernel. Deferred task work
 /// (IORING_SETUP_DEFER_TASKRUN) would go further, but then a completion does not turn the
 /// ring's descriptor readable, and a sleeping reactor sleeps on.
-fn build(depth: u32) -> io::Result<IoUring> {
+///
+/// With `sqthread_poll` a thread of the kernel takes the calls, and sleeps when it has found none
+/// for [`SQTHREAD_IDLE_MS`].
+fn build(depth: u32, sqthread_poll: bool) -> io::Result<IoUring> {
     let entries = depth.next_power_of_two() * 2;
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp();
+    if sqthread_poll {
+        return builder.setup_sqpoll(SQTHREAD_IDLE_MS).build(entries);
+    }
     match builder.clone().setup_coop_taskrun().setup_taskrun_flag().build(entries) {
         // Older than Linux 5.19.
         Err(e) if e.raw_os_error() == Some(libc::EINVAL) => builder.build(entries),
@@ -274,9 +280,12 @@ fn build(depth: u32) -> io::Result<IoUring> {
     }
 }
 
+/// How long the kernel's thread polls in vain before it sleeps.
+const SQTHREAD_IDLE_MS: u32 = 100;
+
 /// Makes a ring and gives it back: is it allowed?
-pub(super) fn try_out() -> io::Result<()> {
-    build(1).map(drop)
+pub(super) fn try_out(sqthread_poll: bool) -> io::Result<()> {
+    build(1, sqthread_poll).map(drop)
 }
 
 fn no_error_if_busy(result: io::Result<usize>) -> Result<(), i32> {

@@ -26,6 +26,10 @@ impl Rig {
     }
 
     fn with(direct_block: Option<u32>, at_once: Option<AtOnce>) -> Rig {
+        Rig::with_ring(direct_block, at_once, false)
+    }
+
+    fn with_ring(direct_block: Option<u32>, at_once: Option<AtOnce>, sqthread_poll: bool) -> Rig {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(64 << 10).expect("its length");
         let failed_sync = AtomicI32::new(0);
@@ -36,6 +40,7 @@ impl Rig {
             zeroes_are_data: false,
             at_once,
             workers: None,
+            sqthread_poll,
             queue_depth: 4,
             failed_sync,
         };
@@ -305,6 +310,39 @@ fn a_wait_ends_with_a_completion_an_event_or_the_time() {
             assert!(rig.queue.wait(event.as_fd(), Some(Duration::from_millis(6))));
             while rig.queue.calls.reap().is_some() {}
         }
+    }
+    drop(rig);
+}
+
+/// The kernel's thread takes the calls in its own time, and falls asleep in between.
+#[test]
+fn a_thread_of_the_kernel_takes_the_calls() {
+    if let Err(error) = super::super::uring::try_out(true) {
+        eprintln!("skipped: this kernel lets us have no polling thread ({error})");
+        return;
+    }
+    let mut rig = Rig::with_ring(None, None, true);
+    let mut list = rig.list(4096);
+    let event = probe::event().expect("an eventfd");
+    for round in 0..4u8 {
+        list.fill(0, 4096, round);
+        rig.submit(OpKind::Write, NONE, 4096, &list);
+        assert_eq!(rig.settle(), [Ok(())]);
+        list.fill(0, 4096, 0xff);
+        let slots = [0; 4].map(|_| rig.submit(OpKind::Read, NONE, 4096, &list));
+        assert_eq!(slots.len(), 4);
+        rig.queue.kick(&mut rig.pass);
+        while rig.queue.in_flight() > 0 {
+            // It cannot where the thread has taken nothing yet, and the ring is full.
+            rig.queue.wait(event.as_fd(), Some(Duration::from_secs(60)));
+            rig.queue.poll(&mut rig.pass);
+        }
+        assert_eq!(rig.pass.drain().filter(|(_, result)| result.is_ok()).count(), 4);
+        let mut bytes = vec![0; 4096];
+        list.read_at(0, &mut bytes);
+        assert!(bytes.iter().all(|&byte| byte == round));
+        // Longer than the thread stays awake.
+        std::thread::sleep(Duration::from_millis(if round == 1 { 150 } else { 0 }));
     }
     drop(rig);
 }
