@@ -2,55 +2,64 @@
 //! address, and a list of pieces would be another for each command.
 
 use std::fs::{self, File};
+use std::io;
 use std::os::unix::fs::FileExt;
 use std::ptr::NonNull;
 
 use crate::map::{self, Mapping};
 use crate::{ArenaOptions, ArenaSource, MemError, PageSize};
 
+/// The hugepages that are used, bytes.
+const PAGE: usize = PageSize::Huge2M.bytes();
 /// What pagemap counts in, bytes.
 const SMALL: usize = PageSize::Small4K.bytes();
 /// Bits of a pagemap entry (`Documentation/admin-guide/mm/pagemap.rst`).
 const PRESENT: u64 = 1 << 63;
 const FRAME: u64 = (1 << 55) - 1;
 
-/// Maps hugepages of 2 MiB that lie in one piece: takes all that are free, keeps a run of them,
-/// in order, and gives the others back.
+/// Maps hugepages of 2 MiB that lie in one piece: takes some, keeps a run of them, in order, and
+/// gives the others back. Twice as many are taken until there is a run, or no more are free.
 pub(crate) fn map(options: &ArenaOptions) -> Result<Mapping, MemError> {
-    let page = PageSize::Huge2M.bytes();
     if options.source != ArenaSource::Memfd {
         let text = "arena in one physical piece: it comes from a memfd, not from a hugetlbfs";
         return Err(MemError::new(libc::EINVAL, text));
     }
-    let need = options.size.div_ceil(page);
+    let need = options.size.div_ceil(PAGE);
     let free = free_hugepages();
-    let failed = |why: String| {
-        MemError::new(
-            libc::ENOMEM,
-            format!(
-                "no {} MiB of hugepages in one physical piece: {why}; reserve more, early: \
-                 `hugepages={}` on the kernel's command line",
-                need * 2,
-                need * 4
-            ),
-        )
-    };
-    if free < need {
-        return Err(failed(format!("{free} of the {need} needed are free")));
+    let mut count = need;
+    while need > 0 && count <= free {
+        count = count.saturating_mul(2).min(free);
+        let some = take(count, options.node).map_err(|why| scattered(need, &why.to_string()))?;
+        let frames = frames_of(some.base(), some.len(), PAGE)?;
+        if let Some(run) = shortest_run(&frames, PAGE as u64, need) {
+            return some.into_run(&run).map_err(|why| scattered(need, &why.to_string()));
+        }
+        if count == free {
+            return Err(scattered(need, &format!("{free} are free, but scattered")));
+        }
     }
-    let os = |call: &'static str| move |error: std::io::Error| failed(format!("{call}: {error}"));
-    let fd = map::memfd(map::hugetlb_flags(PageSize::Huge2M), free * page)
-        .map_err(os("memfd_create"))?;
-    let all = Mapping::of_file(fd, free * page, PageSize::Huge2M, page).map_err(os("mmap"))?;
-    if let Some(node) = options.node {
-        all.bind(node).map_err(os("mbind"))?;
+    Err(scattered(need, &format!("{free} of the {need} needed are free")))
+}
+
+/// So many hugepages, wherever they are.
+fn take(count: usize, node: Option<u32>) -> io::Result<Mapping> {
+    let fd = map::memfd(map::hugetlb_flags(PageSize::Huge2M), count * PAGE)?;
+    let some = Mapping::of_file(fd, count * PAGE, PageSize::Huge2M, PAGE)?;
+    if let Some(node) = node {
+        some.bind(node)?;
     }
-    all.populate().map_err(os("fallocate"))?;
-    let frames = frames_of(all.base(), all.len(), page)?;
-    let Some(run) = shortest_run(&frames, page as u64, need) else {
-        return Err(failed(format!("{free} are free, but scattered")));
-    };
-    all.into_run(&run).map_err(os("mmap"))
+    some.populate()?;
+    Ok(some)
+}
+
+fn scattered(need: usize, why: &str) -> MemError {
+    let text = format!(
+        "no {} MiB of hugepages in one physical piece: {why}; reserve more, early: `hugepages={}` \
+         on the kernel's command line",
+        need * 2,
+        need * 4
+    );
+    MemError::new(libc::ENOMEM, text)
 }
 
 /// The physical address of memory on hugepages that lies in one piece.
@@ -81,7 +90,7 @@ pub(crate) fn physical(base: NonNull<u8>, len: usize, size: PageSize) -> Result<
 
 /// The physical address of each page of a mapping of hugepages.
 fn frames_of(base: NonNull<u8>, len: usize, page: usize) -> Result<Vec<u64>, MemError> {
-    let os = |error: std::io::Error| MemError::os(&error, "reading /proc/self/pagemap");
+    let os = |error: io::Error| MemError::os(&error, "reading /proc/self/pagemap");
     let pagemap = File::open("/proc/self/pagemap").map_err(os)?;
     let mut frames = Vec::with_capacity(len / page);
     for at in (0..len).step_by(page) {

@@ -261,3 +261,83 @@ impl Guests {
         self.lender.news.store(false, Ordering::Relaxed);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use oxblock_engine::{Options, Simulation};
+    use oxblock_mem::ArenaOptions;
+
+    fn waker() -> CoreWaker {
+        let options = Options { arena: ArenaOptions::new(2 << 20), ..Options::default() };
+        Simulation::new(1, 1, options).expect("an engine").core(0).waker()
+    }
+
+    fn guests(count: usize) -> (Guests, Vec<GuestEnd>) {
+        let mut guests = Guests::new(Lender::new(waker()));
+        let join = |_| guests.lender().join(waker(), 4).expect("an open door");
+        let ends = (0..count).map(join).collect();
+        guests.admit();
+        (guests, ends)
+    }
+
+    fn ask(end: &mut GuestEnd, cid: u16) {
+        let command = Command::flush(1);
+        assert!(end.asks.push(Ask::Command { command, cid }).is_ok());
+    }
+
+    #[test]
+    fn what_a_guest_asks_comes_in_order_and_every_guest_has_its_turn() {
+        let (mut guests, mut ends) = guests(2);
+        for cid in 0..3 {
+            ends.iter_mut().for_each(|end| ask(end, cid));
+        }
+        let mut seen = [0, 0];
+        for _ in 0..6 {
+            let (seat, asked) = guests.next().expect("something asked");
+            let Ask::Command { cid, .. } = asked else { panic!("no command") };
+            let at = usize::from(seat) - 1;
+            assert_eq!(cid, seen[at]);
+            seen[at] += 1;
+            guests.admit();
+            if seen == [1, 1] {
+                // Neither had to wait for all of the other.
+                break;
+            }
+        }
+        assert_eq!(seen, [1, 1]);
+    }
+
+    /// Guests took every tracker as soon as it was free, and the core that owns the queue waited
+    /// for as long as they had something to ask.
+    #[test]
+    fn a_core_that_waits_takes_turns_with_its_guests() {
+        let (mut guests, _ends) = guests(1);
+        assert!(guests.take_turn() && guests.take_turn());
+        for _ in 0..3 {
+            guests.own_core_waits();
+            assert!(!guests.take_turn());
+            guests.own_core_waits();
+            assert!(guests.take_turn());
+        }
+    }
+
+    #[test]
+    fn guests_are_answered_until_they_leave_or_the_queue_ends() {
+        let (mut guests, mut ends) = guests(2);
+        guests.answer(1, Token(7), Some(Status::SUCCESS));
+        guests.answer(2, Token(8), None);
+        guests.answer(9, Token(9), None);
+        let answer = |end: &mut GuestEnd| end.answers.pop().map(|a| (a.cid, a.status));
+        assert_eq!(answer(&mut ends[0]), Some((7, Some(Status::SUCCESS))));
+        assert_eq!(answer(&mut ends[1]), Some((8, None)));
+        drop(ends.remove(0));
+        assert!(guests.wait());
+        guests.admit();
+        assert_eq!((guests.lender().guests(), guests.has_any()), (1, true));
+        assert_eq!(ends[0].service(), Service::Open);
+        guests.end(false);
+        assert_eq!(ends[0].service(), Service::Lost);
+        assert!(guests.lender().join(waker(), 4).is_none());
+    }
+}
