@@ -287,6 +287,7 @@ fn heap_words(allocations: Option<Allocations>) -> String {
 fn verify_lines(text: &mut String, clone: &CloneReport) {
     let Some(verify) = &clone.verify else { return };
     let _ = match verify.bad {
+        0 if verify.checked == 0 => writeln!(text, "  verify       : nothing was there to check"),
         0 => writeln!(text, "  verify       : {} blocks checked, all good", verify.checked),
         bad => writeln!(text, "  VERIFY       : {bad} of {} blocks are bad", verify.checked),
     };

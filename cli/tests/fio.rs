@@ -5,6 +5,8 @@
 mod examples;
 #[path = "fio/tools.rs"]
 mod tools;
+#[path = "fio/verify.rs"]
+mod verify;
 
 use std::process::Command;
 

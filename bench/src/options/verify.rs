@@ -126,7 +126,10 @@ impl JobOptions {
         // A place is a multiple of the unit as what it leaves over is.
         let places = [start, self.offset_increment].map(|place| place % u64::from(aligned.max(1)));
         let unit = places.into_iter().fold(aligned, |all, rest| common_divisor(rest as u32, all));
-        self.verify.interval.map_or(unit, |interval| interval.min(unit))
+        // It parts headers: what has none is checked by whole blocks, as fio does it.
+        let has_headers = self.verify.method.is_none_or(Method::has_header);
+        let interval = self.verify.interval.filter(|_| has_headers);
+        interval.map_or(unit, |interval| interval.min(unit))
     }
 
     pub(super) fn check_verify(&self) -> Result<(), OptionError> {

@@ -78,7 +78,11 @@ pub(crate) fn load(
     wanted: &Identity,
     insists_on_seed: bool,
 ) -> Result<(WriteLog, Identity), Error> {
-    let words = MappedWords::open_copy(path).map_err(said_by)?;
+    let words = MappedWords::open_copy(path).map_err(|error| {
+        let what =
+            "the state that a run with verify_state_save left (or name it with verify_state)";
+        said_by(error).context(what)
+    })?;
     let mut found = [0; FIELDS];
     found.iter_mut().zip(words.iter()).for_each(|(field, word)| *field = word.load(Relaxed));
     let refused = |what: String| {

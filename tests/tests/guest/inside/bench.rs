@@ -5,15 +5,21 @@ use std::fs;
 use serde_json::Value;
 
 use super::disks::{CONTROLLERS, Controller, FIRST, SECOND};
-use super::machine::{disk, give, oxblock};
-use super::{Start, Test};
+use super::machine::{disk, function, give, oxblock};
+use super::{Machine, Start, Test};
 
 pub fn add(tests: &mut Vec<Test>) {
-    for (pages, start) in
-        [("hugepages", Start::handed_over()), ("small_pages", Start::handed_over_in_small_pages())]
-    {
+    let (huge, small) = (Start::handed_over(), Start::handed_over_in_small_pages());
+    for (place, machine, start) in [
+        ("hugepages", Machine::Stock, huge),
+        ("small_pages", Machine::Stock, small),
+        ("iommufd::hugepages", Machine::Iommufd, huge),
+        ("iommufd::small_pages", Machine::Iommufd, small),
+        ("noiommu", Machine::NoIommu, huge),
+    ] {
         let mut add = |name: &str, body: fn()| {
-            tests.push(Test::new(&format!("bench::{pages}::{name}"), body).start(start));
+            let test = Test::new(&format!("bench::{place}::{name}"), body);
+            tests.push(test.machine(machine).start(start));
         };
         add("each_namespace_is_written_and_verified", each_namespace);
         add("two_controllers_and_four_namespaces_at_once", all_at_once);
@@ -21,12 +27,14 @@ pub fn add(tests: &mut Vec<Test>) {
         add("the_kernel_verifies_what_was_written", kernel_verifies);
     }
     let metadata = Test::new("bench::a_namespace_with_metadata_is_refused", metadata);
-    tests.push(metadata.start(Start::handed_over()));
+    tests.push(metadata.start(huge));
+    let unasked = Test::new("bench::noiommu::is_refused_unless_asked_for_by_name", unasked);
+    tests.push(unasked.machine(Machine::NoIommu).start(huge));
 }
 
 /// The name of a target.
 fn target(controller: &Controller, nsid: u32) -> String {
-    format!("nvme://{}/{nsid}", controller.address)
+    format!("nvme://{}/{nsid}", function(controller))
 }
 
 /// The four namespaces that hold plain blocks all the time.
@@ -97,4 +105,10 @@ fn metadata() {
     let target = format!("--target={}", target(&SECOND, 3));
     let said = oxblock(&["bench", "--rw=read", "--size=1m", &target]).failure();
     assert!(said.contains("metadata"), "{said}");
+}
+
+fn unasked() {
+    let target = format!("--target=nvme://{}/1", FIRST.address);
+    let said = oxblock(&["bench", "--rw=read", "--size=1m", &target]).failure();
+    assert!(said.contains("noiommu:0000:01:00.0"), "{said}");
 }

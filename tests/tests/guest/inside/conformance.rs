@@ -1,23 +1,27 @@
 //! The suite that every leaf passes, over the NVMe driver and controllers that nobody here wrote.
 
 use oxblock_engine::{Core, LocalFuture, Node};
-use oxblock_tests::conformance::{Contents, Fixture, Subject, cases, run, run_with_slots};
+use oxblock_tests::conformance::{Contents, Disk, Fixture, Subject, cases, run_on};
 use oxblock_tests::with_conformance_cases;
 
 use super::disks::SECOND;
-use super::machine::attach;
-use super::{Start, Test};
+use super::machine::{attach, pages};
+use super::{Machine, Start, Test};
 
 pub fn add(tests: &mut Vec<Test>) {
     let (huge, small) = (Start::handed_over(), Start::handed_over_in_small_pages());
-    for (pages, start) in [("hugepages", huge), ("small_pages", small)] {
-        for (blocks, subject) in
-            [("512", blocks_of_512 as fn() -> Subject), ("4096", blocks_of_4096)]
-        {
-            for &(name, case) in CASES {
-                let name = format!("conformance::{pages}::blocks_{blocks}::{name}");
-                tests.push(Test::new(&name, move || case(subject())).start(start));
-            }
+    for (place, machine, start, subject) in [
+        ("hugepages::blocks_512", Machine::Stock, huge, blocks_of_512 as fn() -> Subject),
+        ("hugepages::blocks_4096", Machine::Stock, huge, blocks_of_4096),
+        ("small_pages::blocks_512", Machine::Stock, small, blocks_of_512),
+        ("small_pages::blocks_4096", Machine::Stock, small, blocks_of_4096),
+        ("iommufd", Machine::Iommufd, huge, blocks_of_512),
+        ("noiommu", Machine::NoIommu, huge, blocks_of_4096),
+    ] {
+        for &(name, case) in CASES {
+            let body = move || case(subject());
+            let test = Test::new(&format!("conformance::{place}::{name}"), body);
+            tests.push(test.machine(machine).start(start));
         }
     }
 }
@@ -30,6 +34,20 @@ macro_rules! table {
     };
 }
 with_conformance_cases!([table]);
+
+fn run<F>(subject: Subject, case: fn(Disk) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    run_with_slots(subject, 64, case);
+}
+
+fn run_with_slots<F>(subject: Subject, slots: usize, case: fn(Disk) -> F)
+where
+    F: Future<Output = ()> + 'static,
+{
+    run_on(pages(), subject, slots, case);
+}
 
 fn blocks_of_512() -> Subject {
     fn open(core: Core) -> LocalFuture<'static, Fixture> {

@@ -1,23 +1,36 @@
 //! What one driver writes the other reads: ours over VFIO, and the kernel's.
 
-use oxblock_engine::{Engine, Node, Options};
-use oxblock_mem::{ArenaOptions, IoVector};
+use oxblock_engine::Node;
+use oxblock_mem::IoVector;
 use oxblock_tests::random::seed;
 
 use super::disks::{Controller, FIRST, SECOND};
-use super::machine::{attach, disk, give, read_at, write_at};
-use super::{Start, Test};
+use super::machine::{attach, disk, engine, give, read_at, write_at};
+use super::{Machine, Start, Test};
 
 const PIECES: u64 = 24;
 
 pub fn add(tests: &mut Vec<Test>) {
-    let small = Start { hugepages: 0, ..Start::default() };
-    for (pages, start) in [("hugepages", Start::default()), ("small_pages", small)] {
+    let (huge, small) = (Start::default(), Start { hugepages: 0, ..Start::default() });
+    for (place, machine, start) in [
+        ("hugepages", Machine::Stock, huge),
+        ("small_pages", Machine::Stock, small),
+        ("iommufd", Machine::Iommufd, huge),
+        ("noiommu", Machine::NoIommu, huge),
+    ] {
+        let mut add = |name: String, body: Box<dyn Fn()>| {
+            let test = Test::new(&format!("data::{place}::{name}"), body);
+            tests.push(test.machine(machine).start(start));
+        };
         for nsid in [1, 2] {
-            let name = format!("data::{pages}::written_by_us_read_by_the_kernel::nsid_{nsid}");
-            tests.push(Test::new(&name, move || ours_to_kernel(&FIRST, nsid)).start(start));
-            let name = format!("data::{pages}::written_by_the_kernel_read_by_us::nsid_{nsid}");
-            tests.push(Test::new(&name, move || kernel_to_ours(&SECOND, nsid)).start(start));
+            add(
+                format!("written_by_us_read_by_the_kernel::nsid_{nsid}"),
+                Box::new(move || ours_to_kernel(&FIRST, nsid)),
+            );
+            add(
+                format!("written_by_the_kernel_read_by_us::nsid_{nsid}"),
+                Box::new(move || kernel_to_ours(&SECOND, nsid)),
+            );
         }
     }
 }
@@ -67,8 +80,7 @@ fn through_vfio(
     pieces: Vec<(u64, Vec<u8>)>,
     writes: bool,
 ) {
-    let options = Options { arena: ArenaOptions::new(8 << 20), ..Options::default() };
-    let engine = Engine::with_cores(1, options).expect("an engine");
+    let engine = engine(1);
     let done = engine.run(0, move |core| async move {
         let attached = attach(&core, controller).await;
         let node = Node::new("nvme0", attached.namespace(nsid).expect("the namespace"));

@@ -9,7 +9,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use oxblock_drivers::nvme::{self, NvmeOptions};
-use oxblock_engine::Core;
+use oxblock_engine::{Core, Engine, Options};
+use oxblock_mem::{ArenaOptions, PagePolicy};
 use oxblock_pci::vfio::Vfio;
 
 use super::Start;
@@ -36,6 +37,9 @@ pub fn prepare(start: &Start) -> Result<(), String> {
 pub fn give(address: &str, driver: &str) -> Result<(), String> {
     if driver == "vfio-pci" {
         run("modprobe vfio-pci");
+        if !has_iommu() {
+            write("/sys/module/vfio/parameters/enable_unsafe_noiommu_mode", "1")?;
+        }
     }
     let folder = format!("/sys/bus/pci/devices/{address}");
     if self::driver(address).as_deref() != Some(driver) {
@@ -50,12 +54,43 @@ pub fn give(address: &str, driver: &str) -> Result<(), String> {
         let bound = self::driver(address).as_deref() == Some(driver);
         bound && (driver != "nvme" || has_disks(address))
     });
+    if has_iommufd() {
+        // As on a kernel that has no groups: a device has a node of its own.
+        sh("rm -f /dev/vfio/[0-9]*");
+    }
     match found {
         true => Ok(()),
         false => {
             Err(format!("{driver} does not take {address}, which {:?} has", self::driver(address)))
         }
     }
+}
+
+/// The machine has an IOMMU.
+pub fn has_iommu() -> bool {
+    !names("/sys/class/iommu").is_empty()
+}
+
+fn has_iommufd() -> bool {
+    Path::new("/dev/iommu").exists()
+}
+
+/// What `oxblock` calls a controller that was handed over.
+pub fn function(controller: &Controller) -> String {
+    let prefix = if has_iommu() { "" } else { "noiommu:" };
+    format!("{prefix}{}", controller.address)
+}
+
+/// The pages that the controllers can reach.
+pub fn pages() -> PagePolicy {
+    if has_iommu() { PagePolicy::Best } else { PagePolicy::Contiguous }
+}
+
+/// An engine of so many cores that can drive the controllers.
+pub fn engine(cores: usize) -> Engine {
+    let arena = ArenaOptions { pages: pages(), ..ArenaOptions::new(8 << 20) };
+    let options = Options { arena, ..Options::default() };
+    Engine::with_cores(cores, options).unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The driver of a PCI function.
@@ -114,7 +149,11 @@ pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
 /// Attaches our driver to a controller that was handed over.
 pub async fn attach(core: &Core, controller: &Controller) -> Arc<nvme::Controller> {
     let address = controller.address.parse().expect("an address");
-    let function = Vfio::new().open(address).unwrap_or_else(|e| panic!("{e}"));
+    let function = match has_iommu() {
+        true => Vfio::new().open(address),
+        false => Vfio::new().open_without_iommu(address),
+    };
+    let function = function.unwrap_or_else(|e| panic!("{e}"));
     let attached = nvme::Controller::attach(core, function, NvmeOptions::default()).await;
     attached.unwrap_or_else(|e| panic!("{e}"))
 }

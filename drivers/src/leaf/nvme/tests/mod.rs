@@ -19,7 +19,7 @@
 //! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
 //! | 31 | shutdown | `ending::shutdown_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
-//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*` |
+//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests` |
 
 mod attach;
 mod cost;
