@@ -48,6 +48,9 @@ pub const CLOCK: &str = "the core's cycle counter, tied to CLOCK_MONOTONIC";
 /// Submissions of one pass that share a reading of the clock: it is taken before the first of
 /// them, so the others' latency is told a little too long, by the time of their submission.
 const SUBMISSIONS_PER_READING: u32 = 4;
+/// I/Os after which a pass goes around no more, though what it submitted was done at once, as with
+/// a target in memory: a reactor's turn for each would cost more than they do.
+const ENOUGH_FOR_A_PASS: usize = 16;
 /// Empty passes of which one looks at the clock.
 const PASSES_PER_READING: u32 = 64;
 /// How soon a clone that waits for its device sees that the user wants to stop.
@@ -279,6 +282,16 @@ impl Worker {
         if let Some(shaped) = self.shaped.take() {
             return self.pass_shaped(core, shaped);
         }
+        let mut count = self.round(core);
+        while count < ENOUGH_FOR_A_PASS && !self.closing && self.channel.has_completions() {
+            self.stamp_left = 0;
+            count += self.round(core);
+        }
+        count
+    }
+
+    #[inline]
+    fn round(&mut self, core: &Core) -> usize {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let count = self.channel.poll(|completion| {

@@ -75,6 +75,12 @@ impl Channel {
         count
     }
 
+    /// Are there completions that [`Channel::poll`] would hand out now?
+    #[inline]
+    pub fn has_completions(&self) -> bool {
+        self.core.0.io.borrow_mut().completions_waiting(self.user) > 0
+    }
+
     /// Asks that an operation end early. It still completes, with success if it was
     /// carried out, else as cancelled. Whether it was still running.
     pub fn cancel(&self, id: OpId) -> bool {
