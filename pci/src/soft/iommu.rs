@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblock_mem::{Buf, Cells, DmaMapper, IoVector, Lender, MemError, Region};
@@ -37,6 +37,10 @@ pub struct SoftIommu {
     /// Moves whenever the table does.
     generation: AtomicU64,
     faults: AtomicU64,
+    /// How many mappings fit now.
+    mappings_max: AtomicUsize,
+    /// How many requests to map found no room.
+    refusals: AtomicU64,
     watchers: Mutex<Vec<Watcher>>,
 }
 
@@ -61,6 +65,8 @@ impl SoftIommu {
     #[must_use]
     pub fn new(options: SoftIommuOptions) -> Arc<SoftIommu> {
         Arc::new(SoftIommu {
+            mappings_max: AtomicUsize::new(options.mappings_max),
+            refusals: AtomicU64::new(0),
             options,
             table: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -104,6 +110,17 @@ impl SoftIommu {
         self.faults.load(Ordering::Relaxed)
     }
 
+    /// How many mappings fit from now on; those that there are stay.
+    pub fn set_mappings_max(&self, most: usize) {
+        self.mappings_max.store(most, Ordering::Relaxed);
+    }
+
+    /// How many requests to map found no room (ENOSPC).
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
     /// How many mappings there are.
     #[must_use]
     pub fn mappings(&self) -> usize {
@@ -114,7 +131,8 @@ impl SoftIommu {
         let len = region.len() as u64;
         let last = self.check_range(iova, len)?;
         let mut table = self.lock();
-        if table.mappings.len() >= self.options.mappings_max {
+        if table.mappings.len() >= self.mappings_max.load(Ordering::Relaxed) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(error(
                 libc::ENOSPC,
                 format!("all {} DMA mappings are taken; unmap some", table.mappings.len()),

@@ -92,6 +92,7 @@ impl SoftFunction {
             device,
             present: AtomicBool::new(true),
             decodes: AtomicBool::new(false),
+            resets: AtomicBool::new(true),
         });
         let msix = Arc::new(MsixBar::new(interrupts.count(), Arc::clone(&shared)));
         bar_len[usize::from(MSIX_BAR)] = msix.len();
@@ -110,13 +111,20 @@ impl SoftFunction {
 
     /// Pulls the function from its bus, or puts it back. While it is absent, configuration
     /// space and BARs read as all ones, writes go nowhere, and it reaches no memory. Pulling it
-    /// signals [`Events::removal`].
+    /// signals [`Events::removal`]; put back, it is as after power-on: its registers are reset,
+    /// memory decoding and bus mastering are off.
     pub fn set_present(&self, present: bool) {
         self.shared.present.store(present, Ordering::Release);
         self.config.set_present(present);
         if !present {
+            self.shared.device.reset();
             self.events.removal.signal();
         }
+    }
+
+    /// Whether a reset of the function works, as it does at first, or fails and changes nothing.
+    pub fn set_reset_works(&self, works: bool) {
+        self.shared.resets.store(works, Ordering::Release);
     }
 
     /// The vectors, as the device signals them.
@@ -178,6 +186,12 @@ impl Function for SoftFunction {
                 format!("{} is gone; nothing is left to reset", self.address),
             ));
         }
+        if !self.shared.resets.load(Ordering::Acquire) {
+            return Err(PciError::new(
+                PciErrorKind::Io,
+                format!("{} did not come back from a reset; power-cycle it", self.address),
+            ));
+        }
         self.shared.device.reset();
         Ok(())
     }
@@ -189,6 +203,8 @@ struct Shared {
     present: AtomicBool,
     /// Memory decoding, from the command register.
     decodes: AtomicBool,
+    /// A reset of the function works.
+    resets: AtomicBool,
 }
 
 impl Shared {

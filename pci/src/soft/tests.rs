@@ -102,7 +102,20 @@ fn an_absent_function_reads_as_all_ones() {
     assert!(enable(function.config()).is_err());
     assert!(function.reset().is_err());
     function.set_present(true);
-    assert_eq!(reg.read(), 5);
+    assert_eq!(reg.read(), u32::MAX, "nothing is enabled after power-on");
+    enable(function.config()).unwrap();
+    assert_eq!(reg.read(), 0);
+    assert_eq!(function.events().removal.take(), 1);
+}
+
+#[test]
+fn a_reset_can_fail() {
+    let (function, _, device) = function();
+    function.set_reset_works(false);
+    assert_eq!(function.reset().unwrap_err().kind(), PciErrorKind::Io);
+    assert_eq!(device.resets.load(Ordering::Relaxed), 0);
+    function.set_reset_works(true);
+    function.reset().unwrap();
 }
 
 #[test]
@@ -211,7 +224,10 @@ fn mappings_are_checked() {
     }
     iommu.map(&region, 0x5000).unwrap();
     let full = iommu.map(&region, 0x1_0000).unwrap_err();
-    assert_eq!(full.errno(), libc::ENOSPC);
+    assert_eq!((full.errno(), iommu.refusals()), (libc::ENOSPC, 1));
+    iommu.set_mappings_max(3);
+    iommu.map(&region, 0x1_0000).unwrap();
+    iommu.unmap(0x1_0000, 0x2000).unwrap();
     for (iova, len) in [(0x3000, 0x1000), (0x4000, 0x1000), (0x4000, 0x3000), (0x1000, 0x1000)] {
         assert!(iommu.unmap(iova, len).is_err(), "{iova:#x}");
     }
