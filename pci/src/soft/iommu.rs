@@ -78,7 +78,8 @@ impl SoftIommu {
     /// A view of the table for one core.
     #[must_use]
     pub fn translator(self: &Arc<SoftIommu>) -> Translator {
-        Translator { iommu: Arc::clone(self), views: Vec::new(), generation: 0, last: 0 }
+        let iommu = Arc::clone(self);
+        Translator { iommu, views: Vec::new(), own: Vec::new(), generation: 0, last: 0 }
     }
 
     /// Lets the function reach memory, or not: while off every translation faults.
@@ -252,6 +253,20 @@ impl fmt::Debug for SoftIommu {
     }
 }
 
+/// Memory of a device's own that it reaches at addresses as if it were its host's: a Controller
+/// Memory Buffer. Host memory at the same addresses is out of its reach.
+#[derive(Clone, Debug)]
+pub struct OwnMemory {
+    /// The address of its first byte.
+    pub iova: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What it is a part of.
+    pub region: Region,
+    /// Where in that it begins, in bytes.
+    pub offset: u64,
+}
+
 /// A DMA access that no mapping covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaFault {
@@ -272,6 +287,8 @@ pub struct Translator {
     iommu: Arc<SoftIommu>,
     /// The mappings as of `generation`, sorted by address; none while bus mastering is off.
     views: Vec<View>,
+    /// Memory of the device's own, which bus mastering does not matter to.
+    own: Vec<OwnMemory>,
     generation: u64,
     last: usize,
 }
@@ -280,6 +297,8 @@ pub struct Translator {
 struct View {
     iova: u64,
     len: u64,
+    /// Where in its region it begins: 0 but for memory of the device's own.
+    start: u64,
     lender: Lender,
 }
 
@@ -288,12 +307,18 @@ impl View {
         // SAFETY: this is the device's side of the memory: what is asked for here is what a
         // command or a queue of the host that mapped the region names.
         let lender = unsafe { mapping.region.device_lender() }?;
-        Ok(View { iova: mapping.iova, len: mapping.len, lender })
+        Ok(View { iova: mapping.iova, len: mapping.len, start: 0, lender })
+    }
+
+    fn of_own(own: &OwnMemory) -> Result<View, MemError> {
+        // SAFETY: as above; the memory is the device's.
+        let lender = unsafe { own.region.device_lender() }?;
+        Ok(View { iova: own.iova, len: own.len, start: own.offset, lender })
     }
 
     #[inline]
     fn buf(&self, offset: u64, len: usize) -> Result<Buf, MemError> {
-        self.lender.buf(offset as usize, len)
+        self.lender.buf((self.start + offset) as usize, len)
     }
 
     fn is(&self, mapping: &Mapping) -> bool {
@@ -311,6 +336,14 @@ impl Translator {
             self.refresh();
         }
         changed
+    }
+
+    /// Sets which memory of its own the device reaches, and where, from the next
+    /// [`sync`](Translator::sync) on.
+    pub fn set_own(&mut self, own: Vec<OwnMemory>) {
+        self.own = own;
+        // No generation of the table.
+        self.generation = 0;
     }
 
     /// How many mappings this view holds on to.
@@ -459,12 +492,18 @@ impl Translator {
         };
         let mut old = std::mem::take(&mut self.views);
         let mappings = if table.bus_master { &table.mappings[..] } else { &[] };
-        for mapping in mappings {
+        let own = self.own.iter();
+        let hidden = |m: &Mapping| {
+            own.clone().any(|own| m.iova < own.iova + own.len && own.iova < m.iova + m.len)
+        };
+        for mapping in mappings.iter().filter(|mapping| !hidden(mapping)) {
             let known = old.iter().position(|view| view.is(mapping));
             // A region that is being unregistered is as good as unmapped.
             let view = known.map_or_else(|| View::new(mapping), |at| Ok(old.swap_remove(at)));
             self.views.extend(view);
         }
+        self.views.extend(self.own.iter().filter_map(|own| View::of_own(own).ok()));
+        self.views.sort_unstable_by_key(|view| view.iova);
         self.generation = generation;
         self.last = 0;
     }
