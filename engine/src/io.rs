@@ -41,9 +41,18 @@ pub(crate) struct Leaf {
     line: Line,
     /// Whether requests were submitted since the last kick.
     dirty: bool,
-    /// Why nothing is admitted any more: the leaf is being closed, or its node was withdrawn.
-    pub(crate) refused: Option<Refusal>,
+    /// Whether, and how, operations are kept from the queue.
+    pub(crate) halt: Option<Halt>,
     stats: LeafStats,
+}
+
+/// Why operations do not go to a leaf's queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Halt {
+    /// The node is held: they wait in the leaf's line.
+    Held,
+    /// The leaf is being closed, or its node was withdrawn: they fail.
+    Refused(Refusal),
 }
 
 /// A channel's completions.
@@ -124,7 +133,7 @@ impl Io {
             rules,
             line: Line::new(),
             dirty: false,
-            refused: node.refusal(),
+            halt: node.halt(),
             stats: LeafStats::default(),
         };
         let free = (0..self.leaf_count()).find(|index| self.is_free(*index));
@@ -338,7 +347,7 @@ impl Io {
     pub(crate) fn set_failed(&mut self, text: &'static str) {
         self.failed = Some(text);
         for leaf in self.leaves.iter_mut().flatten() {
-            leaf.refused = Some((ErrorKind::Failed, text));
+            leaf.halt = Some(Halt::Refused((ErrorKind::Failed, text)));
         }
     }
 
@@ -367,7 +376,7 @@ impl Io {
         if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
             && leaf.rules.is_straight(op)
             && leaf.line.is_empty()
-            && leaf.refused.is_none()
+            && leaf.halt.is_none()
         {
             let request = Request {
                 token: token(index, generation),
@@ -422,7 +431,7 @@ impl Io {
         let Some(leaf) = &self.leaves[slot.leaf as usize] else {
             return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
-        if let Some((kind, text)) = leaf.refused {
+        if let Some(Halt::Refused((kind, text))) = leaf.halt {
             return Err(Fault::text(kind, op.offset, text));
         }
         let rules = &leaf.rules;
@@ -457,11 +466,19 @@ impl Io {
             if stopped || all || one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
                 return Handed::Enough;
             }
+            if self.is_held(slot.leaf) {
+                return Handed::Blocked;
+            }
             match self.hand_fragment(index) {
                 Handed::More => {}
                 other => return other,
             }
         }
+    }
+
+    fn is_held(&self, leaf: u16) -> bool {
+        let leaf = self.leaves[leaf as usize].as_ref();
+        leaf.is_some_and(|leaf| matches!(leaf.halt, Some(Halt::Held)))
     }
 
     /// Hands the next fragment to the leaf.
@@ -662,6 +679,9 @@ impl Io {
 
     /// Hands the flush that makes up for FUA to the leaf. Whether it took it.
     fn hand_flush_after(&mut self, index: u32) -> bool {
+        if self.is_held(self.slots[index].leaf) {
+            return false;
+        }
         let slot = &mut self.slots[index];
         let Some(leaf) = &mut self.leaves[slot.leaf as usize] else {
             return true;

@@ -1,8 +1,10 @@
 //! Nodes: a named driver and its limits, shared by all cores.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::io::Halt;
 use crate::{Counter, Driver, ErrorKind, Fault, Limits};
 
 /// A named node of the graph. Cores open a [`Channel`](crate::Channel) on it to do I/O.
@@ -11,6 +13,7 @@ pub struct Node {
     driver: Box<dyn Driver>,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
+    held: AtomicBool,
 }
 
 /// Why operations are refused.
@@ -21,7 +24,8 @@ impl Node {
     /// [`Core::refresh`](crate::Core::refresh) is asked to.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
         let limits = Mutex::new(Arc::new(driver.limits()));
-        let node = Arc::new(Self { name: name.into(), driver, limits, withdrawn: OnceLock::new() });
+        let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
+        let node = Arc::new(Self { name, driver, limits, withdrawn, held });
         node.driver.joined(&node);
         node
     }
@@ -49,12 +53,18 @@ impl Node {
 
     /// Why the node takes no operations any more, if it was withdrawn.
     pub fn withdrawn(&self) -> Option<Fault> {
-        let (kind, text) = self.refusal()?;
+        let (kind, text) = *self.withdrawn.get()?;
         Some(Fault::text(kind, 0, text))
     }
 
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
-        self.withdrawn.get().copied()
+    /// What the cores are to do with operations instead of handing them on.
+    pub(crate) fn halt(&self) -> Option<Halt> {
+        let withdrawn = self.withdrawn.get().map(|refusal| Halt::Refused(*refusal));
+        withdrawn.or(self.held.load(Ordering::SeqCst).then_some(Halt::Held))
+    }
+
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
     }
 
     /// True if it was not withdrawn before.
