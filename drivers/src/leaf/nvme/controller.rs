@@ -1,8 +1,7 @@
 //! A controller: attach, identify, queues, shutdown.
 
-use std::collections::BTreeMap;
 use std::mem;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,19 +13,21 @@ use oxblock_nvme::{Command, feature};
 use oxblock_pci::{Function, Ids};
 
 use super::admin::Admin;
+use super::departure::FunctionWatch;
 use super::doorbell::ShadowPages;
-use super::events::{self, EventLog, EventRecord};
+use super::events::{self, EventCounts, EventLog, EventRecord};
 use super::hardware::{Hardware, Health, pci_error};
 use super::home::HomePoller;
 use super::lending::Lender;
-use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo};
+use super::namespace::NamespaceDriver;
+use super::namespaces::{Namespaces, Scan};
 use super::queue_pair::{self, DELETE_NS, QueueCounters};
 use super::{NvmeOptions, identify};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
-/// Asynchronous event requests that are kept armed, if the controller takes so many.
-const EVENTS_ARMED: u8 = 4;
+/// The unit of MTFA.
+const MTFA_UNIT: Duration = Duration::from_millis(100);
 /// How long a shutdown may take at least.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -36,14 +37,14 @@ const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// without, it is disabled as well as a drop can.
 pub struct Controller {
     /// Ended first: nothing that the controller knows is freed before it is quiet.
-    attachment: HeldAttachment,
+    attachment: Mutex<HeldAttachment>,
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
-    /// Kept for back ends that end their device with it.
-    _function: Arc<dyn Function>,
+    function: Arc<dyn Function>,
+    /// The function was let go of.
+    released: AtomicBool,
     identity: Identity,
-    namespaces: Mutex<Found>,
-    sgl: bool,
+    namespaces: Namespaces,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
     /// Queue pairs that can be shared.
@@ -55,6 +56,7 @@ pub struct Controller {
     home: usize,
     poller: PollerId,
     shutdown_timeout: Duration,
+    activation_timeout: Duration,
     error_log_entries: u16,
 }
 
@@ -99,9 +101,6 @@ pub struct ControllerStats {
     pub sharing: u16,
 }
 
-/// The namespaces that were found, and why some of them cannot be used.
-type Found = BTreeMap<u32, Result<NamespaceInfo, Error>>;
-
 struct QueueIds {
     /// Unused IDs, the smallest last.
     free: Vec<u16>,
@@ -142,23 +141,26 @@ impl Controller {
 
     /// The IDs of the active namespaces, those that cannot be used included.
     pub fn namespaces(&self) -> Vec<u32> {
-        self.found().keys().copied().collect()
+        self.namespaces.ids()
     }
 
-    /// Looks for namespaces afresh, after some were formatted, attached or detached, and gives
-    /// their IDs. Nodes that are open keep the shape that they were opened with: those of a
-    /// namespace that has changed must be closed and made anew.
+    /// Looks for namespaces afresh and gives their IDs, as the driver does by itself when the
+    /// controller tells that some have changed. Open nodes follow what can be followed: another
+    /// length, writes that are refused or taken again. Those whose namespace is no more, or has
+    /// other blocks, fail from now on and must be made anew.
     ///
     /// # Errors
     /// The controller refuses to list them, or fails.
     pub async fn rescan(&self, core: &Core) -> Result<Vec<u32>, Error> {
-        let found = async {
-            let page = identify::controller(core, &self.admin).await?;
-            find_namespaces(core, &self.admin, &self.hardware, self.sgl, &page).await
-        };
-        let found = found.await.map_err(|error: Error| error.context(self.name()))?;
-        *self.found() = found;
+        self.rescan_some(core, None).await?;
         Ok(self.namespaces())
+    }
+
+    /// The same for some namespaces, or all.
+    pub(super) async fn rescan_some(&self, core: &Core, which: Option<&[u32]>) -> Result<(), Error> {
+        let scan = Scan { core, admin: &self.admin, hardware: &self.hardware };
+        let scanned = self.namespaces.rescan(&scan, which).await;
+        scanned.map_err(|error| error.context(self.name()))
     }
 
     /// A namespace as a driver, for a [`Node`](oxblock_engine::Node).
@@ -166,19 +168,10 @@ impl Controller {
     /// # Errors
     /// There is no such namespace, or it is formatted in a way that the driver does not support.
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Box<dyn Driver>, Error> {
-        let named = |error: Error| error.context(format!("{} namespace {nsid}", self.name()));
-        let found = self.found();
-        let Some(info) = found.get(&nsid) else {
-            let active: Vec<u32> = found.keys().copied().collect();
-            let text = format!("there is none; active are {active:?}");
-            return Err(named(Error::new(ErrorKind::NotFound, text)));
-        };
-        let info = info.as_ref().map_err(|error| named(error.clone()))?;
-        Ok(Box::new(NamespaceDriver {
-            controller: self.clone(),
-            shape: info.shape,
-            limits: info.limits.clone(),
-        }))
+        let namespace = self.namespaces.open(nsid).map_err(|error| {
+            error.context(format!("{} namespace {nsid}", self.name()))
+        })?;
+        Ok(Box::new(NamespaceDriver { controller: self.clone(), namespace }))
     }
 
     /// Entries of its Error Information log, 1 to 256 (ELPE + 1).
@@ -194,7 +187,7 @@ impl Controller {
             bad_sqhd: load(&self.counters.bad_sqhd),
             bad_sqid: load(&self.counters.bad_sqid),
             bad_admin: self.admin.rejected(),
-            events: self.events.count(),
+            events: self.events.counts().all,
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
@@ -203,6 +196,11 @@ impl Controller {
     /// The last asynchronous events, oldest first.
     pub fn events(&self) -> Vec<EventRecord> {
         self.events.recent()
+    }
+
+    /// How many asynchronous events there were, by what they said.
+    pub fn event_counts(&self) -> EventCounts {
+        self.events.counts()
     }
 
     /// Ends the controller in good order: deletes its queues, tells it to shut down, waits until
@@ -241,6 +239,30 @@ impl Controller {
 
     pub(super) fn admin(&self) -> &Arc<Admin> {
         &self.admin
+    }
+
+    pub(super) fn namespaces_known(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    pub(super) fn event_log(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// How long an activation of firmware may take.
+    pub(super) fn activation_timeout(&self) -> Duration {
+        self.activation_timeout
+    }
+
+    /// Gives the function back: it is not touched any more, and reaches no memory. Whether it was
+    /// there to be given back.
+    pub(super) fn let_go(&self) -> bool {
+        let first = !self.released.swap(true, Ordering::SeqCst);
+        if first {
+            self.held_attachment().end();
+            self.function.release();
+        }
+        first
     }
 
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
@@ -298,8 +320,8 @@ impl Controller {
         ids.free.sort_unstable_by(|a, b| b.cmp(a));
     }
 
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held_attachment(&self) -> MutexGuard<'_, HeldAttachment> {
+        self.attachment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue_ids(&self) -> MutexGuard<'_, QueueIds> {
@@ -309,7 +331,7 @@ impl Controller {
 
 impl Drop for Controller {
     fn drop(&mut self) {
-        self.attachment.end();
+        self.held_attachment().end();
         // Ends the tasks that wait for events.
         self.admin.close();
     }
@@ -405,29 +427,38 @@ async fn attach(
         queue_entries: entries.min(hardware.cap().mqes().saturating_add(1)),
         shadow_doorbells: setup.shadow.is_some(),
     };
-    Ok(Arc::new(Controller {
-        attachment,
+    let activation_timeout = match page.mtfa.get() {
+        0 => options.admin_timeout,
+        units => MTFA_UNIT * u32::from(units),
+    };
+    let aerl = page.aerl;
+    let controller = Arc::new(Controller {
+        attachment: Mutex::new(attachment),
         hardware,
         admin,
-        _function: function,
+        function,
+        released: AtomicBool::new(false),
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
             closing: false,
         }),
         identity,
-        namespaces: Mutex::new(setup.namespaces),
-        sgl: options.sgl,
+        namespaces: setup.namespaces,
         shadow: setup.shadow,
         lenders: Mutex::default(),
         orphans: AtomicUsize::new(0),
         counters: Arc::default(),
-        events: setup.events,
+        events: Arc::default(),
         home: core.id(),
         poller,
         shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
+        activation_timeout,
         error_log_entries: u16::from(page.elpe) + 1,
-    }))
+    });
+    FunctionWatch::begin(core, &*controller.function, Arc::downgrade(&controller))?;
+    drop(core.spawn(events::listen(core.clone(), Arc::downgrade(&controller), aerl)));
+    Ok(controller)
 }
 
 /// Refuses what the driver can not work with, before anything is changed.
@@ -489,10 +520,9 @@ async fn try_start(
 /// What the admin queue told and set up.
 struct Setup {
     page: Box<ControllerPage>,
-    namespaces: Found,
+    namespaces: Namespaces,
     io_queues: u16,
     shadow: Option<ShadowPages>,
-    events: Arc<EventLog>,
 }
 
 async fn set_up(
@@ -505,9 +535,10 @@ async fn set_up(
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
     }
-    let namespaces = find_namespaces(core, admin, hardware, options.sgl, &page).await?;
+    let scan = Scan { core, admin, hardware };
+    let namespaces = Namespaces::find(&scan, &page, options.sgl).await?;
     let wanted = match options.io_queues {
-        0 => core.count().saturating_mul(namespaces.len().max(1)),
+        0 => core.count().saturating_mul(namespaces.ids().len().max(1)),
         asked => asked.into(),
     };
     let io_queues = ask_for_queues(core, admin, wanted).await?;
@@ -517,49 +548,12 @@ async fn set_up(
         None
     };
     events::configure(core, admin, page.oaes.get()).await;
-    let log = Arc::new(EventLog::default());
-    for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
-        drop(core.spawn(events::watch(core.clone(), admin.clone(), log.clone())));
-    }
     Ok(Setup {
         page,
         namespaces,
         io_queues: io_queues.min(hardware.qid_max()),
         shadow,
-        events: log,
     })
-}
-
-async fn find_namespaces(
-    core: &Core,
-    admin: &Arc<Admin>,
-    hardware: &Hardware,
-    sgl: bool,
-    page: &ControllerPage,
-) -> Result<Found, Error> {
-    let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-    let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl };
-    let mut found = BTreeMap::new();
-    for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
-        let csi = identify::command_set(core, admin, hardware, nsid).await?;
-        if csi != oxblock_nvme::identify::CSI_NVM {
-            let text = format!("command set {csi} is not supported, the NVM command set is");
-            found.insert(nsid, Err(Error::new(ErrorKind::NotSupported, text)));
-            continue;
-        }
-        match identify::namespace(core, admin, nsid).await? {
-            // Inactive: it went away since the list was read, or the controller has no list.
-            Ok(namespace) if namespace.nsze.get() == 0 => {}
-            Ok(namespace) => {
-                found.insert(nsid, NamespaceInfo::new(nsid, &namespace, &bounds));
-            }
-            Err(status) => {
-                let error = super::status::error("identify namespace", status);
-                found.insert(nsid, Err(error));
-            }
-        }
-    }
-    Ok(found)
 }
 
 /// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that

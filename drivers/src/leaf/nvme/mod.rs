@@ -18,8 +18,10 @@
 mod admin;
 mod commands;
 mod controller;
+mod departure;
 mod doorbell;
 mod events;
+mod firmware;
 mod guest;
 mod hardware;
 mod home;
@@ -27,8 +29,10 @@ mod identify;
 mod lending;
 mod memory;
 mod namespace;
+mod namespaces;
 mod passthrough;
 mod queue_pair;
+mod statistics;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -37,7 +41,7 @@ mod tracker;
 use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
-pub use events::EventRecord;
+pub use events::{EventCounts, EventRecord};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
 
 /// How a controller is used.

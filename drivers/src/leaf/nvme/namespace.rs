@@ -2,18 +2,21 @@
 
 use std::sync::Arc;
 
-use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
+use oxblock_engine::{
+    Core, Counter, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Node, Queue,
+};
 use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namespace, Oncs};
 use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
+use super::namespaces::OpenNamespace;
 use super::{guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
 const BLOCKS_MAX: u64 = 65_536;
 
 /// What a queue pair has to know of its namespace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub nsid: u32,
     /// Log2 of the block size in bytes.
@@ -33,6 +36,8 @@ pub(super) struct Shape {
 /// A namespace of an attached controller, or why it cannot be used.
 pub(super) struct NamespaceInfo {
     pub shape: Shape,
+    /// NGUID and EUI64, zeroes where it has none.
+    pub identifiers: [u8; 24],
     pub limits: Limits,
 }
 
@@ -84,7 +89,10 @@ impl NamespaceInfo {
         }
         let shape = shape(nsid, block_shift, namespace, bounds);
         let limits = limits(&shape, namespace, bounds);
-        Ok(Self { shape, limits })
+        let mut identifiers = [0; 24];
+        identifiers[..16].copy_from_slice(&namespace.nguid);
+        identifiers[16..].copy_from_slice(&namespace.eui64);
+        Ok(Self { shape, identifiers, limits })
     }
 }
 
@@ -191,18 +199,18 @@ fn max_discard(shape: &Shape, bounds: &Bounds<'_>) -> u64 {
 /// A namespace as a leaf.
 pub(super) struct NamespaceDriver {
     pub controller: Arc<Controller>,
-    pub shape: Shape,
-    pub limits: Limits,
+    pub namespace: Arc<OpenNamespace>,
 }
 
 impl NamespaceDriver {
     /// A queue pair of the core's own, or its part of another's where none is left (row 36).
     async fn open_queue(&self, core: &Core) -> Result<Box<dyn Queue>, Error> {
-        let controller = self.controller.clone();
+        self.namespace.check()?;
+        let (controller, shape) = (self.controller.clone(), self.namespace.shape);
         let Some(qid) = controller.take_qid()? else {
-            return guest::open(core, controller, self.shape).await;
+            return guest::open(core, controller, shape).await;
         };
-        let leaf = queue_pair::open(core, controller, self.shape, qid).await?;
+        let leaf = queue_pair::open(core, controller, shape, qid).await?;
         Ok(Box::new(leaf))
     }
 }
@@ -213,7 +221,15 @@ impl Driver for NamespaceDriver {
     }
 
     fn limits(&self) -> Limits {
-        self.limits.clone()
+        self.namespace.limits()
+    }
+
+    fn joined(&self, node: &Arc<Node>) {
+        self.namespace.join(node);
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        self.controller.counters()
     }
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {

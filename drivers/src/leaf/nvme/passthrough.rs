@@ -197,7 +197,8 @@ impl Controller {
     }
 
     /// Format NVM: an LBA format and the Secure Erase Settings (0 none, 1 user data, 2
-    /// cryptographic). All data is gone. Nodes over the namespace must be opened afresh.
+    /// cryptographic). All data is gone. Nodes over the namespace follow where its blocks stay the
+    /// same, else they fail and must be made anew; let none be in use meanwhile.
     ///
     /// # Errors
     /// The controller refuses or fails.
