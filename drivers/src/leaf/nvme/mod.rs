@@ -20,25 +20,32 @@ mod commands;
 mod controller;
 mod doorbell;
 mod events;
+mod features;
 mod guest;
 mod hardware;
 mod home;
+mod host_memory;
 mod identify;
+mod keep_alive;
 mod lending;
 mod memory;
 mod namespace;
 mod passthrough;
+mod power;
 mod queue_pair;
+mod quirks;
 mod status;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod write_protect;
 
 use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
+pub use quirks::Quirks;
 
 /// How a controller is used.
 #[derive(Clone, Debug)]
@@ -54,6 +61,22 @@ pub struct NvmeOptions {
     pub sgl: bool,
     /// How long an admin command may take before the controller counts as failed.
     pub admin_timeout: Duration,
+    /// Memory that a controller may ask for and keep for its own use (host memory buffer), in
+    /// bytes; 0 is none. It also gets no more than a quarter of what is free in the engine's
+    /// arena: give the engine a larger arena where a device without memory of its own is slow.
+    pub host_memory: u64,
+    /// How long a power state that an idle controller enters on its own may take to leave. None,
+    /// the default, allows no such state: who polls for completions would wait for the wake-up
+    /// longer than for any I/O.
+    pub power_latency: Option<Duration>,
+    /// Within this time the controller hears from the driver (Keep Alive Timer), and is reset if it
+    /// does not answer. None, the default, is no timer: on PCI Express a controller that hangs is
+    /// noticed by its registers and by commands that take too long.
+    pub keep_alive: Option<Duration>,
+    /// Treat the device as one with these quirks too.
+    pub quirks: Quirks,
+    /// Treat the device as one without these quirks, whatever is known of it.
+    pub without_quirks: Quirks,
 }
 
 impl Default for NvmeOptions {
@@ -64,6 +87,11 @@ impl Default for NvmeOptions {
             shadow_doorbells: true,
             sgl: true,
             admin_timeout: Duration::from_secs(60),
+            host_memory: 128 << 20,
+            power_latency: None,
+            keep_alive: None,
+            quirks: Quirks::empty(),
+            without_quirks: Quirks::empty(),
         }
     }
 }

@@ -9,6 +9,7 @@ use oxblock_engine::{
     Busy, Core, Error, ErrorKind, Fault, Pass, Poller, PollerId, Queue, Request, Sleep, Token,
 };
 use oxblock_mem::Cells;
+use oxblock_nvme::command::QPRIO_MEDIUM;
 use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
 use oxblock_nvme::{Command, Completion};
 
@@ -20,8 +21,8 @@ use super::hardware::{Hardware, Health};
 use super::lending::{Ask, Guests, Lender};
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
-use super::status;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
+use super::{Quirks, status};
 
 /// How long the controller may take to delete a queue, in ns, before it counts as failed.
 pub(super) const DELETE_NS: u64 = 3_000_000_000;
@@ -156,7 +157,10 @@ async fn create(core: &Core, pair: &mut QueuePair) -> Result<(), Error> {
         let status = done.completion.status();
         return Err(status::error("create completion queue", status));
     }
-    let command = Command::create_sq(qid, entries, sq, qid);
+    let mut command = Command::create_sq(qid, entries, sq, qid);
+    if pair.hardware.quirks().contains(Quirks::MEDIUM_PRIORITY) {
+        command = command.with_cdw10_11(command.cdw10(), command.cdw11() | QPRIO_MEDIUM);
+    }
     let done = admin.execute(core, command, None).await?;
     if done.completion.is_success() {
         return Ok(());
