@@ -28,6 +28,7 @@ mod ending;
 mod fuzz;
 mod io;
 mod passthrough;
+mod recovery;
 
 use std::cell::Cell;
 use std::future::Future;
