@@ -34,6 +34,7 @@ mod filler;
 mod inquiry;
 mod pace;
 mod shaped;
+mod single;
 mod target;
 mod verified;
 mod watch;
@@ -282,6 +283,9 @@ impl Worker {
         if let Some(shaped) = self.shaped.take() {
             return self.pass_shaped(core, shaped);
         }
+        if self.submitted_ns.len() == 1 {
+            return self.pass_single(core);
+        }
         let mut count = self.round(core);
         while count < ENOUGH_FOR_A_PASS && !self.closing && self.channel.has_completions() {
             self.stamp_left = 0;
@@ -292,6 +296,16 @@ impl Worker {
 
     #[inline]
     fn round(&mut self, core: &Core) -> usize {
+        let count = self.collect(core);
+        if count > 0 || self.is_starved() {
+            self.refill(core);
+        }
+        count
+    }
+
+    /// Takes what has completed, counts it, and ends what should end. How many had completed.
+    #[inline]
+    fn collect(&mut self, core: &Core) -> usize {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let count = self.channel.poll(|completion| {
@@ -314,9 +328,6 @@ impl Worker {
         self.watch(now);
         if count > 0 {
             self.account(now, rested);
-        }
-        if count > 0 || self.is_starved() {
-            self.refill(core);
         }
         count
     }
@@ -387,6 +398,13 @@ impl Worker {
             stats.ios += 1;
             stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
         }
+        self.show();
+    }
+
+    /// Shows what was counted to who watches, and notes what was allocated until then.
+    #[inline]
+    fn show(&mut self) {
+        let counts = &mut self.counts;
         let shown = [counts.report.read.ios, counts.report.write.ios];
         for way in [0, 1] {
             self.progress.ios[way].store(self.shown_before[way] + shown[way], Relaxed);

@@ -164,7 +164,7 @@ pub use engine::Engine;
 pub use error::{Error, ErrorKind, Fault, Source};
 pub use limits::{Limits, MemoryRule};
 pub use node::Node;
-pub use op::{Completion, Full, Op, OpFlags, OpId, OpKind};
+pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};
 pub use poller::{Poller, PollerId};
 pub use reactor::{Options, PollMode, Reactor};
 pub use remote::{CoreWaker, Remote, RemoteHandle};
