@@ -26,7 +26,7 @@ use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
 use crate::report::{Allocations, CloneReport, FailedIo};
-use crate::stats::{CpuUse, Direction};
+use crate::stats::{CpuUse, Direction, ShortLatencies};
 use inquiry::Inquiry;
 use shaped::Shaped;
 
@@ -126,6 +126,8 @@ struct Counts {
     from_ns: u64,
     last_ns: u64,
     report: CloneReport,
+    /// Of a plain job, reads and writes: latencies that are still to go into the report.
+    short: [ShortLatencies; 2],
     usage: ThreadUsage,
     /// Allocations and I/Os up to when every operation had been used.
     steady: Option<Allocations>,
@@ -150,10 +152,26 @@ impl Counts {
             from_ns: now,
             last_ns: now,
             report,
+            short: [(); 2].map(|()| ShortLatencies::new()),
             usage,
             steady: None,
             latest: Allocations::default(),
         }
+    }
+
+    /// Counts an I/O of a plain job.
+    #[inline(always)]
+    fn count(&mut self, way: usize, latency_ns: u64) {
+        let stats = if way == 0 { &mut self.report.read } else { &mut self.report.write };
+        stats.ios += 1;
+        self.short[way].record(latency_ns, &mut stats.latency);
+    }
+
+    /// Makes the report whole.
+    fn settle(&mut self) {
+        let [reads, writes] = &mut self.short;
+        reads.settle(&mut self.report.read.latency);
+        writes.settle(&mut self.report.write.latency);
     }
 }
 
@@ -391,12 +409,8 @@ impl Worker {
             return;
         }
         for op in &self.rest[first..] {
-            let stats = match op.kind {
-                OpKind::Read => &mut counts.report.read,
-                _ => &mut counts.report.write,
-            };
-            stats.ios += 1;
-            stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
+            let latency_ns = now.saturating_sub(self.submitted_ns[op.tag as usize]);
+            counts.count(usize::from(op.kind != OpKind::Read), latency_ns);
         }
         self.show();
     }
@@ -503,7 +517,8 @@ impl Worker {
 
     /// Takes the results and the buffers out of a worker that is over.
     fn finish(&mut self) -> Outcome {
-        let Counts { from_ns, last_ns, mut report, usage, steady, latest } =
+        self.counts.settle();
+        let Counts { from_ns, last_ns, mut report, usage, steady, latest, .. } =
             std::mem::replace(&mut self.counts, Counts::new(0));
         report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
             count: latest.count - steady.count,
@@ -540,8 +555,9 @@ impl Worker {
 
     /// Tells who watches how it stands.
     #[cold]
-    fn answer(&self) {
+    fn answer(&mut self) {
         let Some(mut report) = self.progress.inquiry.taken() else { return };
+        self.counts.settle();
         let counts = &self.counts;
         report.copy_figures(&counts.report);
         self.sum_up(&mut report, counts.from_ns, counts.last_ns, counts.usage);

@@ -381,9 +381,11 @@ impl Io {
             let slot = &mut self.slots[index];
             let token = token(index, slot.generation);
             if leaf.queue.submit(&whole_request(token, op), &mut self.pass).is_ok() {
-                if let [(done, result)] = self.pass.done[..]
-                    && done == token
+                if let [(done, result)] = &self.pass.done[..]
+                    && *done == token
                 {
+                    // Copied only where it tells of a fault.
+                    let result = if result.is_ok() { Ok(()) } else { *result };
                     slot.forget_name();
                     self.pass.done.clear();
                     leaf.stats.count(op.kind, op.len, result.is_err());
@@ -603,8 +605,10 @@ impl Io {
     pub(crate) fn drain(&mut self) -> usize {
         let mut count = 0;
         // A leaf may complete a request within its submit, so the list may grow meanwhile.
-        while let Some(&(token, result)) = self.pass.done.get(count) {
+        while let Some((token, result)) = self.pass.done.get(count) {
             count += 1;
+            // Copied only where it tells of a fault.
+            let (token, result) = (*token, if result.is_ok() { Ok(()) } else { *result });
             self.complete(token, result);
         }
         self.pass.done.clear();

@@ -55,10 +55,7 @@ impl Worker {
                 }
             }
             let now = core.now();
-            let report = &mut self.counts.report;
-            let stats = if step.write { &mut report.write } else { &mut report.read };
-            stats.ios += 1;
-            stats.latency.record(now.saturating_sub(stamp_ns));
+            self.counts.count(usize::from(step.write), now.saturating_sub(stamp_ns));
             stamp_ns = now;
             count += 1;
         }
