@@ -6,7 +6,12 @@
 
 use oxblock_engine::{Core, InPlace, OpKind};
 
-use super::{ENOUGH_FOR_A_PASS, Worker, note_fault};
+use super::{Worker, note_fault};
+
+/// How long a pass goes on with I/Os that are done at once, and with how many at most: a turn of
+/// the reactor for each would cost more than they do.
+const PASS_NS: u64 = 10_000;
+const PASS_IOS: usize = 256;
 
 impl Worker {
     /// As [`Worker::pass`], for a job with one I/O in flight.
@@ -28,8 +33,9 @@ impl Worker {
     fn do_at_once(&mut self, core: &Core) -> usize {
         let (start, block_size) = (self.phase.start, u64::from(self.phase.block_size));
         let mut stamp_ns = core.now();
+        let pass_ends_ns = self.ends_ns.min(stamp_ns.saturating_add(PASS_NS));
         let mut count = 0;
-        while count < ENOUGH_FOR_A_PASS && stamp_ns < self.ends_ns {
+        while count < PASS_IOS && stamp_ns < pass_ends_ns {
             let Some(step) = self.next_step() else {
                 self.closing = true;
                 break;
