@@ -5,11 +5,12 @@
 //! buffer and a place in a table for its whole life, so that nothing is allocated.
 //!
 //! # How latency is taken
-//! Two readings of the core's clock ([`CLOCK`]) bound an I/O: one right before its submission, and
-//! one for each pass that found completions, taken after the last of them was fetched. The latency
+//! Two readings of the core's clock ([`CLOCK`]) bound an I/O: one before its submission, and one
+//! for each pass that found completions, taken after the last of them was fetched. The latency
 //! is thus never told too short; an I/O that was fetched first in its pass is told too long by as
-//! much as the fetching of the others took. Submission is not timed apart from completion (fio's
-//! `slat`): that would be a third reading.
+//! much as the fetching of the others took. Where the only I/O in flight was done at once, the
+//! reading after it is also the one before the next ([`single`]). Submission is not timed apart from
+//! completion (fio's `slat`): that would be a further reading.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
