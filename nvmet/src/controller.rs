@@ -137,7 +137,7 @@ impl Controller {
         }
         let first = (1u32..).zip(&options.namespaces).enumerate();
         let first = first.map(|(backing, (nsid, of))| Geometry::new(nsid, backing, of)).collect();
-        let nodes = options.nodes().map(|node| node.limits().clone()).collect();
+        let nodes = options.nodes().map(|node| (*node.limits()).clone()).collect();
         let inventory = Inventory::new(first, options.max_namespaces, nodes);
         let jobs = Jobs::new(core.arena())?;
 
