@@ -33,7 +33,7 @@ impl Channel {
     }
 
     /// What one request of the node may ask; the engine splits what is longer.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> Arc<Limits> {
         self.node.limits()
     }
 

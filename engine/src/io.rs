@@ -15,6 +15,7 @@ use std::time::Duration;
 use oxblock_mem::{Arena, IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::node::Refusal;
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
@@ -35,13 +36,13 @@ const BOUNCE_RESERVE: usize = 4;
 pub(crate) struct Leaf {
     node: Arc<Node>,
     queue: Box<dyn Queue>,
-    rules: Rules,
+    pub(crate) rules: Rules,
     /// Slots whose next fragment the queue would not take yet.
     line: Line,
     /// Whether requests were submitted since the last kick.
     dirty: bool,
-    /// Why nothing is admitted any more, while the leaf is being closed.
-    pub(crate) refused: Option<&'static str>,
+    /// Why nothing is admitted any more: the leaf is being closed, or its node was withdrawn.
+    pub(crate) refused: Option<Refusal>,
     stats: LeafStats,
 }
 
@@ -123,29 +124,42 @@ impl Io {
         queue: Box<dyn Queue>,
         arena: &Arena,
     ) -> Result<u16, Error> {
-        let rules = Rules::new(node.limits());
-        if rules.may_bounce() && self.bounce.is_none() {
-            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
-        }
-        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
-            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
-        }
+        let rules = Rules::new(&node.limits());
+        self.provide(&rules, arena)?;
         let leaf = Leaf {
             node: node.clone(),
             queue,
             rules,
             line: Line::new(),
             dirty: false,
-            refused: None,
+            refused: node.refusal(),
             stats: LeafStats::default(),
         };
-        let free = self.leaves.iter().position(Option::is_none);
+        let free = (0..self.leaf_count()).find(|index| self.is_free(*index));
         let index = free.unwrap_or_else(|| {
             self.leaves.push(None);
-            self.leaves.len() - 1
+            self.leaf_count() - 1
         });
-        self.leaves[index] = Some(leaf);
-        Ok(index as u16)
+        self.leaves[index as usize] = Some(leaf);
+        Ok(index)
+    }
+
+    /// Whether another node may have this place: no channel and no slot means the one before.
+    fn is_free(&self, leaf: u16) -> bool {
+        self.leaves[leaf as usize].is_none()
+            && !self.users.iter().any(|user| user.open && user.leaf == leaf)
+            && !self.slots.iter().any(|slot| slot.state != State::Free && slot.leaf == leaf)
+    }
+
+    /// Takes the memory that a leaf of these rules needs beside its own.
+    pub(crate) fn provide(&mut self, rules: &Rules, arena: &Arena) -> Result<(), Error> {
+        if rules.may_bounce() && self.bounce.is_none() {
+            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
+        }
+        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
+            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
+        }
+        Ok(())
     }
 
     /// Adds a user of a leaf. One that serves may have the reserve.
@@ -332,7 +346,7 @@ impl Io {
     pub(crate) fn set_failed(&mut self, text: &'static str) {
         self.failed = Some(text);
         for leaf in self.leaves.iter_mut().flatten() {
-            leaf.refused = Some(text);
+            leaf.refused = Some((ErrorKind::Failed, text));
         }
     }
 
@@ -431,7 +445,7 @@ impl Io {
 
     /// Whether an operation is allowed, and whether it is over already for want of
     /// anything to do.
-    fn check(&self, index: u32) -> Result<bool, Fault> {
+    pub(crate) fn check(&self, index: u32) -> Result<bool, Fault> {
         let slot = &self.slots[index];
         let op = &slot.op;
         if let Some(text) = self.failed {
@@ -440,8 +454,8 @@ impl Io {
         let Some(leaf) = &self.leaves[slot.leaf as usize] else {
             return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
-        if let Some(text) = leaf.refused {
-            return Err(Fault::text(ErrorKind::Failed, op.offset, text));
+        if let Some((kind, text)) = leaf.refused {
+            return Err(Fault::text(kind, op.offset, text));
         }
         let rules = &leaf.rules;
         rules.check(op)?;
@@ -755,7 +769,7 @@ fn whole_request(token: Token, op: &Op) -> Request<'_> {
 }
 
 /// What the cursor counts to: a flush is one step, anything else its length in bytes.
-fn total(op: &Op) -> u64 {
+pub(crate) fn total(op: &Op) -> u64 {
     if op.kind == OpKind::Flush { 1 } else { op.len }
 }
 
