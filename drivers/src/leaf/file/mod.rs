@@ -13,6 +13,9 @@
 //! mounted it. Zoned devices are refused. A discard goes to the device if it can zero ranges
 //! (io_uring has no other discard) or if threads make the calls.
 //!
+//! Direct I/O may poll the device for what ends (`hipri`), where it has queues for that, instead of
+//! having it interrupt.
+//!
 //! A flush is an fdatasync, and covers the writes that completed before it. Once one has
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
