@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblock_engine::{Core, Error};
+use oxblock_nvme::Command;
 use oxblock_nvme::identify::Controller as ControllerPage;
 
 use super::NvmeOptions;
@@ -46,15 +47,7 @@ impl Features {
         page: &ControllerPage,
     ) -> Result<(), Error> {
         let mut notices = Vec::new();
-        let held = lock(&self.host_memory).take();
-        let given = match held {
-            Some(memory) => memory.give_again(core, admin).await?,
-            None => HostMemory::give(core, admin, hardware, page, self.options.host_memory).await?,
-        };
-        *lock(&self.host_memory) = given.unwrap_or_else(|notice| {
-            notices.push(notice);
-            None
-        });
+        notices.extend(self.lend_memory(core, admin, hardware, page).await?);
         let latency = self.options.power_latency;
         notices.extend(power::configure(core, admin, page, hardware.quirks(), latency).await?);
         let time = self.options.keep_alive;
@@ -63,14 +56,54 @@ impl Features {
         Ok(())
     }
 
+    /// Gives the controller a buffer of host memory, or the one that it had before a reset. Says
+    /// why it has none.
+    async fn lend_memory(
+        &self,
+        core: &Core,
+        admin: &Arc<Admin>,
+        hardware: &Arc<Hardware>,
+        page: &ControllerPage,
+    ) -> Result<Option<String>, Error> {
+        let command = {
+            let mut held = lock(&self.host_memory);
+            if held.is_none() {
+                match HostMemory::new(core, hardware, page, self.options.host_memory)? {
+                    Ok(memory) => *held = memory,
+                    Err(notice) => return Ok(Some(notice)),
+                }
+            }
+            let Some(memory) = held.as_mut() else { return Ok(None) };
+            memory.lend()
+        };
+        let status = admin.execute(core, command, None).await?.completion.status();
+        if status.is_success() {
+            if let Some(memory) = lock(&self.host_memory).as_mut() {
+                memory.lent();
+            }
+            return Ok(None);
+        }
+        if let Some(memory) = lock(&self.host_memory).take() {
+            memory.free();
+        }
+        Ok(Some(format!(
+            "no host memory buffer: the controller refuses what it asks for: {status}"
+        )))
+    }
+
     /// Takes back what the controller holds, before it is shut down. What it does not give back is
     /// kept until it is quiet.
     pub async fn withdraw(&self, core: &Core, admin: &Arc<Admin>) {
         self.keep_alive.stop();
-        let held = lock(&self.host_memory).take();
-        if let Some(memory) = held {
-            let kept = memory.take_back(core, admin).await;
-            *lock(&self.host_memory) = kept;
+        if lock(&self.host_memory).is_none() {
+            return;
+        }
+        let command = Command::host_memory_buffer(0, 0, 0, 0);
+        let done = admin.execute(core, command, None).await;
+        if done.is_ok_and(|done| done.completion.is_success())
+            && let Some(memory) = lock(&self.host_memory).take()
+        {
+            memory.free();
         }
     }
 

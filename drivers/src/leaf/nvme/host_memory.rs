@@ -10,7 +10,6 @@ use oxblock_nvme::feature::{HMB_EHM, HMB_MR, HostMemoryPiece};
 use oxblock_nvme::identify::Controller as ControllerPage;
 use oxblock_nvme::queue::Words;
 
-use super::admin::Admin;
 use super::hardware::Hardware;
 use super::memory::DeviceMemory;
 
@@ -20,29 +19,27 @@ const PAGE: u64 = 4096;
 /// queues and data.
 const SHARE: u64 = 4;
 
-/// A buffer that the controller has, in one piece.
+/// A buffer for the controller, in one piece.
 pub(super) struct HostMemory {
     pages: u32,
     /// The descriptor list, of one entry.
     list_iova: u64,
+    /// The controller had it before: it comes back as it was left.
+    was_lent: bool,
     /// The buffer and the list: never freed while the controller may use them.
     memory: DeviceMemory,
 }
 
-/// What came of a gift: the buffer that the controller took, nothing because it asks for none, or
-/// why it has none.
-type Given = Result<Option<HostMemory>, String>;
-
 impl HostMemory {
-    /// Gives the controller what it prefers (HMPRE), within `limit` bytes and a quarter of what is
-    /// free in the arena, if that is as much as it needs (HMMIN).
-    pub async fn give(
+    /// As much as the controller prefers (HMPRE), within `limit` bytes and a quarter of what is
+    /// free in the arena, if that is as much as it needs (HMMIN). None if it asks for nothing; else
+    /// why it gets nothing.
+    pub fn new(
         core: &Core,
-        admin: &Arc<Admin>,
         hardware: &Arc<Hardware>,
         page: &ControllerPage,
         limit: u64,
-    ) -> Result<Given, Error> {
+    ) -> Result<Result<Option<HostMemory>, String>, Error> {
         let preferred = u64::from(page.hmpre.get());
         if preferred == 0 || limit == 0 {
             return Ok(Ok(None));
@@ -51,8 +48,8 @@ impl HostMemory {
         let free = core.arena().available() as u64 / SHARE;
         let mut pages = preferred.min(limit / PAGE).min(free / PAGE).min(u32::MAX.into());
         while pages >= least {
-            match HostMemory::new(core, hardware, pages as u32) {
-                Ok(memory) => return memory.hand_over(core, admin, HMB_EHM).await,
+            match HostMemory::of(core, hardware, pages as u32) {
+                Ok(memory) => return Ok(Ok(Some(memory))),
                 // In pieces it may be there, but not in one.
                 Err(error) if error.kind() == ErrorKind::OutOfMemory => pages /= 2,
                 Err(error) => return Err(error),
@@ -69,53 +66,35 @@ impl HostMemory {
         )))
     }
 
-    /// Gives it the same buffer after a reset, with what it left in it.
-    pub async fn give_again(self, core: &Core, admin: &Arc<Admin>) -> Result<Given, Error> {
-        self.hand_over(core, admin, HMB_EHM | HMB_MR).await
-    }
-
-    /// Takes it back: freed if the controller agrees, else kept.
-    pub async fn take_back(mut self, core: &Core, admin: &Arc<Admin>) -> Option<HostMemory> {
-        let command = Command::host_memory_buffer(0, 0, 0, 0);
-        let done = admin.execute(core, command, None).await;
-        if !done.is_ok_and(|done| done.completion.is_success()) {
-            return Some(self);
-        }
-        self.memory.conceal();
-        None
-    }
-
-    /// Its length.
-    pub fn len_bytes(&self) -> u64 {
-        u64::from(self.pages) * PAGE
-    }
-
-    fn new(core: &Core, hardware: &Arc<Hardware>, pages: u32) -> Result<HostMemory, Error> {
+    fn of(core: &Core, hardware: &Arc<Hardware>, pages: u32) -> Result<HostMemory, Error> {
         let len = u64::from(pages) * PAGE;
         let mut memory = DeviceMemory::new(core.arena(), (len + PAGE) as usize, hardware)?;
         let (buffer, list) = (memory.cells(len as usize)?, memory.cells(PAGE as usize)?);
         let (badd, list_iova) = (memory.iova_of(&buffer)?, memory.iova_of(&list)?);
         write_list(&list, HostMemoryPiece { badd, bsize: pages });
-        Ok(HostMemory { pages, list_iova, memory })
+        Ok(HostMemory { pages, list_iova, was_lent: false, memory })
     }
 
-    async fn hand_over(
-        mut self,
-        core: &Core,
-        admin: &Arc<Admin>,
-        flags: u32,
-    ) -> Result<Given, Error> {
+    /// The command that gives it to the controller, which may use it from here on.
+    pub fn lend(&mut self) -> Command {
         self.memory.expose();
-        let command = Command::host_memory_buffer(flags, self.pages, self.list_iova, 1);
-        let done = admin.execute(core, command, None).await?;
-        if done.completion.is_success() {
-            return Ok(Ok(Some(self)));
-        }
+        let flags = if self.was_lent { HMB_EHM | HMB_MR } else { HMB_EHM };
+        Command::host_memory_buffer(flags, self.pages, self.list_iova, 1)
+    }
+
+    /// The controller has taken it.
+    pub fn lent(&mut self) {
+        self.was_lent = true;
+    }
+
+    /// The controller does not use it, or does no more.
+    pub fn free(self) {
         self.memory.conceal();
-        Ok(Err(format!(
-            "no host memory buffer: the controller asks for one, and refuses it: {}",
-            done.completion.status()
-        )))
+    }
+
+    /// Its length.
+    pub fn len_bytes(&self) -> u64 {
+        u64::from(self.pages) * PAGE
     }
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use oxblock_engine::{ErrorKind, Op};
-use oxblock_nvme::feature::{self, HMB_EHM, HostMemoryPiece, WriteProtection};
+use oxblock_nvme::feature::{self, HMB_EHM, HMB_MR, HostMemoryPiece, WriteProtection};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::regs::SHN_ABRUPT;
 use oxblock_nvme::status::Status;
@@ -79,7 +79,7 @@ fn host_memory_that_cannot_be_had_is_a_notice() {
     let [notice] = &needs(64, 32, 64 << 10, false)[..] else { panic!("one notice") };
     assert!(notice.contains("needs 128; the limit is 64 KiB"), "{notice}");
     let [notice] = &needs(64, 32, 1 << 20, true)[..] else { panic!("one notice") };
-    assert!(notice.contains("refuses it"), "{notice}");
+    assert!(notice.contains("refuses what it asks for"), "{notice}");
     assert!(needs(64, 32, 0, false).is_empty(), "it was not wanted");
     assert!(needs(0, 0, 1 << 20, false).is_empty(), "it was not asked for");
 }
@@ -131,6 +131,51 @@ fn host_memory_is_not_freed_under_a_controller_that_has_it() {
     assert!(kept(&rig), "it may still use it");
 }
 
+/// A reset forgets all features. The buffer comes back as it was left: a controller without it has
+/// lost its tables, and one that is told of another would take old ones for its own.
+#[test]
+fn what_a_reset_forgets_is_set_up_again() {
+    let mut rig = Rig::new(|state| {
+        let page = &mut state.controller;
+        (page.hmpre, page.apsta, page.kas) = (64.into(), 1, 1.into());
+    });
+    rig.options.keep_alive = Some(Duration::from_secs(2));
+    let controller = rig.attach();
+    let flags = |rig: &Rig| rig.device.state().features[&feature::HOST_MEMORY_BUFFER].0.cdw11();
+    let first = host_memory(&mut rig.device.state()).expect("a buffer");
+    assert_eq!(flags(&rig), HMB_EHM);
+    for _ in 0..3 {
+        let reset = controller.clone();
+        rig.run(|core| async move { reset.reset(&core).await }).expect("a reset");
+        assert_eq!(host_memory(&mut rig.device.state()), Some(first));
+        assert_eq!(flags(&rig), HMB_EHM | HMB_MR);
+        let state = rig.device.state();
+        assert!(state.features.contains_key(&feature::AUTONOMOUS_POWER_STATE_TRANSITION));
+        assert!(state.features.contains_key(&feature::KEEP_ALIVE_TIMER));
+    }
+    rig.device.state().seen.clear();
+    rig.wait_ms(10_100);
+    assert_eq!(rig.device.state().admin_count(admin::KEEP_ALIVE), 10, "of one beat, not of four");
+}
+
+/// Row 30: a controller that does not answer is reset, and kept alive afterwards.
+#[test]
+fn a_keep_alive_that_fails_is_a_reset() {
+    let mut rig = Rig::new(|state| {
+        state.controller.kas = 1.into();
+        state.refused.insert(admin::KEEP_ALIVE, (Status::INTERNAL_ERROR, 1));
+    });
+    rig.options.keep_alive = Some(Duration::from_secs(2));
+    let (controller, channel) = rig.open();
+    rig.wait_ms(1500);
+    assert_eq!(controller.stats().resets, 1);
+    rig.wait_ms(5000);
+    assert_eq!(controller.stats().resets, 1);
+    assert!(rig.device.state().admin_count(admin::KEEP_ALIVE) >= 5);
+    let op = Op::read(0, rig.buf(512));
+    assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+}
+
 /// Row 32: off where nobody asked for it, on within the latency that was asked for.
 #[test]
 fn power_states_are_entered_only_within_the_latency() {
@@ -142,7 +187,7 @@ fn power_states_are_entered_only_within_the_latency() {
         });
         rig.options.quirks = quirks;
         rig.options.power_latency = latency_ms.map(Duration::from_millis);
-        rig.attach();
+        let _controller = rig.attach();
         let state = rig.device.state();
         let (command, data) = &state.features[&feature::AUTONOMOUS_POWER_STATE_TRANSITION];
         let words: Vec<u64> =

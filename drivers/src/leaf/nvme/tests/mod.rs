@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*` |
 //! | 2 | EN=1, RDY=0 at attach | `attach::a_controller_that_is_becoming_ready_*` |
-//! | 3 | ready timeout | `attach::the_ready_timeout_*` |
-//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `io::a_fatal_*` |
+//! | 3 | ready timeout | `attach::the_ready_timeout_*`, `recovery::a_reset_that_fails_*` |
+//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `recovery::a_fatal_*` |
 //! | 5, 6, 7 | MQES, doorbells, MPSMIN | `attach::mqes_*`, `attach::doorbells_*`, `attach::pages_*` |
 //! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*` |
 //! | 11, 12 | PRP and SGL | `oxblock_nvme::prp`, `oxblock_nvme::sgl`, `io::prps_*`, `io::sgls_*` |
@@ -16,8 +16,10 @@
 //! | 16 | SQHD | `oxblock_nvme::queue`, `io::a_wrong_head_*` |
 //! | 17 | barrier before the doorbell | `oxblock_nvme::queue` with loom |
 //! | 18 | shadow doorbells | `oxblock_nvme::queue` with loom; `io::shadow_*` |
+//! | 19 | timeouts | `recovery::a_late_command_*` |
+//! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*` |
 //! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
-//! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*` |
+//! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*`, `features::a_keep_alive_that_fails_*` |
 //! | 31 | shutdown | `ending::shutdown_*`, `features::an_abrupt_shutdown_*`, `features::host_memory_*` |
 //! | 32 | power states | `super::power::tests`, `features::power_states_*` |
 //! | 34 | a full IOMMU | `attach::a_full_iommu_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
@@ -34,6 +36,7 @@ mod fuzz;
 mod io;
 mod passthrough;
 mod quirks;
+mod recovery;
 
 use std::cell::Cell;
 use std::future::Future;
