@@ -331,6 +331,10 @@ impl Controller {
         &self.function
     }
 
+    pub(super) fn features(&self) -> &Features {
+        &self.features
+    }
+
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
         self.shadow.as_ref()
     }
@@ -516,7 +520,7 @@ async fn attach(
     let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
     let poller = core.add_poller(Box::new(poller));
     let events = Arc::default();
-    let features = Features::new(&options);
+    let features = Features::new(&function, &options);
     let known = Known { options: &options, before: None, events: &events, features: &features };
     let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
