@@ -19,7 +19,7 @@ pub(crate) struct Piece {
 /// The pieces of a job with one file or several.
 #[derive(Clone, Debug)]
 pub(crate) enum Pieces {
-    One(Generator),
+    One(Box<Generator>),
     Several(Several),
 }
 
@@ -27,7 +27,7 @@ impl Pieces {
     /// `files` are the plan of each and where its range starts.
     pub fn new(options: &JobOptions, files: &[(Plan, u64)], seed: u64) -> Pieces {
         match files {
-            [(plan, _)] => Pieces::One(Generator::new(options, plan, seed)),
+            [(plan, _)] => Pieces::One(Box::new(Generator::new(options, plan, seed))),
             several => Pieces::Several(Several::new(options, several, seed)),
         }
     }
