@@ -19,7 +19,7 @@ use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
 use oxblock_bench::units;
 use oxblock_bench::{html, json, terse, text};
-use oxblock_engine::{Error, ErrorKind};
+use oxblock_engine::Error;
 
 use crate::target::TargetSpec;
 use rounds::{News, Rounds};
