@@ -20,8 +20,8 @@ use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
 use crate::{
-    Completion, Error, ErrorKind, Fault, Full, Node, Op, OpFlags, OpId, OpKind, Pass, Queue,
-    Request, Sleep, Token,
+    Completion, Error, ErrorKind, Fault, Full, InPlace, Node, Op, OpFlags, OpId, OpKind, Pass,
+    Queue, Request, Sleep, Token,
 };
 
 /// Fragments of one operation at the leaf at once.
@@ -53,6 +53,14 @@ pub(crate) enum Halt {
     Held,
     /// The leaf is being closed, or its node was withdrawn: they fail.
     Refused(Refusal),
+}
+
+impl Leaf {
+    /// Whether an operation can go to the queue now, whole and as it is.
+    #[inline(always)]
+    fn takes(&self, op: &Op) -> bool {
+        self.rules.is_straight(op) && self.line.is_empty() && self.halt.is_none()
+    }
 }
 
 /// A channel's completions.
@@ -362,34 +370,15 @@ impl Io {
         };
         entry.in_flight += 1;
         let slot = &mut self.slots[index];
-        slot.state = State::Running;
-        slot.owner = owner;
-        slot.user = user;
-        slot.leaf = entry.leaf;
-        slot.cancelled = false;
-        slot.failed = false;
-        // A free slot's buffers are empty: there is nothing to drop.
-        std::mem::forget(std::mem::replace(&mut slot.op, op));
-        let (op, generation) = (&slot.op, slot.generation);
-        let id = OpId { index, generation };
+        slot.begin(user, entry.leaf, owner, op);
+        let id = OpId { index, generation: slot.generation };
 
         if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
-            && leaf.rules.is_straight(op)
-            && leaf.line.is_empty()
-            && leaf.halt.is_none()
+            && leaf.takes(&slot.op)
         {
-            let request = Request {
-                token: token(index, generation),
-                kind: op.kind,
-                flags: op.flags,
-                offset: op.offset,
-                len: op.len,
-                data: op.data.whole(),
-            };
+            let request = whole_request(token(index, id.generation), &slot.op);
             if leaf.queue.submit(&request, &mut self.pass).is_ok() {
-                slot.step = Step::Straight;
-                slot.outstanding = 1;
-                slot.cursor = slot.op.len;
+                slot.hand_whole();
                 leaf.dirty = true;
                 return Ok(id);
             }
@@ -398,6 +387,49 @@ impl Io {
         slot.cursor = 0;
         self.submit_slowly(index);
         Ok(id)
+    }
+
+    /// Admits an operation that stays with its user if the leaf ends it within its submission:
+    /// it then takes no slot, only the name of a free one.
+    #[inline(always)]
+    pub fn submit_in_place(&mut self, user: u16, op: &mut Op) -> InPlace {
+        if !self.pass.done.is_empty() {
+            self.drain();
+        }
+        let entry = &mut self.users[user as usize];
+        if let Some(index) = self.slots.next_free(entry.keep_slots)
+            && let Some(leaf) = &mut self.leaves[entry.leaf as usize]
+            && leaf.takes(op)
+        {
+            let slot = &mut self.slots[index];
+            let token = token(index, slot.generation);
+            if leaf.queue.submit(&whole_request(token, op), &mut self.pass).is_ok() {
+                if let [(done, result)] = &self.pass.done[..]
+                    && *done == token
+                {
+                    // Copied only where it tells of a fault.
+                    let result = if result.is_ok() { Ok(()) } else { *result };
+                    slot.forget_name();
+                    self.pass.done.clear();
+                    leaf.stats.count(op.kind, op.len, result.is_err());
+                    return InPlace::Done(result);
+                }
+                entry.in_flight += 1;
+                slot.begin(user, entry.leaf, Owner::Poll, std::mem::replace(op, Op::flush()));
+                slot.hand_whole();
+                leaf.dirty = true;
+                let id = OpId { index, generation: slot.generation };
+                self.slots.take_next_free();
+                return InPlace::Running(id);
+            }
+        }
+        match self.submit(user, Owner::Poll, std::mem::replace(op, Op::flush())) {
+            Ok(id) => InPlace::Running(id),
+            Err(Full(back)) => {
+                *op = back;
+                InPlace::Full
+            }
+        }
     }
 
     /// Checks an operation, and starts it behind those that wait already.
@@ -604,8 +636,10 @@ impl Io {
     pub(crate) fn drain(&mut self) -> usize {
         let mut count = 0;
         // A leaf may complete a request within its submit, so the list may grow meanwhile.
-        while let Some(&(token, result)) = self.pass.done.get(count) {
+        while let Some((token, result)) = self.pass.done.get(count) {
             count += 1;
+            // Copied only where it tells of a fault.
+            let (token, result) = (*token, if result.is_ok() { Ok(()) } else { *result });
             self.complete(token, result);
         }
         self.pass.done.clear();
@@ -745,6 +779,13 @@ impl Io {
         }
         Completion { op, result }
     }
+}
+
+/// A whole operation as a leaf sees it.
+#[inline(always)]
+fn whole_request(token: Token, op: &Op) -> Request<'_> {
+    let (kind, flags, offset, len) = (op.kind, op.flags, op.offset, op.len);
+    Request { token, kind, flags, offset, len, data: op.data.whole() }
 }
 
 /// What the cursor counts to: a flush is one step, anything else its length in bytes.

@@ -207,7 +207,7 @@ pub use error::{Error, ErrorKind, Fault, Source};
 pub use events::{Event, EventKind, Events};
 pub use limits::{Limits, MemoryRule};
 pub use node::Node;
-pub use op::{Completion, Full, Op, OpFlags, OpId, OpKind};
+pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};
 pub use poller::{Poller, PollerId};
 pub use reactor::{Options, PollMode, Reactor};
 pub use remote::{CoreWaker, Remote, RemoteHandle};

@@ -2,18 +2,19 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Error, ErrorKind};
 use oxblock_nvme::event::Event;
-use oxblock_nvme::regs::{Cap, Crto};
+use oxblock_nvme::regs::{Cap, Crto, DOORBELLS};
 use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
 use oxblock_pci::{Function, Ids};
 
 use crate::admin::Admin;
 use crate::admin::features::FeatureLimits;
 use crate::admin::identify::{Identity, VERSION};
+use crate::bar_memory::BarMemory;
 use crate::data::HostMemory;
 use crate::doorbells::Doorbells;
 use crate::hooks::{Hooks, NoHooks};
@@ -86,6 +87,12 @@ impl Controller {
         self.shared.notify(Notice::NamespaceChanged(nsid));
     }
 
+    /// Sets the critical warnings of the SMART log (its byte 0) that the controller does not come
+    /// to by itself, and tells the host of new ones if it asked for those.
+    pub fn set_critical_warning(&self, bits: u8) {
+        self.shared.notify(Notice::CriticalWarning(bits));
+    }
+
     /// How many flushes have reached the nodes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
@@ -106,7 +113,15 @@ impl Controller {
 
     /// Reports an event that did not happen.
     pub(crate) fn raise(&self, event: Event) {
-        self.shared.notify(Notice::Raw(event));
+        self.notify(Notice::Raw(event));
+    }
+
+    pub(crate) fn notify(&self, notice: Notice) {
+        self.shared.notify(notice);
+    }
+
+    pub(crate) fn weak_shared(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Starts with hooks, and with something around the device. The engine's shutdown stops it.
@@ -144,8 +159,11 @@ impl Controller {
             true => Doorbells::mapped(options.max_io_queues, options.dstrd)?,
             false => Doorbells::new(options.max_io_queues, options.dstrd),
         };
-        let registers = Registers::new(capabilities(&options), VERSION, Crto(READY_TIMEOUT.into()));
-        let shared = Arc::new(Shared::new(registers, doorbells, core.waker()));
+        let memory = BarMemory::new(&options, DOORBELLS + doorbells.span())?;
+        let timeouts = Crto(READY_TIMEOUT.into());
+        let registers =
+            Registers::new(capabilities(&options), VERSION, timeouts, memory.capabilities());
+        let shared = Arc::new(Shared::new(registers, doorbells, memory, core.waker()));
         let iommu = SoftIommu::new(options.iommu.clone());
         let interrupts = SoftInterrupts::new(options.vectors.into());
         let function = SoftFunction::new(
@@ -207,6 +225,8 @@ fn capabilities(options: &ControllerOptions) -> Cap {
         .with_dstrd(options.dstrd)
         .with_css(CSS)
         .with_mpsmax(MPSMAX)
+        .with_pmrs(options.pmr_bytes > 0)
+        .with_cmbs(options.cmb_bytes > 0)
         .with_crms(1)
 }
 

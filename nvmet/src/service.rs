@@ -493,6 +493,10 @@ impl<H: Hooks> Service<H> {
         if events.has(Events::NOTICE) {
             self.take_notices();
         }
+        // Queues may lie in it: before what creates them.
+        if events.has(Events::MEMORY) {
+            self.place_memory();
+        }
         if events.has(Events::CONTROL) {
             self.control();
         }

@@ -102,7 +102,8 @@ impl Events {
             Ok(both)
         });
         both.map_err(|errno| {
-            let text = "cannot watch a function's events; raise the limit of open files (ulimit -n)";
+            let text =
+                "cannot watch a function's events; raise the limit of open files (ulimit -n)";
             PciError::io(text, errno.into())
         })
     }

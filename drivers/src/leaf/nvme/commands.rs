@@ -40,6 +40,11 @@ impl Commands {
         Ok(Commands { shape, lists_iova: memory.iova_of(&lists)?, lists })
     }
 
+    /// Log2 of the namespace's block size.
+    pub fn block_shift(&self) -> u8 {
+        self.shape.block_shift as u8
+    }
+
     /// The command for a request, with lists in the page of the tracker `index`. None if there is
     /// nothing to send.
     #[inline]
@@ -49,6 +54,9 @@ impl Commands {
             OpKind::Read => self.transfer(nvm::READ, 0, request, index).map(Some),
             OpKind::Write => self.transfer(nvm::WRITE, fua, request, index).map(Some),
             OpKind::Compare => self.transfer(nvm::COMPARE, 0, request, index).map(Some),
+            OpKind::WriteZeroes if self.shape.zeroes_by_deallocate => {
+                self.deallocate(request, index).map(Some)
+            }
             OpKind::WriteZeroes => self.write_zeroes(fua, request).map(Some),
             OpKind::Discard => self.deallocate(request, index).map(Some),
             OpKind::Flush if self.shape.volatile_cache => Ok(Some(Command::flush(self.shape.nsid))),

@@ -9,20 +9,26 @@ use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
 use oxblock_mem::Attachment;
 use oxblock_nvme::feature::QueueCounts;
 use oxblock_nvme::identify::{Controller as ControllerPage, Oacs, read_ascii};
-use oxblock_nvme::{Command, feature};
+use oxblock_nvme::{Command, feature, regs};
 use oxblock_pci::{Function, Ids};
 
 use super::admin::Admin;
 use super::departure::FunctionWatch;
 use super::doorbell::ShadowPages;
+use super::ending::DELETE_NS;
 use super::events::{self, EventCounts, EventLog, EventRecord};
-use super::hardware::{Hardware, Health, pci_error};
-use super::home::HomePoller;
+use super::features::Features;
+use super::hardware::{Hardware, pci_error};
+use super::health::Health;
+use super::home::{HomePoller, Ward};
 use super::lending::Lender;
-use super::namespace::NamespaceDriver;
-use super::namespaces::{Namespaces, Scan};
-use super::queue_pair::{self, DELETE_NS, QueueCounters};
-use super::{NvmeOptions, identify};
+use super::namespace::{NamespaceDriver, Shape};
+use super::namespaces::{Found, Namespaces, Scan};
+use super::queue_pair::{self, QueueCounters};
+use super::recovery::{self, Recovery};
+use super::retry::Patience;
+use super::station::Stations;
+use super::{NvmeOptions, Quirks, identify};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
@@ -30,6 +36,12 @@ const CLASS_NVME: u32 = 0x01_08_02;
 const MTFA_UNIT: Duration = Duration::from_millis(100);
 /// How long a shutdown may take at least.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a shutdown may take at most, whatever RTD3E says.
+const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+/// How long an attach waits for room in a full IOMMU (row 34), in ns.
+const ROOM_NS: u64 = 1_000_000_000;
+/// How often it looks.
+const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An attached NVMe controller.
 ///
@@ -43,16 +55,21 @@ pub struct Controller {
     function: Arc<dyn Function>,
     /// The function was let go of.
     released: AtomicBool,
+    options: NvmeOptions,
     identity: Identity,
     namespaces: Namespaces,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
+    stations: Stations,
+    recovery: Recovery,
+    patience: Patience,
     /// Queue pairs that can be shared.
     lenders: Mutex<Vec<Arc<Lender>>>,
     /// Queue pairs that only others than their own core still need.
     orphans: AtomicUsize,
     counters: Arc<QueueCounters>,
     events: Arc<EventLog>,
+    features: Features,
     home: usize,
     poller: PollerId,
     shutdown_timeout: Duration,
@@ -81,7 +98,8 @@ pub struct Identity {
     pub shadow_doorbells: bool,
 }
 
-/// What a controller did that it should not have, and other counts.
+/// What a controller did that it should not have, and what became of it. Spurious completions are
+/// `bad_cid`, `bad_sqid` and `bad_admin`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ControllerStats {
     /// Completions of I/O queues whose command identifier was out of range, idle, or of another
@@ -93,6 +111,18 @@ pub struct ControllerStats {
     pub bad_sqid: u64,
     /// Completions of the admin queue that were not believed, for either reason.
     pub bad_admin: u64,
+    /// Resets of the controller that brought it back, asked for or not.
+    pub resets: u64,
+    /// Resets that did not.
+    pub failed_resets: u64,
+    /// I/O commands that were not answered in time.
+    pub timeouts: u64,
+    /// Aborts of I/O commands that the controller was asked for.
+    pub aborts: u64,
+    /// I/O commands that were sent again.
+    pub retries: u64,
+    /// Completions of I/O commands that came after their time, but came.
+    pub late_completions: u64,
     /// Asynchronous events.
     pub events: u64,
     /// I/O queue pairs in use.
@@ -157,7 +187,12 @@ impl Controller {
     }
 
     /// The same for some namespaces, or all.
-    pub(super) async fn rescan_some(&self, core: &Core, which: Option<&[u32]>) -> Result<(), Error> {
+    pub(super) async fn rescan_some(
+        &self,
+        core: &Core,
+        which: Option<&[u32]>,
+    ) -> Result<(), Error> {
+        self.settled(core).await.map_err(|error| error.context(self.name()))?;
         let scan = Scan { core, admin: &self.admin, hardware: &self.hardware };
         let scanned = self.namespaces.rescan(&scan, which).await;
         scanned.map_err(|error| error.context(self.name()))
@@ -168,9 +203,10 @@ impl Controller {
     /// # Errors
     /// There is no such namespace, or it is formatted in a way that the driver does not support.
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Box<dyn Driver>, Error> {
-        let namespace = self.namespaces.open(nsid).map_err(|error| {
-            error.context(format!("{} namespace {nsid}", self.name()))
-        })?;
+        let namespace = self
+            .namespaces
+            .open(nsid)
+            .map_err(|error| error.context(format!("{} namespace {nsid}", self.name())))?;
         Ok(Box::new(NamespaceDriver { controller: self.clone(), namespace }))
     }
 
@@ -187,10 +223,31 @@ impl Controller {
             bad_sqhd: load(&self.counters.bad_sqhd),
             bad_sqid: load(&self.counters.bad_sqid),
             bad_admin: self.admin.rejected(),
+            resets: load(&self.recovery.done),
+            failed_resets: load(&self.recovery.failed),
+            timeouts: load(&self.counters.timeouts),
+            aborts: load(&self.counters.aborts),
+            retries: load(&self.counters.retries),
+            late_completions: load(&self.counters.late),
             events: self.events.counts().all,
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
+    }
+
+    /// What is known of the device, as the driver heeds it.
+    pub fn quirks(&self) -> Quirks {
+        self.hardware.quirks()
+    }
+
+    /// What the controller has, or should have, and the driver does not use, and why: a line each.
+    pub fn notices(&self) -> Vec<String> {
+        self.features.notices()
+    }
+
+    /// Bytes of memory that the controller was given for its own use (host memory buffer).
+    pub fn host_memory(&self) -> u64 {
+        self.features.host_memory()
     }
 
     /// The last asynchronous events, oldest first.
@@ -203,12 +260,15 @@ impl Controller {
         self.events.counts()
     }
 
-    /// Ends the controller in good order: deletes its queues, tells it to shut down, waits until
+    /// Ends the controller in good order: deletes its queues, takes back the memory that it was
+    /// given, tells it to shut down, which writes its volatile cache to the medium, waits until
     /// it has, and disables it. I/O still in flight fails. A second call does nothing.
     ///
     /// # Errors
     /// The controller is gone, or did not shut down in time.
     pub async fn shutdown(&self, core: &Core) -> Result<(), Error> {
+        // A reset that is under way is let finish; what it ends in is looked at below.
+        let _ = self.settled(core).await;
         if mem::replace(&mut self.queue_ids().closing, true) {
             return Ok(());
         }
@@ -218,14 +278,45 @@ impl Controller {
             core.yield_now().await;
         }
         let open = self.queue_ids().used.clone();
-        let outcome = if self.hardware.health() == Health::Live {
-            for qid in open {
-                let _ = queue_pair::delete(core, &self.admin, qid).await;
+        let outcome = match self.hardware.health() {
+            Health::Live => {
+                for qid in open {
+                    let _ = queue_pair::delete(core, &self.admin, qid).await;
+                }
+                self.features.withdraw(core, &self.admin).await;
+                self.hardware.shut_down(core, regs::SHN_NORMAL, self.shutdown_timeout).await
             }
-            self.hardware.shut_down(core, self.shutdown_timeout).await
-        } else {
-            self.hardware.disable(core).await
+            Health::Gone => Err(Error::from(Health::Gone.fault(0))),
+            _ => Ok(()),
         };
+        self.end(core, outcome).await
+    }
+
+    /// Ends the controller as fast as it can be, for power that is about to fail: tells it so at
+    /// once, whatever is in flight, waits until it is prepared, and disables it. I/O in flight
+    /// fails; what was acknowledged and flushed is kept.
+    ///
+    /// # Errors
+    /// As [`Controller::shutdown`].
+    pub async fn shutdown_abruptly(&self, core: &Core) -> Result<(), Error> {
+        if mem::replace(&mut self.queue_ids().closing, true) {
+            return Ok(());
+        }
+        let outcome = match self.hardware.health() {
+            Health::Live => {
+                self.hardware.shut_down(core, regs::SHN_ABRUPT, self.shutdown_timeout).await
+            }
+            Health::Gone => Err(Error::from(Health::Gone.fault(0))),
+            _ => Ok(()),
+        };
+        self.end(core, outcome).await
+    }
+
+    /// The controller was shut down, or cannot be.
+    async fn end(&self, core: &Core, outcome: Result<(), Error>) -> Result<(), Error> {
+        if !self.hardware.health().is_over() {
+            recovery::give_up(core, self).await;
+        }
         self.admin.close();
         if core.id() == self.home {
             core.remove_poller(self.poller);
@@ -239,6 +330,14 @@ impl Controller {
 
     pub(super) fn admin(&self) -> &Arc<Admin> {
         &self.admin
+    }
+
+    pub(super) fn function(&self) -> &Arc<dyn Function> {
+        &self.function
+    }
+
+    pub(super) fn features(&self) -> &Features {
+        &self.features
     }
 
     pub(super) fn namespaces_known(&self) -> &Namespaces {
@@ -260,6 +359,7 @@ impl Controller {
         let first = !self.released.swap(true, Ordering::SeqCst);
         if first {
             self.held_attachment().end();
+            self.features.forget_function();
             self.function.release();
         }
         first
@@ -267,6 +367,51 @@ impl Controller {
 
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
         self.shadow.as_ref()
+    }
+
+    /// Its queue pairs, for resets.
+    pub(super) fn stations(&self) -> &Stations {
+        &self.stations
+    }
+
+    pub(super) fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// It is being shut down, or was.
+    pub(super) fn is_closing(&self) -> bool {
+        self.queue_ids().closing
+    }
+
+    /// What a reset is to bring back.
+    pub(super) fn known(&self) -> Known<'_> {
+        Known {
+            options: &self.options,
+            before: Some((self.identity.io_queues, self.shadow.as_ref())),
+            features: &self.features,
+        }
+    }
+
+    /// Whether it still is the controller that was attached, after a reset.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub(super) fn recognize(&self, setup: &Setup) -> Result<(), Error> {
+        let (serial, model) = (read_ascii(&setup.page.sn), read_ascii(&setup.page.mn));
+        if (&serial, &model) != (&self.identity.serial, &self.identity.model) {
+            let text = format!("another controller answers after the reset: {model} {serial}");
+            return Err(Error::new(ErrorKind::Gone, text));
+        }
+        Ok(())
+    }
+
+    /// After a reset there may be fewer queue pairs.
+    pub(super) fn limit_queues(&self, io_queues: u16) {
+        self.queue_ids().free.retain(|qid| *qid <= io_queues);
     }
 
     pub(super) fn counters(&self) -> &Arc<QueueCounters> {
@@ -391,15 +536,20 @@ async fn attach(
         return Err(Error::new(ErrorKind::NotSupported, text));
     }
     oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    let hardware = Arc::new(Hardware::open(&*function)?);
+    let quirks = (Quirks::of_function(&ids) | options.quirks) - options.without_quirks;
+    let hardware = Arc::new(Hardware::open(&*function, core.waker(), quirks)?);
     check_capabilities(&hardware)?;
     let attachment = HeldAttachment {
         hardware: hardware.clone(),
-        attachment: Some(core.memory().attach(function.iommu())?),
+        attachment: Some(attach_memory(core, &*function, &hardware).await?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
-    let poller = core.add_poller(Box::new(HomePoller::new(hardware.clone(), admin.clone())));
-    let setup = set_up(core, &admin, &hardware, &options).await;
+    let ward = Ward::default();
+    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
+    let poller = core.add_poller(Box::new(poller));
+    let features = Features::new(&function, &options);
+    let known = Known { options: &options, before: None, features: &features };
+    let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
         Ok(setup) => setup,
         Err(error) => {
@@ -424,7 +574,7 @@ async fn attach(
         },
         vendor: page.vid.get(),
         io_queues: setup.io_queues,
-        queue_entries: entries.min(hardware.cap().mqes().saturating_add(1)),
+        queue_entries: entries.min(hardware.entries_max()),
         shadow_doorbells: setup.shadow.is_some(),
     };
     let activation_timeout = match page.mtfa.get() {
@@ -444,20 +594,26 @@ async fn attach(
             closing: false,
         }),
         identity,
-        namespaces: setup.namespaces,
+        namespaces: Namespaces::new(setup.found, options.sgl),
         shadow: setup.shadow,
+        stations: Stations::default(),
+        recovery: Recovery::default(),
+        patience: Patience::new(&options, page.crdt.map(|crdt| crdt.get())),
         lenders: Mutex::default(),
         orphans: AtomicUsize::new(0),
         counters: Arc::default(),
         events: Arc::default(),
+        features,
         home: core.id(),
         poller,
-        shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
+        shutdown_timeout: rtd3e.clamp(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_MAX),
         activation_timeout,
         error_log_entries: u16::from(page.elpe) + 1,
+        options,
     });
+    *ward.borrow_mut() = Arc::downgrade(&controller);
     FunctionWatch::begin(core, &*controller.function, Arc::downgrade(&controller))?;
-    drop(core.spawn(events::listen(core.clone(), Arc::downgrade(&controller), aerl)));
+    events::begin(core, &controller, aerl);
     Ok(controller)
 }
 
@@ -469,7 +625,9 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         format!("its smallest memory page is {} bytes, the host's is 4096", 4096u64 << cap.mpsmin())
     } else if cap.css_admin_only() || !(cap.css_nvm() || cap.css_io()) {
         format!("it has no NVM command set (CAP.CSS {:#x})", cap.css())
-    } else if cap.mqes() == 0 {
+    } else if hardware.quirks().contains(Quirks::WIDE_ENTRIES) {
+        "its submission queue entries have 128 bytes; this driver knows those of 64".into()
+    } else if hardware.entries_max() < 2 {
         // Row 5.
         "its I/O queues have one entry (CAP.MQES 0); NVMe requires two at least".into()
     } else if hardware.qid_max() == 0 {
@@ -479,6 +637,26 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::NotSupported, text))
+}
+
+/// Shows all memory to the controller. Where the IOMMU is full, others may be about to make room.
+async fn attach_memory(
+    core: &Core,
+    function: &dyn Function,
+    hardware: &Hardware,
+) -> Result<Attachment, Error> {
+    let bits = if hardware.quirks().contains(Quirks::DMA_48_BITS) { 48 } else { 64 };
+    let reachable = 0..=(u64::MAX >> (64 - bits)) - 1;
+    let until_ns = core.now() + ROOM_NS;
+    loop {
+        let iommu = function.iommu();
+        match core.memory().attach_within(iommu, std::slice::from_ref(&reachable)) {
+            Err(error) if error.errno() == libc::ENOSPC && core.now() < until_ns => {
+                core.sleep(ROOM_INTERVAL).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
 }
 
 /// Disables and enables the controller; if that fails, once more after a reset of the function.
@@ -517,43 +695,70 @@ async fn try_start(
     Ok(admin)
 }
 
+/// What a set-up is to bring about.
+pub(super) struct Known<'a> {
+    options: &'a NvmeOptions,
+    /// After a reset: the I/O queue pairs and the shadow doorbells that there were.
+    before: Option<(u16, Option<&'a ShadowPages>)>,
+    features: &'a Features,
+}
+
 /// What the admin queue told and set up.
-struct Setup {
-    page: Box<ControllerPage>,
-    namespaces: Namespaces,
-    io_queues: u16,
+pub(super) struct Setup {
+    pub page: Box<ControllerPage>,
+    /// Its namespaces.
+    pub found: Found,
+    pub io_queues: u16,
+    /// Those that are new.
     shadow: Option<ShadowPages>,
 }
 
-async fn set_up(
+impl Setup {
+    /// Whether a namespace still is what a queue takes it for.
+    pub fn has(&self, shape: &Shape) -> bool {
+        let found = self.found.get(&shape.nsid);
+        found.is_some_and(|info| info.as_ref().is_ok_and(|info| shape.is_of(&info.shape)))
+    }
+}
+
+/// Sets up a controller that was enabled: at attach, and after each reset.
+pub(super) async fn set_up(
     core: &Core,
     admin: &Arc<Admin>,
     hardware: &Arc<Hardware>,
-    options: &NvmeOptions,
+    known: Known<'_>,
 ) -> Result<Setup, Error> {
+    let Known { options, before, features } = known;
     let page = identify::controller(core, admin).await?;
+    let named = Quirks::of_identity(page.vid.get(), &read_ascii(&page.mn));
+    hardware.set_quirks((hardware.quirks() | named) - options.without_quirks);
+    features.set_up(core, admin, hardware, &page).await?;
+    admin.set_abort_limit(page.acl);
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
     }
-    let scan = Scan { core, admin, hardware };
-    let namespaces = Namespaces::find(&scan, &page, options.sgl).await?;
-    let wanted = match options.io_queues {
-        0 => core.count().saturating_mul(namespaces.ids().len().max(1)),
-        asked => asked.into(),
+    let found = Scan { core, admin, hardware }.look(&page, options.sgl, None).await?;
+    let wanted = match (before, options.io_queues) {
+        (Some((queues, _)), _) => queues.into(),
+        (None, 0) => core.count().saturating_mul(found.len().max(1)),
+        (None, asked) => asked.into(),
     };
     let io_queues = ask_for_queues(core, admin, wanted).await?;
-    let shadow = if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) {
-        shadow_doorbells(core, admin, hardware).await?
-    } else {
-        None
+    let shadow = match before {
+        Some((_, None)) => None,
+        Some((_, Some(pages))) => {
+            tell_shadow_doorbells(core, admin, pages).await?;
+            None
+        }
+        None if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) => {
+            let pages = ShadowPages::new(core.arena(), hardware)?;
+            tell_shadow_doorbells(core, admin, &pages).await?;
+            Some(pages).filter(ShadowPages::are_taken)
+        }
+        None => None,
     };
     events::configure(core, admin, page.oaes.get()).await;
-    Ok(Setup {
-        page,
-        namespaces,
-        io_queues: io_queues.min(hardware.qid_max()),
-        shadow,
-    })
+    Ok(Setup { page, found, io_queues: io_queues.min(hardware.qid_max()), shadow })
 }
 
 /// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that
@@ -571,19 +776,15 @@ async fn ask_for_queues(core: &Core, admin: &Arc<Admin>, wanted: usize) -> Resul
     Ok(granted.submission.min(granted.completion).min(wanted))
 }
 
-async fn shadow_doorbells(
+/// Without shadow doorbells all works as well, only slower.
+async fn tell_shadow_doorbells(
     core: &Core,
     admin: &Arc<Admin>,
-    hardware: &Arc<Hardware>,
-) -> Result<Option<ShadowPages>, Error> {
-    let mut pages = ShadowPages::new(core.arena(), hardware)?;
+    pages: &ShadowPages,
+) -> Result<(), Error> {
     let (shadow, event_index) = pages.expose()?;
     let command = Command::doorbell_buffer_config(shadow, event_index);
     let done = admin.execute(core, command, None).await?;
-    if done.completion.is_success() {
-        return Ok(Some(pages));
-    }
-    // Without them all works as well, only slower.
-    pages.conceal();
-    Ok(None)
+    pages.set_taken(done.completion.is_success());
+    Ok(())
 }

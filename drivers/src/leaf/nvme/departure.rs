@@ -6,11 +6,12 @@ use std::rc::Rc;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use oxblock_engine::{Core, Error, EventKind, ErrorKind, Poller, PollerId, Sleep};
+use oxblock_engine::{Core, Error, ErrorKind, EventKind, Poller, PollerId, Sleep};
 use oxblock_pci::{Events, Function};
 
 use super::controller::Controller;
-use super::hardware::{Health, pci_error};
+use super::hardware::pci_error;
+use super::health::Health;
 
 /// How long I/O in flight may take to end by itself when the controller is to go.
 const DRAIN: Duration = Duration::from_secs(5);
@@ -110,9 +111,8 @@ impl Controller {
             outcome = outcome.and(core.withdraw(&node, ErrorKind::Gone, text).await);
             for id in 0..core.count() {
                 let node = node.clone();
-                let close = core.call(id, move |core| async move {
-                    core.close_within(&node, DRAIN).await
-                });
+                let close =
+                    core.call(id, move |core| async move { core.close_within(&node, DRAIN).await });
                 outcome = outcome.and(close.await.and_then(|result| result));
             }
         }

@@ -17,7 +17,7 @@ use oxblock_nvme::log::{CHANGED_OVERFLOW, LID_CHANGED_NAMESPACES, LID_SMART, Sma
 use oxblock_nvme::{Command, NSID_ALL, PAGE_BYTES, feature};
 use zerocopy::{FromBytes, FromZeros};
 
-use super::admin::{Admin, Done, Ticket};
+use super::admin::{Admin, Done, Kind, Ticket};
 use super::controller::Controller;
 use super::{firmware, identify, status};
 
@@ -128,9 +128,14 @@ pub(super) async fn configure(core: &Core, admin: &Arc<Admin>, oaes: u32) {
     let _ = admin.execute(core, command, None).await;
 }
 
-/// Listens to a controller until it is reset, ends, or refuses every request; `aerl` is how many
-/// requests it takes, 0-based. Begun anew after a reset.
-pub(super) async fn listen(core: Core, controller: Weak<Controller>, aerl: u8) {
+/// Begins to listen to a controller that was just set up; `aerl` is how many requests it takes,
+/// 0-based.
+pub(super) fn begin(core: &Core, controller: &Arc<Controller>, aerl: u8) {
+    drop(core.spawn(listen(core.clone(), Arc::downgrade(controller), aerl)));
+}
+
+/// Listens to a controller until it is reset, ends, or refuses every request.
+async fn listen(core: Core, controller: Weak<Controller>, aerl: u8) {
     let Some(admin) = controller.upgrade().map(|controller| controller.admin().clone()) else {
         return;
     };
@@ -177,7 +182,7 @@ impl Requests {
     /// Arms what is not armed; none if the controller takes no commands any more.
     async fn arm(&mut self) -> Option<()> {
         while self.armed.len() < self.wanted {
-            match self.admin.start(Command::async_event(), &mut None, true).ok()? {
+            match self.admin.start(Command::async_event(), &mut None, Kind::Background).ok()? {
                 Some(ticket) => self.armed.push(ticket),
                 None if self.armed.is_empty() => self.core.sleep(RETRY).await,
                 None => break,

@@ -10,7 +10,7 @@ use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
 use super::namespaces::OpenNamespace;
-use super::{guest, queue_pair};
+use super::{Quirks, guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
 const BLOCKS_MAX: u64 = 65_536;
@@ -27,17 +27,27 @@ pub(super) struct Shape {
     pub volatile_cache: bool,
     /// Write zeroes may deallocate.
     pub deallocate_zeroes: bool,
+    /// Zeroes are written by deallocating: there is no other command for it.
+    pub zeroes_by_deallocate: bool,
     /// Ranges in one deallocate command.
     pub ranges_max: u32,
     /// Blocks in one range of it.
     pub range_blocks_max: u32,
+    /// NGUID and EUI64, zeroes where it has none.
+    pub identifiers: [u8; 24],
+}
+
+impl Shape {
+    /// Whether the same commands mean the same blocks of the same namespace in both.
+    pub fn is_of(&self, other: &Shape) -> bool {
+        let place = |shape: &Shape| (shape.nsid, shape.block_shift, shape.identifiers);
+        place(self) == place(other)
+    }
 }
 
 /// A namespace of an attached controller, or why it cannot be used.
 pub(super) struct NamespaceInfo {
     pub shape: Shape,
-    /// NGUID and EUI64, zeroes where it has none.
-    pub identifiers: [u8; 24],
     pub limits: Limits,
 }
 
@@ -50,6 +60,7 @@ pub(super) struct Bounds<'a> {
     pub mpsmin: u8,
     /// SGLs may be used.
     pub sgl: bool,
+    pub quirks: Quirks,
 }
 
 impl NamespaceInfo {
@@ -89,10 +100,7 @@ impl NamespaceInfo {
         }
         let shape = shape(nsid, block_shift, namespace, bounds);
         let limits = limits(&shape, namespace, bounds);
-        let mut identifiers = [0; 24];
-        identifiers[..16].copy_from_slice(&namespace.nguid);
-        identifiers[16..].copy_from_slice(&namespace.eui64);
-        Ok(Self { shape, identifiers, limits })
+        Ok(Self { shape, limits })
     }
 }
 
@@ -100,14 +108,19 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
     let unlimited = |value: u32, most: u32| if value == 0 { most } else { value.min(most) };
     let sgls = bounds.page.sgls();
     let sgl = bounds.sgl && sgls.supported();
+    let mut identifiers = [0; 24];
+    identifiers[..16].copy_from_slice(&namespace.nguid);
+    identifiers[16..].copy_from_slice(&namespace.eui64);
     Shape {
         nsid,
         block_shift,
         sgl_align: sgl.then(|| u64::from(sgls.alignment())),
         volatile_cache: bounds.page.has_volatile_cache(),
         deallocate_zeroes: namespace.dlfeat & Namespace::DEAC != 0,
+        zeroes_by_deallocate: bounds.quirks.contains(Quirks::DEALLOCATE_ZEROES),
         ranges_max: unlimited(bounds.nvm.dmrl.into(), dsm::RANGES_MAX as u32),
         range_blocks_max: unlimited(bounds.nvm.dmrsl.get(), u32::MAX),
+        identifiers,
     }
 }
 
@@ -130,13 +143,19 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
     let mut limits = Limits::new(namespace.nsze.get() << shape.block_shift, block as u32);
     limits.max_transfer = max_transfer as u32;
     // Row 10: any number of blocks; the engine divides by it.
-    limits.boundary = bytes(namespace.noiob.get());
+    limits.boundary = match bytes(namespace.noiob.get()) {
+        0 if bounds.quirks.contains(Quirks::STRIPES) && mdts <= most => max_transfer as u32,
+        noiob => noiob,
+    };
     (limits.memory, limits.max_segments) = memory_rule(shape);
-    if oncs.contains(Oncs::WRITE_ZEROES) {
-        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
-    }
     if oncs.contains(Oncs::DATASET_MANAGEMENT) {
         limits.max_discard = max_discard(shape, bounds);
+    }
+    if shape.zeroes_by_deallocate {
+        limits.max_write_zeroes = limits.max_discard;
+    } else if oncs.contains(Oncs::WRITE_ZEROES) && !bounds.quirks.contains(Quirks::NO_WRITE_ZEROES)
+    {
+        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
     }
     if has(Namespace::OPTIMAL) {
         limits.optimal_transfer = bytes0(namespace.nows.get());
@@ -151,7 +170,8 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
         limits.atomic_write_power_fail = bytes0(awupf);
     }
     limits.volatile_cache = shape.volatile_cache;
-    limits.fua = true;
+    // A deallocation cannot be forced to the medium.
+    limits.fua = !(shape.zeroes_by_deallocate && shape.volatile_cache);
     limits.compare = oncs.contains(Oncs::COMPARE);
     limits.read_only = namespace.nsattr & 1 != 0;
     limits
@@ -229,7 +249,7 @@ impl Driver for NamespaceDriver {
     }
 
     fn counters(&self) -> Vec<Counter> {
-        self.controller.counters()
+        self.controller.all_counters()
     }
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
@@ -251,7 +271,7 @@ mod tests {
     use super::*;
 
     fn bounds<'a>(page: &'a ControllerPage, nvm: &'a ControllerNvm) -> Bounds<'a> {
-        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true }
+        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true, quirks: Quirks::empty() }
     }
 
     fn controller() -> Box<ControllerPage> {

@@ -19,7 +19,7 @@ use super::{identify, status};
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 
 /// The namespaces that were found, and why some of them cannot be used.
-type Found = BTreeMap<u32, Result<NamespaceInfo, Error>>;
+pub(super) type Found = BTreeMap<u32, Result<NamespaceInfo, Error>>;
 
 /// What is known of a controller's namespaces.
 pub(super) struct Namespaces {
@@ -37,7 +37,6 @@ pub(super) struct Namespaces {
 /// namespace as far as the shape allows.
 pub(super) struct OpenNamespace {
     pub shape: Shape,
-    identifiers: [u8; 24],
     limits: Mutex<Limits>,
     node: OnceLock<Weak<Node>>,
     /// Why nothing is opened on it any more.
@@ -62,15 +61,14 @@ enum Fate {
 
 impl Namespaces {
     /// Those that a controller has when it is attached.
-    pub async fn find(scan: &Scan<'_>, page: &ControllerPage, sgl: bool) -> Result<Self, Error> {
-        let found = scan.look(page, sgl, None).await?;
-        Ok(Self {
+    pub fn new(found: Found, sgl: bool) -> Self {
+        Self {
             found: Mutex::new(found),
             open: Mutex::default(),
             sgl,
             read_only: AtomicBool::new(false),
             scanning: AtomicBool::new(false),
-        })
+        }
     }
 
     /// Their IDs, those that cannot be used included.
@@ -92,7 +90,6 @@ impl Namespaces {
         let info = info.as_ref().map_err(Error::clone)?;
         let open = Arc::new(OpenNamespace {
             shape: info.shape,
-            identifiers: info.identifiers,
             limits: Mutex::new(self.with_health(info.limits.clone())),
             node: OnceLock::new(),
             ended: OnceLock::new(),
@@ -112,18 +109,28 @@ impl Namespaces {
         let _turn = Turn::take(&self.scanning, scan.core).await;
         let page = identify::controller(scan.core, scan.admin).await?;
         let new = scan.look(&page, self.sgl, which).await?;
+        self.take_over(scan.core, scan.hardware, new, which).await;
+        Ok(())
+    }
+
+    /// All that a controller has after a reset.
+    pub async fn renew(&self, core: &Core, hardware: &Hardware, found: Found) {
+        let _turn = Turn::take(&self.scanning, core).await;
+        self.take_over(core, hardware, found, None).await;
+    }
+
+    async fn take_over(&self, core: &Core, hardware: &Hardware, new: Found, which: Option<&[u32]>) {
         let (came, went) = self.replace(new, which);
-        self.follow(scan.core).await;
-        let name = scan.hardware.address();
+        self.follow(core).await;
+        let name = hardware.address();
         for id in went {
             let text = format!("namespace {id} was deleted, detached, or replaced");
-            scan.core.publish(name, EventKind::NamespaceRemoved { id }, text);
+            core.publish(name, EventKind::NamespaceRemoved { id }, text);
         }
         for id in came {
             let text = format!("namespace {id} was attached");
-            scan.core.publish(name, EventKind::NamespaceAdded { id }, text);
+            core.publish(name, EventKind::NamespaceAdded { id }, text);
         }
-        Ok(())
     }
 
     /// All media is read-only, or is no more: open nodes follow.
@@ -144,7 +151,7 @@ impl Namespaces {
         let mut found = self.found();
         let looked_at = |nsid: &u32| which.is_none_or(|which| which.contains(nsid));
         let stays = |nsid: &u32| match (found.get(nsid), new.get(nsid)) {
-            (Some(Ok(old)), Some(Ok(new))) => old.identifiers == new.identifiers,
+            (Some(Ok(old)), Some(Ok(new))) => old.shape.identifiers == new.shape.identifiers,
             (old, new) => old.is_some() && new.is_some(),
         };
         let came = new.keys().copied().filter(|nsid| !stays(nsid)).collect();
@@ -181,14 +188,16 @@ impl Namespaces {
     fn fate(&self, open: &OpenNamespace) -> Fate {
         let found = self.found();
         let info = match found.get(&open.shape.nsid) {
-            None => return Fate::Ends("its namespace was deleted, or detached from the controller"),
+            None => {
+                return Fate::Ends("its namespace was deleted, or detached from the controller");
+            }
             Some(Err(error)) if error.kind() == ErrorKind::NotSupported => {
                 return Fate::Ends("its namespace was formatted in a way that is not supported");
             }
             Some(Err(_)) => return Fate::Unknown,
             Some(Ok(info)) => info,
         };
-        if info.identifiers != open.identifiers {
+        if info.shape.identifiers != open.shape.identifiers {
             return Fate::Ends("another namespace has taken the place of its own; open that anew");
         }
         if info.shape.block_shift != open.shape.block_shift {
@@ -247,7 +256,11 @@ impl OpenNamespace {
 }
 
 impl Scan<'_> {
-    async fn look(
+    /// The active ones of these, or all that are active.
+    ///
+    /// # Errors
+    /// The controller refuses to list them, or fails.
+    pub async fn look(
         &self,
         page: &ControllerPage,
         sgl: bool,
@@ -255,7 +268,8 @@ impl Scan<'_> {
     ) -> Result<Found, Error> {
         let Scan { core, admin, hardware } = *self;
         let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-        let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl };
+        let (mpsmin, quirks) = (hardware.cap().mpsmin(), hardware.quirks());
+        let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin, sgl, quirks };
         let ids = match which {
             Some(ids) => ids.to_vec(),
             None => identify::namespace_ids(core, admin, page, hardware).await?,

@@ -7,7 +7,7 @@ use super::controller::Controller;
 impl Controller {
     /// Everything that is counted of the controller and its queue pairs since it was attached,
     /// for people and programs that know nothing of the driver.
-    pub fn counters(&self) -> Vec<Counter> {
+    pub fn all_counters(&self) -> Vec<Counter> {
         let (stats, events) = (self.stats(), self.event_counts());
         let all = [
             ("queue pairs", stats.queues.into()),
@@ -16,6 +16,12 @@ impl Controller {
             ("completions with a wrong queue head", stats.bad_sqhd),
             ("completions for another queue", stats.bad_sqid),
             ("admin completions not believed", stats.bad_admin),
+            ("resets", stats.resets),
+            ("resets that failed", stats.failed_resets),
+            ("commands that timed out", stats.timeouts),
+            ("aborts", stats.aborts),
+            ("commands sent again", stats.retries),
+            ("completions that came late", stats.late_completions),
             ("asynchronous events", events.all),
             ("error events", events.errors),
             ("health warnings", events.health),
