@@ -32,23 +32,29 @@ pub(crate) async fn close_leaf(
     }
     let begun = core.now();
     while let Some(leaf) = leaf() {
-        let mut io = core.0.io.borrow_mut();
-        if io.quiesce(leaf) {
-            io.remove_leaf(leaf);
+        if core.0.io.borrow_mut().stop(leaf) {
             break;
         }
         if core.now() - begun > QUIESCE_NS {
-            io.abandon(leaf);
+            core.0.io.borrow_mut().abandon(leaf);
             let text = "the device did not stop; the memory of its requests is never used again";
             return Err(Error::new(ErrorKind::TimedOut, text).node(node.name()));
         }
-        drop(io);
         core.yield_now().await;
     }
     Ok(())
 }
 
 impl crate::io::Io {
+    /// Removes a leaf whose device has stopped; false if it has not yet.
+    fn stop(&mut self, leaf: u16) -> bool {
+        let stopped = self.quiesce(leaf);
+        if stopped {
+            self.remove_leaf(leaf);
+        }
+        stopped
+    }
+
     /// From now on a leaf's operations are refused.
     fn refuse(&mut self, leaf: u16) {
         if let Some(leaf) = self.leaf_mut(leaf) {
