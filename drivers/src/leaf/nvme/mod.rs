@@ -15,6 +15,11 @@
 //! be sent again is, the rest fails, and requests that come meanwhile wait (`recovery`). One that
 //! cannot be reset, or is gone, fails all I/O.
 //!
+//! What else a controller has (memory of its own, power states, write protection) is used where it
+//! pays and tamed where it hurts (`features`); devices that are known to differ from the
+//! specification are treated as they need ([`Quirks`]). What could not be used is said by
+//! [`Controller::notices`].
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.

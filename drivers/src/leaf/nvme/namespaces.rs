@@ -200,7 +200,7 @@ impl Namespaces {
         if info.shape.identifiers != open.shape.identifiers {
             return Fate::Ends("another namespace has taken the place of its own; open that anew");
         }
-        if info.shape.block_shift != open.shape.block_shift {
+        if !info.shape.is_of(&open.shape) {
             return Fate::Ends("its namespace was formatted with other blocks; open it anew");
         }
         let mut limits = self.with_health(info.limits.clone());
