@@ -7,5 +7,6 @@ mod engines;
 mod faults;
 mod files;
 mod registered;
+mod resets;
 mod sharing;
 mod vfio_user;

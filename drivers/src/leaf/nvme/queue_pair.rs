@@ -261,8 +261,8 @@ impl QueuePair {
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
                 let (token, offset) = (request.token, request.offset);
-                if let Some(command) = self.trackers.take(token, offset, OWN, self.tick, command) {
-                    self.sq.push(&command);
+                if let Some(cid) = self.trackers.take(token, offset, OWN, self.tick, &command) {
+                    self.sq.push(&command.with_cid(cid));
                 }
             }
             Ok(None) => pass.done(request.token, Ok(())),
@@ -340,9 +340,9 @@ impl QueuePair {
             match ask {
                 Ask::Command { command, cid } => {
                     let token = Token(cid.into());
-                    let taken = self.trackers.take(token, 0, seat, self.tick, command);
-                    if let Some(command) = taken {
-                        self.sq.push(&command);
+                    let taken = self.trackers.take(token, 0, seat, self.tick, &command);
+                    if let Some(cid) = taken {
+                        self.sq.push(&command.with_cid(cid));
                     }
                 }
                 Ask::Cancel { cid } => self.cancel_of(Token(cid.into()), seat),

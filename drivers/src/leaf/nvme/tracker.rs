@@ -1,5 +1,7 @@
 //! Commands in flight on one queue pair, by command identifier.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use oxblock_engine::Token;
 use oxblock_nvme::Command;
 
@@ -32,10 +34,24 @@ struct Tracker {
     sequence: u32,
 }
 
-/// A command as it was sent, in a cache line of its own.
-#[derive(Clone, Copy)]
+/// A command as it was sent, in a cache line of its own. Kept word by word, as it was built: a copy
+/// in wider pieces has to wait until the words have left the store buffer.
+#[derive(Default)]
 #[repr(align(64))]
-struct Sent(Command);
+struct Sent([AtomicU64; 8]);
+
+impl Sent {
+    #[inline]
+    fn keep(&mut self, command: &Command) {
+        for (word, value) in self.0.iter().zip(command.0) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn command(&self) -> Command {
+        Command(self.0.each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+}
 
 /// What became of a command that does not go the usual way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,7 +105,7 @@ impl Trackers {
             free: (0..count).rev().collect(),
             table: (0..count).map(idle).collect(),
             sequence: 0,
-            sent: vec![Sent(Command::default()); count.into()].into(),
+            sent: (0..count).map(|_| Sent::default()).collect(),
             aside: vec![None; count.into()].into(),
             aside_count: 0,
         }
@@ -101,8 +117,8 @@ impl Trackers {
         self.free.last().map(|index| usize::from(*index))
     }
 
-    /// Takes that tracker for a command and returns it with its identifier. It is kept, in case
-    /// that it must be sent again.
+    /// Takes that tracker for a command and returns the command's identifier. The command is kept,
+    /// in case that it must be sent again.
     #[inline]
     pub fn take(
         &mut self,
@@ -110,8 +126,8 @@ impl Trackers {
         offset: u64,
         seat: u16,
         tick: u16,
-        command: Command,
-    ) -> Option<Command> {
+        command: &Command,
+    ) -> Option<u16> {
         let index = usize::from(self.free.pop()?);
         let tracker = self.table.get_mut(index)?;
         tracker.token = token;
@@ -121,9 +137,9 @@ impl Trackers {
         tracker.cid = tracker.next_cid;
         self.sequence = self.sequence.wrapping_add(1);
         tracker.sequence = self.sequence;
-        let command = command.with_cid(tracker.cid);
-        self.sent.get_mut(index)?.0 = command;
-        Some(command)
+        let cid = tracker.cid;
+        self.sent.get_mut(index)?.keep(command);
+        Some(cid)
     }
 
     /// Ends the command with this identifier, and returns whose it was. None for an identifier
@@ -193,12 +209,12 @@ impl Trackers {
     pub fn again(&mut self, index: usize) -> Option<Command> {
         let tracker = self.table.get_mut(index)?;
         tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
-        self.sent.get(index).map(|sent| sent.0.with_cid(tracker.next_cid))
+        self.sent.get(index).map(|sent| sent.command().with_cid(tracker.next_cid))
     }
 
-    /// The command as it was sent.
+    /// The command as it was sent, but for its identifier.
     pub fn command(&self, index: usize) -> Option<Command> {
-        self.sent.get(index).map(|sent| sent.0)
+        self.sent.get(index).map(Sent::command)
     }
 
     /// When the command was sent first: its tick, and its number among all.
@@ -279,8 +295,7 @@ mod tests {
     use super::*;
 
     fn take(trackers: &mut Trackers, token: u64, seat: u16) -> Option<u16> {
-        let command = trackers.take(Token(token), token * 512, seat, 0, Command::flush(1));
-        command.map(|command| command.cid())
+        trackers.take(Token(token), token * 512, seat, 0, &Command::flush(1))
     }
 
     #[test]
