@@ -180,9 +180,19 @@ async fn start_workers(
     working
 }
 
-/// Resets a controller again and again while all cores but its own do I/O; `queues` are fewer than
-/// those cores, so that some of them share.
-async fn storm(core: Core, seed: u64, queues: u16, resets: u64, faults: Arc<Faults>) {
+#[derive(Clone, Copy)]
+struct Plan {
+    seed: u64,
+    /// Queue pairs; where they are fewer than the cores that do I/O, some of these share.
+    queues: u16,
+    resets: u64,
+    /// The longest time between two resets.
+    pause_us: u64,
+}
+
+/// Resets a controller again and again while all cores but its own do I/O.
+async fn storm(core: Core, plan: Plan, faults: Arc<Faults>) {
+    let Plan { seed, queues, resets, pause_us } = plan;
     let target = target(&core, queues, &faults).await;
     let options = NvmeOptions {
         io_timeout: Duration::from_millis(400),
@@ -194,7 +204,7 @@ async fn storm(core: Core, seed: u64, queues: u16, resets: u64, faults: Arc<Faul
     let working = start_workers(&core, &host, seed, &stop).await;
     let mut random = Random::new(seed);
     for n in 0..resets {
-        core.sleep(Duration::from_micros(random.within(10..2000))).await;
+        core.sleep(Duration::from_micros(random.within(0..pause_us))).await;
         host.reset(&core).await.unwrap_or_else(|error| panic!("reset {n}: {error}"));
     }
     stop.store(true, Ordering::Relaxed);
@@ -215,9 +225,10 @@ fn told(name: &str, otherwise: u64) -> u64 {
 /// Rows 19 to 22, on real cores: two with queue pairs of their own, and one that shares.
 #[test]
 fn a_storm_of_resets_loses_nothing() {
-    let resets = told("OXBLOCK_RESETS", 200);
+    let resets = told("OXBLOCK_RESETS", 50);
+    let plan = Plan { seed: 1, queues: 2, resets, pause_us: 2000 };
     let engine = Engine::with_cores(4, options()).expect("an engine");
-    let run = engine.run(0, move |core| storm(core, 1, 2, resets, Faults::new()));
+    let run = engine.run(0, move |core| storm(core, plan, Faults::new()));
     run.expect("the storm");
     engine.shutdown().expect("an orderly shutdown");
 }
@@ -226,17 +237,18 @@ fn a_storm_of_resets_loses_nothing() {
 #[test]
 fn simulated_storms_lose_nothing() {
     let first = told("OXBLOCK_SEED", 1);
-    for seed in first..first + told("OXBLOCK_STORMS", 6) {
+    for seed in first..first + told("OXBLOCK_STORMS", 4) {
         let mut sim = Simulation::new(3, seed, options()).expect("an engine");
         let faults = Faults::new();
-        for nth in 1..=3 {
+        for nth in 1..=20 {
             for opcode in [nvm::READ, nvm::WRITE] {
                 let which = Match { opcode: Some(opcode), ..Match::default() };
-                faults.complete(which.nth(nth * 300), CompletionFault::Lost);
+                faults.complete(which.nth(nth * 100), CompletionFault::Lost);
             }
         }
         let queues = 1 + (seed % 2) as u16;
-        let run = sim.run(0, move |core| storm(core, seed, queues, 20, faults));
+        let plan = Plan { seed, queues, resets: 60, pause_us: 40 };
+        let run = sim.run(0, move |core| storm(core, plan, faults));
         run.unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
         sim.shutdown().unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
     }
