@@ -61,8 +61,6 @@ pub(super) struct QueuePair {
     pub(super) commands: Commands,
     /// What the controller's health was when it was last looked at.
     pub(super) seen: Pulse,
-    /// Ticks that this queue pair has seen.
-    pub(super) tick: u16,
     pub(super) gate: Gate,
     pub(super) qid: u16,
     /// Cores that share it.
@@ -177,7 +175,6 @@ fn make(
         cq_doorbell: Doorbell::new(&hardware, shadow, qid, true)?,
         trackers: Trackers::new(trackers),
         seen,
-        tick: 0,
         gate: Gate::Open,
         qid,
         counters: controller.counters().clone(),
@@ -261,7 +258,7 @@ impl QueuePair {
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
                 let (token, offset) = (request.token, request.offset);
-                if let Some(cid) = self.trackers.take(token, offset, OWN, self.tick, &command) {
+                if let Some(cid) = self.trackers.take(token, offset, OWN, &command) {
                     self.sq.push(&command.with_cid(cid));
                 }
             }
@@ -340,7 +337,7 @@ impl QueuePair {
             match ask {
                 Ask::Command { command, cid } => {
                     let token = Token(cid.into());
-                    let taken = self.trackers.take(token, 0, seat, self.tick, &command);
+                    let taken = self.trackers.take(token, 0, seat, &command);
                     if let Some(cid) = taken {
                         self.sq.push(&command.with_cid(cid));
                     }

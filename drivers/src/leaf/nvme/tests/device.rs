@@ -81,6 +81,8 @@ pub struct State {
     pub refused: HashMap<u8, (Status, u32)>,
     /// I/O commands that are answered with a status, by opcode.
     pub failed: HashMap<u8, Status>,
+    /// How many more of those there are; without a word, all.
+    pub failures_left: Option<u32>,
     /// I/O commands are kept back until [`Script::release`].
     pub hold: bool,
     pub held: VecDeque<(u16, Command)>,
@@ -214,6 +216,7 @@ impl State {
             queues_granted: 8,
             refused: HashMap::new(),
             failed: HashMap::new(),
+            failures_left: None,
             hold: false,
             held: VecDeque::new(),
             deaf: false,
@@ -474,9 +477,12 @@ impl State {
 
     /// Carries out an I/O command and posts its completion.
     pub fn execute(&mut self, sqid: u16, command: &Command) {
-        let status = match self.failed.get(&command.opcode()) {
-            Some(status) => *status,
-            None => self.io_status(command),
+        let status = match self.failed.get(&command.opcode()).copied() {
+            Some(status) if self.failures_left != Some(0) => {
+                self.failures_left = self.failures_left.map(|left| left - 1);
+                status
+            }
+            _ => self.io_status(command),
         };
         self.post(sqid, command.cid(), status, 0);
     }

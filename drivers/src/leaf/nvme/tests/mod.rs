@@ -58,10 +58,15 @@ impl Rig {
     }
 
     fn with(cores: usize, bar_len: u64, change: impl FnOnce(&mut State)) -> Rig {
+        Rig::sized(cores, bar_len, 64, change)
+    }
+
+    /// With so many slots on each core.
+    fn sized(cores: usize, bar_len: u64, slots: usize, change: impl FnOnce(&mut State)) -> Rig {
         let (device, function) = Script::new(bar_len);
         change(&mut device.state());
-        let arena = ArenaOptions::new(16 << 20);
-        let options = Options { arena, slots: 64, ..Options::default() };
+        let arena = ArenaOptions::new((12 + 4 * cores) << 20);
+        let options = Options { arena, slots, ..Options::default() };
         let sim = Simulation::new(cores, 7, options).expect("an engine");
         Rig { sim, device, function, options: NvmeOptions::default() }
     }
