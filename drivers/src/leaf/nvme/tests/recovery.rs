@@ -384,10 +384,11 @@ fn closing_and_shutting_down_amid_a_reset_end() {
 /// is gone, and no register is touched once that was found.
 #[test]
 fn removal_fails_all_io_within_100_ms() {
-    let mut rig = Rig::sized(8, 0x4000, 256, |state| state.hold = true);
+    let mut rig = Rig::sized(8, 256, |state| state.hold = true);
     rig.options.queue_entries = 129;
     let (_controller, node) = rig.node();
     let mut waiting: Waiting = Vec::new();
+    let failed = Rc::new(Cell::new(0));
     for core in 0..8 {
         let node = node.clone();
         let channel = rig.run_on(core, |core| async move { core.open(&node).await });
@@ -395,8 +396,10 @@ fn removal_fails_all_io_within_100_ms() {
         for n in 0..128 {
             let (channel, cell) = (channel.clone(), Rc::new(Cell::new(None)));
             let (result, op) = (cell.clone(), Op::read(n * 512, rig.buf(512)));
+            let failed = failed.clone();
             drop(rig.sim.core(core).spawn(async move {
                 result.set(Some(channel.run(op).await));
+                failed.set(failed.get() + 1);
             }));
             waiting.push(cell);
         }
@@ -404,10 +407,11 @@ fn removal_fails_all_io_within_100_ms() {
     rig.turns(2000);
     assert_eq!(rig.device.state().held.len(), 8 * 128);
     rig.device.state().gone = true;
-    let (begun, mmio) = (rig.sim.clock().now(), rig.device.state().mmio);
-    rig.wait_ms(99);
-    let took = rig.sim.clock().now() - begun;
-    println!("gone for {} us: {} accesses", took / 1000, rig.device.state().mmio - mmio);
+    let (begun, mmio) = (rig.now_ms(), rig.device.state().mmio);
+    while failed.get() < 8 * 128 && rig.now_ms() - begun < 100 {
+        rig.wait_ms(1);
+    }
+    println!("all failed {} ms after the removal", rig.now_ms() - begun);
     assert_eq!(results(waiting), [Err(ErrorKind::Gone); 8 * 128]);
     assert_eq!(rig.device.state().mmio, mmio + 1, "the one read that found it gone");
     rig.wait_ms(1000);
