@@ -15,7 +15,7 @@ const TURN_NS: u64 = 200;
 /// Turns without any work after which time jumps to the next deadline, for each core.
 const IDLE_TURNS: usize = 4;
 /// The furthest that time jumps while something must be polled, in ns.
-const SPIN_NS: u64 = 1_000_000;
+const SPIN_NS: u64 = 10_000_000;
 
 /// Reactors that take turns on the calling thread. Which one is next, and how long its
 /// turn takes, follow from the seed, so that a run can be had again.

@@ -188,17 +188,15 @@ struct Plan {
     resets: u64,
     /// The longest time between two resets.
     pause_us: u64,
+    /// Short where time is simulated: a busy machine keeps real cores waiting.
+    io_timeout: Duration,
 }
 
 /// Resets a controller again and again while all cores but its own do I/O.
 async fn storm(core: Core, plan: Plan, faults: Arc<Faults>) {
-    let Plan { seed, queues, resets, pause_us } = plan;
+    let Plan { seed, queues, resets, pause_us, io_timeout } = plan;
     let target = target(&core, queues, &faults).await;
-    let options = NvmeOptions {
-        io_timeout: Duration::from_millis(400),
-        abort_timeout: Duration::from_millis(200),
-        ..NvmeOptions::default()
-    };
+    let options = NvmeOptions { io_timeout, abort_timeout: io_timeout, ..NvmeOptions::default() };
     let host = Host::attach(&core, target.function(), options).await.expect("the driver");
     let stop = Arc::new(AtomicBool::new(false));
     let working = start_workers(&core, &host, seed, &stop).await;
@@ -226,7 +224,8 @@ fn told(name: &str, otherwise: u64) -> u64 {
 #[test]
 fn a_storm_of_resets_loses_nothing() {
     let resets = told("OXBLOCK_RESETS", 50);
-    let plan = Plan { seed: 1, queues: 2, resets, pause_us: 2000 };
+    let plan =
+        Plan { seed: 1, queues: 2, resets, pause_us: 2000, io_timeout: Duration::from_secs(30) };
     let engine = Engine::with_cores(4, options()).expect("an engine");
     let run = engine.run(0, move |core| storm(core, plan, Faults::new()));
     run.expect("the storm");
@@ -247,7 +246,8 @@ fn simulated_storms_lose_nothing() {
             }
         }
         let queues = 1 + (seed % 2) as u16;
-        let plan = Plan { seed, queues, resets: 60, pause_us: 40 };
+        let plan =
+            Plan { seed, queues, resets: 60, pause_us: 40, io_timeout: Duration::from_millis(300) };
         let run = sim.run(0, move |core| storm(core, plan, faults));
         run.unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
         sim.shutdown().unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
