@@ -200,6 +200,10 @@ async fn storm(core: Core, plan: Plan, faults: Arc<Faults>) {
     let host = Host::attach(&core, target.function(), options).await.expect("the driver");
     let stop = Arc::new(AtomicBool::new(false));
     let working = start_workers(&core, &host, seed, &stop).await;
+    let cores = core.count() - 1;
+    while usize::from(host.stats().queues + host.stats().sharing) < cores {
+        core.yield_now().await;
+    }
     let mut random = Random::new(seed);
     for n in 0..resets {
         core.sleep(Duration::from_micros(random.within(0..pause_us))).await;

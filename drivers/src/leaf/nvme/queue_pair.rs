@@ -28,8 +28,8 @@ use super::{Quirks, status};
 
 /// How often a queue pair that was being opened when a reset began looks whether it is over.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
-/// How often a queue pair is tried to be opened when resets come between.
-const OPEN_TRIES: u32 = 8;
+/// How long a queue pair is tried to be opened when resets come between, in ns.
+const OPEN_NS: u64 = 60_000_000_000;
 
 /// What the queues of a controller saw that should not be. Touched only then.
 #[derive(Default)]
@@ -93,9 +93,8 @@ pub(super) async fn open(
     shape: Shape,
     qid: u16,
 ) -> Result<Leaf, Error> {
-    let mut tries = 0;
+    let begun = core.now();
     loop {
-        tries += 1;
         let before = controller.settled(core).await;
         let made = before.and_then(|()| make(core, controller.clone(), shape, qid));
         let mut pair = match made {
@@ -113,7 +112,8 @@ pub(super) async fn open(
             }
             Err(error) => {
                 let was_reset = forget(core, &mut pair).await;
-                if was_reset && tries < OPEN_TRIES && !controller.hardware().health().is_over() {
+                let is_over = controller.hardware().health().is_over();
+                if was_reset && !is_over && core.now() - begun < OPEN_NS {
                     continue;
                 }
                 // What the controller is not known to have deleted stays as it is.
