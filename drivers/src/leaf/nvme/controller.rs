@@ -18,6 +18,7 @@ use super::doorbell::ShadowPages;
 use super::events::{self, EventLog, EventRecord};
 use super::hardware::{Hardware, Health, pci_error};
 use super::home::HomePoller;
+use super::interrupts::Vectors;
 use super::lending::Lender;
 use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo};
 use super::queue_pair::{self, DELETE_NS, QueueCounters};
@@ -39,8 +40,8 @@ pub struct Controller {
     attachment: HeldAttachment,
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
-    /// Kept for back ends that end their device with it.
-    _function: Arc<dyn Function>,
+    /// It keeps the function, for back ends that end their device with it.
+    vectors: Vectors,
     identity: Identity,
     namespaces: Mutex<Found>,
     sgl: bool,
@@ -93,6 +94,10 @@ pub struct ControllerStats {
     pub bad_admin: u64,
     /// Asynchronous events.
     pub events: u64,
+    /// Interrupts of I/O queue pairs that ended a wait.
+    pub interrupts: u64,
+    /// How often an I/O queue pair waited for an interrupt rather than poll.
+    pub sleeps: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
     /// Queues of cores that share another core's queue pair.
@@ -195,6 +200,8 @@ impl Controller {
             bad_sqid: load(&self.counters.bad_sqid),
             bad_admin: self.admin.rejected(),
             events: self.events.count(),
+            interrupts: load(&self.vectors.counters().taken),
+            sleeps: load(&self.vectors.counters().sleeps),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
@@ -241,6 +248,10 @@ impl Controller {
 
     pub(super) fn admin(&self) -> &Arc<Admin> {
         &self.admin
+    }
+
+    pub(super) fn vectors(&self) -> &Vectors {
+        &self.vectors
     }
 
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
@@ -376,8 +387,10 @@ async fn attach(
         attachment: Some(core.memory().attach(function.iommu())?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
-    let poller = core.add_poller(Box::new(HomePoller::new(hardware.clone(), admin.clone())));
-    let setup = set_up(core, &admin, &hardware, &options).await;
+    let mut vectors = Vectors::new(&function, core.id(), &options);
+    let home = HomePoller::new(hardware.clone(), admin.clone(), vectors.admin_event());
+    let poller = core.add_poller(Box::new(home));
+    let setup = set_up(core, &admin, &hardware, &vectors, &options).await;
     let setup = match setup {
         Ok(setup) => setup,
         Err(error) => {
@@ -389,6 +402,7 @@ async fn attach(
             return Err(error);
         }
     };
+    vectors.enable_io(setup.io_queues);
     let page = &setup.page;
     let rtd3e = Duration::from_micros(page.rtd3e.get().into());
     let entries = options.queue_entries.clamp(2, 1024);
@@ -409,7 +423,7 @@ async fn attach(
         attachment,
         hardware,
         admin,
-        _function: function,
+        vectors,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
@@ -499,6 +513,7 @@ async fn set_up(
     core: &Core,
     admin: &Arc<Admin>,
     hardware: &Arc<Hardware>,
+    vectors: &Vectors,
     options: &NvmeOptions,
 ) -> Result<Setup, Error> {
     let page = identify::controller(core, admin).await?;
@@ -516,6 +531,10 @@ async fn set_up(
     } else {
         None
     };
+    if let Some(coalescing) = vectors.coalescing() {
+        // A controller that has none of it works as well.
+        admin.execute(core, coalescing.command(), None).await?;
+    }
     events::configure(core, admin, page.oaes.get()).await;
     let log = Arc::new(EventLog::default());
     for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {

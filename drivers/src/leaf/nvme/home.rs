@@ -1,8 +1,10 @@
 //! The home core's watch over a controller.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use oxblock_engine::{Core, Poller, Sleep};
+use oxblock_pci::EventFd;
 
 use super::admin::Admin;
 use super::hardware::{Hardware, Health};
@@ -18,14 +20,18 @@ const TURNS_PER_READING: u32 = 64;
 pub(super) struct HomePoller {
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
+    /// Signalled by the interrupts of the admin queue, where there are.
+    event: Option<Arc<EventFd>>,
+    /// Completions were seen that are still to be reaped.
+    has_news: bool,
     turns: u32,
     next_watch_ns: u64,
     told: bool,
 }
 
 impl HomePoller {
-    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>) -> Self {
-        Self { hardware, admin, turns: 0, next_watch_ns: 0, told: false }
+    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>, event: Option<Arc<EventFd>>) -> Self {
+        Self { hardware, admin, event, has_news: false, turns: 0, next_watch_ns: 0, told: false }
     }
 
     #[cold]
@@ -55,19 +61,31 @@ impl Poller for HomePoller {
         {
             return self.watch(core.pass_now());
         }
-        if self.admin.outstanding() > 0 {
+        if self.admin.outstanding() > 0 || self.has_news {
+            self.has_news = false;
             return self.admin.reap();
         }
         0
     }
 
+    /// A queue pair of this core may have its completions told by the same event: it is emptied
+    /// here, before any queue looks what there is.
     fn sleep(&mut self) -> Sleep<'_> {
         if self.told {
-            Sleep::Woken
-        } else if self.admin.outstanding() > 0 || self.hardware.health() != Health::Live {
-            Sleep::Never
-        } else {
-            Sleep::Until(self.next_watch_ns)
+            return Sleep::Woken;
+        }
+        if self.hardware.health() != Health::Live {
+            return Sleep::Never;
+        }
+        let Some(event) = &self.event else {
+            let waits = self.admin.outstanding() > 0;
+            return if waits { Sleep::Never } else { Sleep::Until(self.next_watch_ns) };
+        };
+        let _ = event.take();
+        self.has_news = self.admin.is_ready();
+        match self.has_news {
+            true => Sleep::Never,
+            false => Sleep::FdUntil(event.as_fd(), self.next_watch_ns),
         }
     }
 }

@@ -24,6 +24,7 @@ mod guest;
 mod hardware;
 mod home;
 mod identify;
+mod interrupts;
 mod lending;
 mod memory;
 mod namespace;
@@ -38,6 +39,7 @@ use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
+pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
 
 /// How a controller is used.
@@ -52,6 +54,10 @@ pub struct NvmeOptions {
     pub shadow_doorbells: bool,
     /// Use SGLs where the controller has them and they pay.
     pub sgl: bool,
+    /// Whether queue pairs wait for interrupts or poll, where the controller has interrupts.
+    pub interrupt_mode: InterruptMode,
+    /// How many completions the controller gathers for one interrupt; as it likes if None.
+    pub coalescing: Option<Coalescing>,
     /// How long an admin command may take before the controller counts as failed.
     pub admin_timeout: Duration,
 }
@@ -63,6 +69,8 @@ impl Default for NvmeOptions {
             io_queues: 0,
             shadow_doorbells: true,
             sgl: true,
+            interrupt_mode: InterruptMode::default(),
+            coalescing: None,
             admin_timeout: Duration::from_secs(60),
         }
     }

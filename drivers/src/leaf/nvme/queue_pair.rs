@@ -17,6 +17,7 @@ use super::commands::Commands;
 use super::controller::Controller;
 use super::doorbell::Doorbell;
 use super::hardware::{Hardware, Health};
+use super::interrupts::{self, Waiting};
 use super::lending::{Ask, Guests, Lender};
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
@@ -48,6 +49,7 @@ pub(super) struct QueuePair {
     guests: Guests,
     sq_doorbell: Doorbell,
     cq_doorbell: Doorbell,
+    waiting: Waiting,
     hardware: Arc<Hardware>,
     counters: Arc<QueueCounters>,
     ending: Ending,
@@ -132,6 +134,7 @@ fn make(
         trackers: Trackers::new(trackers),
         refusing: false,
         qid,
+        waiting: controller.vectors().waiting(core.id()),
         counters: controller.counters().clone(),
         ending: Ending::Ended,
         memory,
@@ -149,12 +152,17 @@ async fn create(core: &Core, pair: &mut QueuePair) -> Result<(), Error> {
     pair.memory.expose();
     // Until the controller has said no, it may know the queues.
     pair.ending = Ending::Open;
-    let command = Command::create_cq(qid, entries, cq, None);
+    let vector = pair.waiting.vector();
+    let command = Command::create_cq(qid, entries, cq, vector);
     let done = admin.execute(core, command, None).await?;
     if !done.completion.is_success() {
         pair.end();
         let status = done.completion.status();
         return Err(status::error("create completion queue", status));
+    }
+    if let Some(vector) = vector.filter(|_| pair.controller.vectors().coalescing().is_some()) {
+        // A controller that has none of it works as well.
+        admin.execute(core, interrupts::coalesce_vector(vector), None).await?;
     }
     let command = Command::create_sq(qid, entries, sq, qid);
     let done = admin.execute(core, command, None).await?;
@@ -215,9 +223,13 @@ impl Queue for Leaf {
         self.pair.as_ref().map_or(0, |pair| pair.trackers.in_flight())
     }
 
+    fn is_worth_polling(&self, now_ns: u64) -> bool {
+        self.pair.as_ref().is_none_or(|pair| pair.waiting.is_worth_polling(now_ns))
+    }
+
     fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) => pair.sleep(),
+        match &mut self.pair {
+            Some(pair) => pair.sleep(self.core.pass_now()),
             None => Sleep::Woken,
         }
     }
@@ -279,8 +291,8 @@ impl Poller for Orphan {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) if pair.is_only_lent() => pair.sleep(),
+        match &mut self.pair {
+            Some(pair) if pair.is_only_lent() => pair.sleep(self.pass.now()),
             Some(_) => Sleep::Never,
             None => Sleep::Woken,
         }
@@ -346,9 +358,15 @@ impl QueuePair {
         let _ = self.controller.admin().start(command, &mut None, false);
     }
 
-    fn sleep(&self) -> Sleep<'_> {
-        let busy = self.trackers.in_flight() > 0 || self.guests.wait();
-        if busy { Sleep::Never } else { Sleep::Woken }
+    fn sleep(&mut self, now_ns: u64) -> Sleep<'_> {
+        if self.guests.wait() {
+            return Sleep::Never;
+        }
+        if self.trackers.in_flight() == 0 {
+            return Sleep::Woken;
+        }
+        let (cq, hardware) = (&self.cq, &self.hardware);
+        self.waiting.sleep(now_ns, || cq.is_ready() || hardware.health() != Health::Live)
     }
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {
@@ -428,7 +446,7 @@ impl QueuePair {
             count += usize::from(self.complete(entry, pass));
         }
         if taken > 0 {
-            self.after_reap();
+            self.after_reap(pass);
         }
         count
     }
@@ -436,7 +454,7 @@ impl QueuePair {
     /// The head doorbell is rung late, once a quarter of the queue is to be given back: one
     /// doorbell for many passes, and the controller never runs out of room.
     #[inline]
-    fn after_reap(&mut self) {
+    fn after_reap(&mut self, pass: &Pass) {
         if self.cq.unrung() * 4 >= self.cq.entries()
             && let Some((old, new)) = self.cq.pending()
         {
@@ -445,6 +463,9 @@ impl QueuePair {
         }
         if self.trackers.in_flight() == 0 {
             self.sq.drained();
+        }
+        if self.waiting.wants_to_know() {
+            self.waiting.reaped(pass.now());
         }
     }
 
