@@ -96,6 +96,10 @@ impl Pmrsts {
     pub const fn with_nrdy(self, on: bool) -> Self {
         Pmrsts(self.0 & !(1 << 8) | (on as u32) << 8)
     }
+    /// With CBAI.
+    pub const fn with_cbai(self, on: bool) -> Self {
+        Pmrsts(self.0 & !(1 << 12) | (on as u32) << 12)
+    }
     /// With HSTS.
     pub const fn with_hsts(self, hsts: u8) -> Self {
         Pmrsts(self.0 & !(7 << 9) | (hsts as u32 & 7) << 9)
@@ -139,6 +143,7 @@ mod tests {
         let status = Pmrsts(1 << 12 | 3 << 9 | 1 << 8 | 7);
         assert_eq!((status.err(), status.hsts()), (7, 3));
         assert!(status.nrdy() && status.cbai());
+        assert!(!status.with_cbai(false).cbai() && Pmrsts::default().with_cbai(true).cbai());
         assert_eq!(Pmrsts::default().with_nrdy(true).with_hsts(3), Pmrsts(3 << 9 | 1 << 8));
         assert_eq!((Pmrebs(3 << 8 | 2).bytes(), Pmrebs(3 << 8).bytes()), (3 << 20, 3));
         assert!(Pmrebs(1 << 4).rbb());

@@ -98,6 +98,8 @@ pub struct ControllerStats {
     pub interrupts: u64,
     /// How often an I/O queue pair waited for an interrupt rather than poll.
     pub sleeps: u64,
+    /// Interrupts that did not come: their completions were found by looking, later.
+    pub lost_interrupts: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
     /// Queues of cores that share another core's queue pair.
@@ -202,6 +204,7 @@ impl Controller {
             events: self.events.count(),
             interrupts: load(&self.vectors.counters().taken),
             sleeps: load(&self.vectors.counters().sleeps),
+            lost_interrupts: load(&self.vectors.counters().lost),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }

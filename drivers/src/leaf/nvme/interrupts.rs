@@ -27,7 +27,7 @@ const PROBE: u32 = 32;
 const REAPS_TO_MASK: u32 = 64;
 /// How often a sleeping queue pair with commands in flight looks at its controller and their
 /// timeouts, in ns. An interrupt that never comes costs no more than this.
-const LOOK_NS: u64 = 100_000_000;
+const LOOK_NS: u64 = 50_000_000;
 
 /// Whether queue pairs wait for interrupts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -107,6 +107,8 @@ pub(super) struct InterruptCounters {
     pub taken: AtomicU64,
     /// Waits for an interrupt.
     pub sleeps: AtomicU64,
+    /// Waits that ended by looking: completions were there, and no interrupt had come.
+    pub lost: AtomicU64,
 }
 
 impl Vectors {
@@ -205,6 +207,7 @@ impl Vectors {
             counters: self.counters.clone(),
             is_masked: false,
             reaps: 0,
+            until_ns: None,
             since_ns: Cell::new(None),
             polls: Cell::new(true),
             waits: Cell::new(0),
@@ -238,6 +241,8 @@ pub(super) struct Waiting {
     is_masked: bool,
     /// Reaps since the last sleep.
     reaps: u32,
+    /// When the sleep that nothing was reaped after ends by itself.
+    until_ns: Option<u64>,
     /// When this wait began, in ns of the core's clock.
     since_ns: Cell<Option<u64>>,
     /// This wait is polled, for its first [`POLL_NS`] at least.
@@ -295,6 +300,15 @@ impl Waiting {
             self.typical_ns.set(sum_ns / SMOOTHING);
         }
         self.reaps = self.reaps.saturating_add(1);
+        if let Some(until_ns) = self.until_ns.take()
+            && let Some(vector) = self.vector.as_ref().filter(|_| self.is_own)
+        {
+            if vector.event.take() > 0 {
+                self.counters.taken.fetch_add(1, Ordering::Relaxed);
+            } else if now_ns >= until_ns {
+                self.counters.lost.fetch_add(1, Ordering::Relaxed);
+            }
+        }
         if self.reaps > REAPS_TO_MASK && self.mode == InterruptMode::Adaptive {
             self.mask();
         }
@@ -313,10 +327,9 @@ impl Waiting {
             return Sleep::Never;
         }
         self.counters.sleeps.fetch_add(1, Ordering::Relaxed);
-        match self.fd() {
-            Some(fd) => Sleep::FdUntil(fd, now_ns.saturating_add(LOOK_NS)),
-            None => Sleep::Never,
-        }
+        let until_ns = now_ns.saturating_add(LOOK_NS);
+        self.until_ns = Some(until_ns);
+        self.fd().map_or(Sleep::Never, |fd| Sleep::FdUntil(fd, until_ns))
     }
 
     fn fd(&self) -> Option<BorrowedFd<'_>> {
@@ -332,9 +345,7 @@ impl Waiting {
         if self.is_masked {
             self.is_masked = !self.function.interrupts().mask(vector.number.into(), false);
         }
-        if vector.event.take() > 0 {
-            self.counters.taken.fetch_add(1, Ordering::Relaxed);
-        }
+        let _ = vector.event.take();
         self.reaps = 0;
         self.attention.set(true);
     }

@@ -109,12 +109,17 @@ struct Sq {
 impl Script {
     /// A well-behaved device of one namespace of 4096 blocks of 512 bytes, and its function.
     pub fn new(bar_len: u64) -> (Arc<Script>, Arc<SoftFunction>) {
+        Script::with_vectors(bar_len, 1)
+    }
+
+    /// The same with this many interrupt vectors, none of which it ever raises by itself.
+    pub fn with_vectors(bar_len: u64, vectors: u32) -> (Arc<Script>, Arc<SoftFunction>) {
         let iommu = SoftIommu::new(SoftIommuOptions::default());
         let state = State::new(iommu.translator());
         let script = Arc::new(Script { bar_len, state: Mutex::new(state) });
         let ids = Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() };
         let device: Arc<dyn Device> = script.clone();
-        let interrupts = SoftInterrupts::new(1);
+        let interrupts = SoftInterrupts::new(vectors);
         let function = SoftFunction::new("soft:7", device, ids, iommu, interrupts);
         (script, function.expect("eventfds"))
     }

@@ -26,6 +26,7 @@ mod cost;
 mod device;
 mod ending;
 mod fuzz;
+mod interrupts;
 mod io;
 mod passthrough;
 
