@@ -14,8 +14,6 @@ use oxblock_engine::Sleep;
 use oxblock_nvme::{Command, feature};
 use oxblock_pci::{EventFd, Function, PciError};
 
-use super::NvmeOptions;
-
 /// How long a wait may be that is polled through, in ns: about what a sleep and its end cost
 /// (`bench/README.md` has the measurement).
 const POLL_NS: u64 = 20_000;
@@ -84,7 +82,6 @@ pub(super) fn coalesce_vector(vector: u16) -> Command {
 pub(super) struct Vectors {
     function: Arc<dyn Function>,
     mode: InterruptMode,
-    coalescing: Option<Coalescing>,
     home: usize,
     /// By their numbers; those of I/O queues are taken from the end.
     all: Vec<Arc<Vector>>,
@@ -113,17 +110,16 @@ pub(super) struct InterruptCounters {
 
 impl Vectors {
     /// Enables the admin queue's vector. Where that cannot be had, all queues are polled.
-    pub fn new(function: &Arc<dyn Function>, home: usize, options: &NvmeOptions) -> Vectors {
+    pub fn new(function: &Arc<dyn Function>, home: usize, mode: InterruptMode) -> Vectors {
         let mut vectors = Vectors {
             function: function.clone(),
-            mode: options.interrupt_mode,
-            coalescing: options.coalescing,
+            mode,
             home,
             all: Vec::new(),
             counters: Arc::default(),
             notice: None,
         };
-        if vectors.mode == InterruptMode::Poll {
+        if mode == InterruptMode::Poll {
             return vectors;
         }
         if function.interrupts().count() == 0 {
@@ -172,11 +168,6 @@ impl Vectors {
     /// The event of the admin queue, if it has one.
     pub fn admin_event(&self) -> Option<Arc<EventFd>> {
         self.all.first().map(|vector| vector.event.clone())
-    }
-
-    /// How completions are gathered, if that was asked for.
-    pub fn coalescing(&self) -> Option<Coalescing> {
-        self.coalescing.filter(|_| !self.all.is_empty())
     }
 
     /// What its user should know about them.

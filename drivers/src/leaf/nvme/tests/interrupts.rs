@@ -6,8 +6,8 @@ use oxblock_engine::Sleep;
 use oxblock_pci::soft::SoftFunction;
 use oxblock_pci::{EventFd, Function};
 
+use super::super::InterruptMode;
 use super::super::interrupts::{Vectors, Waiting};
-use super::super::{InterruptMode, NvmeOptions};
 use super::device::Script;
 
 const HOME: usize = 3;
@@ -15,9 +15,8 @@ const US: u64 = 1000;
 
 fn vectors(mode: InterruptMode, count: u32, io_queues: u16) -> (Arc<SoftFunction>, Vectors) {
     let (_, function) = Script::with_vectors(0x4000, count);
-    let options = NvmeOptions { interrupt_mode: mode, ..NvmeOptions::default() };
     let shared: Arc<dyn Function> = function.clone();
-    let mut vectors = Vectors::new(&shared, HOME, &options);
+    let mut vectors = Vectors::new(&shared, HOME, mode);
     vectors.enable_io(io_queues);
     (function, vectors)
 }
