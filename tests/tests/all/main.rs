@@ -6,6 +6,7 @@ mod devices;
 mod engines;
 mod faults;
 mod files;
+mod interrupts;
 mod registered;
 mod sharing;
 mod vfio_user;
