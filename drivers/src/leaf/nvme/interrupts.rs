@@ -32,7 +32,9 @@ const LOOK_NS: u64 = 50_000_000;
 pub enum InterruptMode {
     /// Never: completions are polled for. Interrupts stay off.
     Poll,
-    /// Where waits are long; short ones are polled through.
+    /// Where waits are long; short ones are polled through, with the queue's vector masked. Where
+    /// vectors cannot be masked (vfio-user) it is as `Poll`: interrupts that nobody waits for cost
+    /// the controller more than they save.
     #[default]
     Adaptive,
     /// Whenever a queue pair has nothing to do but to wait.
@@ -144,6 +146,14 @@ impl Vectors {
                 Err(_) => last /= 2,
             }
         }
+        let is_adaptive = self.mode == InterruptMode::Adaptive && top.is_some();
+        if is_adaptive && !self.function.interrupts().mask(last.into(), true) {
+            let _ = self.function.interrupts().disable(last.into());
+            let text = "its interrupts cannot be masked, its I/O queues are polled; ask for \
+                        interrupt-mode=interrupt to sleep all the same";
+            self.notice = Some(text.into());
+            return;
+        }
         let below = (1..last).map_while(|number| self.enable(number).ok());
         let below: Vec<_> = below.collect();
         self.all.extend(below);
@@ -179,8 +189,9 @@ impl Vectors {
         &self.counters
     }
 
-    /// How a queue pair of a core is to wait: with a vector of its own if one is left; with the
-    /// admin queue's on the home core, which that wakes anyway; else it is polled.
+    /// How a queue pair of a core is to wait: with a vector of its own if one is left. Else it is
+    /// polled, unless it must not be: on the home core it then shares the admin queue's, which is
+    /// never masked.
     pub fn waiting(&self, core: usize) -> Waiting {
         let take = |vector: &&Arc<Vector>| {
             let (free, taken) = (Ordering::AcqRel, Ordering::Relaxed);
@@ -188,7 +199,8 @@ impl Vectors {
         };
         let own = self.all.iter().skip(1).find(take);
         let is_own = own.is_some();
-        let vector = own.or_else(|| self.all.first().filter(|_| core == self.home)).cloned();
+        let shares = core == self.home && self.mode == InterruptMode::Interrupt;
+        let vector = own.or_else(|| self.all.first().filter(|_| shares)).cloned();
         let mut waiting = Waiting {
             attention: Cell::new(false),
             mode: self.mode,

@@ -15,6 +15,9 @@
 //! be sent again is, the rest fails, and requests that come meanwhile wait (`recovery`). One that
 //! cannot be reset, or is gone, fails all I/O.
 //!
+//! Queue pairs are polled while they wait briefly between completions, and sleep on the interrupt
+//! of a vector of their own where they wait long ([`InterruptMode`]; `interrupts`).
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
