@@ -38,6 +38,9 @@ pub const PRINFO: u32 = 0xf << 26;
 /// Dword 12: Storage Tag Check.
 pub const STC: u32 = 1 << 24;
 
+/// Dword 11 of Create I/O Submission Queue: medium priority, where arbitration has any.
+pub const QPRIO_MEDIUM: u32 = 2 << 1;
+
 /// A submission queue entry as eight 64-bit words: word n holds dwords 2n+1 and 2n.
 ///
 /// Words, because a ring moves words: a command is built in registers and stored once.

@@ -2,8 +2,8 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Error, ErrorKind};
 use oxblock_nvme::event::Event;
@@ -87,6 +87,12 @@ impl Controller {
         self.shared.notify(Notice::NamespaceChanged(nsid));
     }
 
+    /// Sets the critical warnings of the SMART log (its byte 0) that the controller does not come
+    /// to by itself, and tells the host of new ones if it asked for those.
+    pub fn set_critical_warning(&self, bits: u8) {
+        self.shared.notify(Notice::CriticalWarning(bits));
+    }
+
     /// How many flushes have reached the nodes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
@@ -107,7 +113,15 @@ impl Controller {
 
     /// Reports an event that did not happen.
     pub(crate) fn raise(&self, event: Event) {
-        self.shared.notify(Notice::Raw(event));
+        self.notify(Notice::Raw(event));
+    }
+
+    pub(crate) fn notify(&self, notice: Notice) {
+        self.shared.notify(notice);
+    }
+
+    pub(crate) fn weak_shared(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Starts with hooks, and with something around the device. The engine's shutdown stops it.

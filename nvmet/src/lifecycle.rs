@@ -6,6 +6,7 @@ use oxblock_nvme::regs::{self, Cc, Csts, SHST_COMPLETE, SHST_OCCURRING};
 use oxblock_nvme::{Command, Completion, Status};
 
 use crate::hooks::{Hooks, Transition};
+use crate::maintenance::NAMESPACE_EVENT;
 use crate::nvm::long::Kind;
 use crate::queue::{CompletionQueue, Place, SubmissionQueue, Work};
 use crate::registers::Control;
@@ -343,6 +344,11 @@ impl<H: Hooks> Service<H> {
         for notice in self.shared.take_notices() {
             match notice {
                 Notice::NamespaceChanged(nsid) => self.tell_changed(nsid),
+                Notice::TooManyChanged => {
+                    self.admin.logs.overflow_changed();
+                    self.admin.raise(NAMESPACE_EVENT);
+                }
+                Notice::CriticalWarning(bits) => self.admin.set_critical_warning(bits),
                 Notice::Raw(event) => self.admin.raise(event),
             }
         }

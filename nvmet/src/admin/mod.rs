@@ -27,12 +27,19 @@ use aer::AsyncEvents;
 use features::{FeatureLimits, Features, Situation};
 use firmware::{Committed, Firmware};
 use identify::Identity;
-use logs::{Health, Logs, Wanted};
+use logs::{Health, Logs, SPARE_IS_LOW, WARNING_TEMPERATURE, Wanted};
 use sanitize::Sanitize;
 
-/// SMART event: the temperature is past a threshold.
-const TEMPERATURE_EVENT: Event =
-    Event { kind: event::TYPE_SMART, information: 1, log_page: LID_SMART };
+/// SMART events: what each bit of Critical Warning is reported as (Base 2.0, figure 147):
+/// reliability, temperature, or spare.
+const fn smart_event(bit: u8) -> Event {
+    let information = match 1 << bit {
+        SPARE_IS_LOW => 2,
+        WARNING_TEMPERATURE => 1,
+        _ => 0,
+    };
+    Event { kind: event::TYPE_SMART, information, log_page: LID_SMART }
+}
 
 /// Notice: another firmware image is being activated.
 const FIRMWARE_EVENT: Event = Event {
@@ -49,6 +56,8 @@ pub(crate) struct Admin {
     pub(crate) logs: Logs,
     pub(crate) sanitize: Sanitize,
     firmware: Firmware,
+    /// Critical warnings that the owner set.
+    warnings: u8,
     limits: FeatureLimits,
     /// Largest transfer in bytes; `None` is no limit.
     transfer_max: Option<u64>,
@@ -72,6 +81,7 @@ impl Admin {
             logs: Logs::new(),
             sanitize: Sanitize::new(),
             firmware: Firmware::new(),
+            warnings: 0,
             limits,
             transfer_max: (mdts != 0).then(|| 4096 << mdts),
         }
@@ -148,7 +158,7 @@ impl Admin {
         }
         let health = Health {
             usage: around.usage,
-            temperature_warning: self.features.temperature_warning(),
+            warnings: self.critical_warning(),
             powered_on_ms: around.situation.now_ms,
         };
         let page = match wanted.lid {
@@ -189,12 +199,31 @@ impl Admin {
             0 => IoVector::new(),
             len => around.data.map(command, len)?,
         };
-        let before = self.features.temperature_warning();
+        let before = self.critical_warning();
         let dword = self.features.set(command, &data, around.situation)?;
-        if self.features.temperature_warning() && !before {
-            self.raise(TEMPERATURE_EVENT);
-        }
+        self.warn(before);
         Ok(dword)
+    }
+
+    /// Sets the critical warnings that the owner wants.
+    pub(crate) fn set_critical_warning(&mut self, bits: u8) {
+        let before = self.critical_warning();
+        self.warnings = bits;
+        self.warn(before);
+    }
+
+    /// Critical Warning, byte 0 of the SMART log.
+    fn critical_warning(&self) -> u8 {
+        let temperature = self.features.temperature_warning();
+        self.warnings | if temperature { WARNING_TEMPERATURE } else { 0 }
+    }
+
+    /// Tells of critical warnings that are new.
+    fn warn(&mut self, before: u8) {
+        let new = self.critical_warning() & !before;
+        for bit in (0..8).filter(|bit| new & 1 << bit != 0) {
+            self.raise(smart_event(bit));
+        }
     }
 
     fn get_features<D: DataPath>(

@@ -44,6 +44,10 @@ pub(crate) struct Shared {
 pub(crate) enum Notice {
     /// A namespace has changed.
     NamespaceChanged(u32),
+    /// More namespaces have changed than there is room to tell.
+    TooManyChanged,
+    /// The critical warnings of the SMART log are these.
+    CriticalWarning(u8),
     /// Any event, for tests.
     Raw(Event),
 }

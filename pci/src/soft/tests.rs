@@ -116,6 +116,8 @@ fn a_reset_can_fail() {
     assert_eq!(device.resets.load(Ordering::Relaxed), 0);
     function.set_reset_works(true);
     function.reset().unwrap();
+    function.fail_next_resets(2);
+    assert_eq!([(); 4].map(|()| function.reset().is_ok()), [false, false, true, true]);
 }
 
 #[test]

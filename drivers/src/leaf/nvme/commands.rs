@@ -54,6 +54,9 @@ impl Commands {
             OpKind::Read => self.transfer(nvm::READ, 0, request, index).map(Some),
             OpKind::Write => self.transfer(nvm::WRITE, fua, request, index).map(Some),
             OpKind::Compare => self.transfer(nvm::COMPARE, 0, request, index).map(Some),
+            OpKind::WriteZeroes if self.shape.zeroes_by_deallocate => {
+                self.deallocate(request, index).map(Some)
+            }
             OpKind::WriteZeroes => self.write_zeroes(fua, request).map(Some),
             OpKind::Discard => self.deallocate(request, index).map(Some),
             OpKind::Flush if self.shape.volatile_cache => Ok(Some(Command::flush(self.shape.nsid))),

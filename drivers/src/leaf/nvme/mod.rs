@@ -28,19 +28,24 @@ mod controller;
 mod doorbell;
 mod ending;
 mod events;
+mod features;
 mod guest;
 mod hardware;
 mod health;
 mod home;
+mod host_memory;
 mod identify;
 mod interrupts;
+mod keep_alive;
 mod leaf;
 mod lending;
 mod memory;
 mod namespace;
 mod parking;
 mod passthrough;
+mod power;
 mod queue_pair;
+mod quirks;
 mod recovery;
 mod retry;
 mod station;
@@ -48,6 +53,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod write_protect;
 
 use std::time::Duration;
 
@@ -55,6 +61,7 @@ pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
 pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
+pub use quirks::Quirks;
 
 /// How a controller is used.
 #[derive(Clone, Debug)]
@@ -74,6 +81,22 @@ pub struct NvmeOptions {
     pub coalescing: Option<Coalescing>,
     /// How long an admin command may take before the controller counts as failed, and is reset.
     pub admin_timeout: Duration,
+    /// Memory that a controller may ask for and keep for its own use (host memory buffer), in
+    /// bytes; 0 is none. It also gets no more than a quarter of what is free in the engine's
+    /// arena: give the engine a larger arena where a device without memory of its own is slow.
+    pub host_memory: u64,
+    /// How long a power state that an idle controller enters on its own may take to leave. None,
+    /// the default, allows no such state: who polls for completions would wait for the wake-up
+    /// longer than for any I/O.
+    pub power_latency: Option<Duration>,
+    /// Within this time the controller hears from the driver (Keep Alive Timer), and is reset if it
+    /// does not answer. None, the default, is no timer: on PCI Express a controller that hangs is
+    /// noticed by its registers and by commands that take too long.
+    pub keep_alive: Option<Duration>,
+    /// Treat the device as one with these quirks too.
+    pub quirks: Quirks,
+    /// Treat the device as one without these quirks, whatever is known of it.
+    pub without_quirks: Quirks,
     /// How long a read, write or compare may take before it is aborted. Times of I/O commands are
     /// counted in steps of 50 ms, up to 25 minutes.
     pub io_timeout: Duration,
@@ -96,6 +119,11 @@ impl Default for NvmeOptions {
             interrupt_mode: InterruptMode::default(),
             coalescing: None,
             admin_timeout: Duration::from_secs(60),
+            host_memory: 128 << 20,
+            power_latency: None,
+            keep_alive: None,
+            quirks: Quirks::empty(),
+            without_quirks: Quirks::empty(),
             io_timeout: Duration::from_secs(30),
             slow_timeout: Duration::from_secs(60),
             abort_timeout: Duration::from_secs(10),

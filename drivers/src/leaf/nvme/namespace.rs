@@ -7,7 +7,7 @@ use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namesp
 use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
-use super::{guest, queue_pair};
+use super::{Quirks, guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
 const BLOCKS_MAX: u64 = 65_536;
@@ -24,6 +24,8 @@ pub(super) struct Shape {
     pub volatile_cache: bool,
     /// Write zeroes may deallocate.
     pub deallocate_zeroes: bool,
+    /// Zeroes are written by deallocating: there is no other command for it.
+    pub zeroes_by_deallocate: bool,
     /// Ranges in one deallocate command.
     pub ranges_max: u32,
     /// Blocks in one range of it.
@@ -45,6 +47,7 @@ pub(super) struct Bounds<'a> {
     pub mpsmin: u8,
     /// SGLs may be used.
     pub sgl: bool,
+    pub quirks: Quirks,
 }
 
 impl NamespaceInfo {
@@ -98,6 +101,7 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
         sgl_align: sgl.then(|| u64::from(sgls.alignment())),
         volatile_cache: bounds.page.has_volatile_cache(),
         deallocate_zeroes: namespace.dlfeat & Namespace::DEAC != 0,
+        zeroes_by_deallocate: bounds.quirks.contains(Quirks::DEALLOCATE_ZEROES),
         ranges_max: unlimited(bounds.nvm.dmrl.into(), dsm::RANGES_MAX as u32),
         range_blocks_max: unlimited(bounds.nvm.dmrsl.get(), u32::MAX),
     }
@@ -122,13 +126,19 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
     let mut limits = Limits::new(namespace.nsze.get() << shape.block_shift, block as u32);
     limits.max_transfer = max_transfer as u32;
     // Row 10: any number of blocks; the engine divides by it.
-    limits.boundary = bytes(namespace.noiob.get());
+    limits.boundary = match bytes(namespace.noiob.get()) {
+        0 if bounds.quirks.contains(Quirks::STRIPES) && mdts <= most => max_transfer as u32,
+        noiob => noiob,
+    };
     (limits.memory, limits.max_segments) = memory_rule(shape);
-    if oncs.contains(Oncs::WRITE_ZEROES) {
-        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
-    }
     if oncs.contains(Oncs::DATASET_MANAGEMENT) {
         limits.max_discard = max_discard(shape, bounds);
+    }
+    if shape.zeroes_by_deallocate {
+        limits.max_write_zeroes = limits.max_discard;
+    } else if oncs.contains(Oncs::WRITE_ZEROES) && !bounds.quirks.contains(Quirks::NO_WRITE_ZEROES)
+    {
+        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
     }
     if has(Namespace::OPTIMAL) {
         limits.optimal_transfer = bytes0(namespace.nows.get());
@@ -143,7 +153,8 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
         limits.atomic_write_power_fail = bytes0(awupf);
     }
     limits.volatile_cache = shape.volatile_cache;
-    limits.fua = true;
+    // A deallocation cannot be forced to the medium.
+    limits.fua = !(shape.zeroes_by_deallocate && shape.volatile_cache);
     limits.compare = oncs.contains(Oncs::COMPARE);
     limits.read_only = namespace.nsattr & 1 != 0;
     limits
@@ -239,7 +250,7 @@ mod tests {
     use super::*;
 
     fn bounds<'a>(page: &'a ControllerPage, nvm: &'a ControllerNvm) -> Bounds<'a> {
-        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true }
+        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true, quirks: Quirks::empty() }
     }
 
     fn controller() -> Box<ControllerPage> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use oxblock_engine::{Busy, Core, Error, Pass, Request, Sleep, Token};
 use oxblock_mem::Cells;
+use oxblock_nvme::command::QPRIO_MEDIUM;
 use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
 use oxblock_nvme::{Command, Completion};
 
@@ -23,8 +24,8 @@ use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::retry::Patience;
 use super::station::Station;
-use super::status;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
+use super::{Quirks, status};
 
 /// How often a queue pair that was being opened when a reset began looks whether it is over.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
@@ -242,7 +243,10 @@ pub(super) async fn create_queues(
         // A controller that has none of it works as well.
         admin.execute(core, interrupts::coalesce_vector(vector), None).await?;
     }
-    let command = Command::create_sq(qid, entries, station.sq, qid);
+    let mut command = Command::create_sq(qid, entries, station.sq, qid);
+    if admin.hardware().quirks().contains(Quirks::MEDIUM_PRIORITY) {
+        command = command.with_cdw10_11(command.cdw10(), command.cdw11() | QPRIO_MEDIUM);
+    }
     let done = admin.execute(core, command, None).await?;
     if done.completion.is_success() {
         return Ok(Created::Both);
