@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicUsize;
 use oxblock_mem::{ArenaOptions, ArenaSource, IoVector, Memory, PagePolicy, Region};
 
 use super::*;
-use crate::{CapabilityId, Reg32, Reg64, capabilities, enable};
+use crate::{CapabilityId, Reg32, Reg64, bar_address, capabilities, enable};
 
 const IDS: Ids = Ids {
     vendor: 0x1234,
@@ -86,6 +86,19 @@ fn registers_answer_only_while_memory_decoding_is_on() {
     function.reset().unwrap();
     assert_eq!(reg.read(), 0);
     assert_eq!(device.resets.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn a_bar_has_the_address_that_it_was_given() {
+    let (function, ..) = function();
+    let config = function.config();
+    assert_eq!(bar_address(config, 0).unwrap(), None);
+    config.write32(0x10, 0xfe00_0000).unwrap();
+    config.write32(0x14, 0x0000_0002).unwrap();
+    let is_64_bits = config.read32(0x10).unwrap() & 6 == 4;
+    let high = if is_64_bits { 2 << 32 } else { 0 };
+    assert_eq!(bar_address(config, 0).unwrap(), Some(high | 0xfe00_0000));
+    assert!(bar_address(config, 6).is_err());
 }
 
 #[test]

@@ -28,7 +28,7 @@ use super::queue_pair::{self, QueueCounters};
 use super::recovery::{self, Recovery};
 use super::retry::Patience;
 use super::station::Stations;
-use super::{NvmeOptions, Quirks, identify};
+use super::{NvmeOptions, Quirks, identify, memory};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
@@ -38,10 +38,6 @@ const EVENTS_ARMED: u8 = 4;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a shutdown may take at most, whatever RTD3E says.
 const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
-/// How long an attach waits for room in a full IOMMU (row 34), in ns.
-const ROOM_NS: u64 = 1_000_000_000;
-/// How often it looks.
-const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An attached NVMe controller.
 ///
@@ -351,6 +347,10 @@ impl Controller {
         self.options.coalescing.is_some()
     }
 
+    pub(super) fn features(&self) -> &Features {
+        &self.features
+    }
+
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
         self.shadow.as_ref()
     }
@@ -529,7 +529,7 @@ async fn attach(
     check_capabilities(&hardware)?;
     let attachment = HeldAttachment {
         hardware: hardware.clone(),
-        attachment: Some(attach_memory(core, &*function, &hardware).await?),
+        attachment: Some(memory::attach(core, &*function, &hardware).await?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
     let ward = Ward::default();
@@ -538,7 +538,7 @@ async fn attach(
     let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
     let poller = core.add_poller(Box::new(poller));
     let events = Arc::default();
-    let features = Features::new(&options);
+    let features = Features::new(&function, &options);
     let known = Known { options: &options, before: None, events: &events, features: &features };
     let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
@@ -621,26 +621,6 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::NotSupported, text))
-}
-
-/// Shows all memory to the controller. Where the IOMMU is full, others may be about to make room.
-async fn attach_memory(
-    core: &Core,
-    function: &dyn Function,
-    hardware: &Hardware,
-) -> Result<Attachment, Error> {
-    let bits = if hardware.quirks().contains(Quirks::DMA_48_BITS) { 48 } else { 64 };
-    let reachable = 0..=(u64::MAX >> (64 - bits)) - 1;
-    let until_ns = core.now() + ROOM_NS;
-    loop {
-        let iommu = function.iommu();
-        match core.memory().attach_within(iommu, std::slice::from_ref(&reachable)) {
-            Err(error) if error.errno() == libc::ENOSPC && core.now() < until_ns => {
-                core.sleep(ROOM_INTERVAL).await;
-            }
-            outcome => return Ok(outcome?),
-        }
-    }
 }
 
 /// Disables and enables the controller; if that fails, once more after a reset of the function.

@@ -1,22 +1,30 @@
 //! What a controller has beside queues and namespaces: set up at attach, and again after each
 //! reset, which forgets it.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblock_engine::{Core, Error};
+use oxblock_mem::Cells;
 use oxblock_nvme::Command;
 use oxblock_nvme::identify::Controller as ControllerPage;
+use oxblock_pci::Function;
 
 use super::NvmeOptions;
 use super::admin::Admin;
+use super::cmb::ControllerMemory;
 use super::hardware::Hardware;
 use super::host_memory::HostMemory;
 use super::keep_alive::KeepAlive;
-use super::power;
+use super::{pmr, power};
 
 /// The features of one controller.
 pub(super) struct Features {
     options: NvmeOptions,
+    function: Arc<dyn Function>,
+    controller_memory: Mutex<Option<ControllerMemory>>,
+    /// The embedder has the persistent memory region.
+    keeps_persistent: AtomicBool,
     host_memory: Mutex<Option<HostMemory>>,
     keep_alive: KeepAlive,
     /// What could not be had, by what it is about: told anew by each set-up.
@@ -25,9 +33,12 @@ pub(super) struct Features {
 
 impl Features {
     /// None is set up yet.
-    pub fn new(options: &NvmeOptions) -> Self {
+    pub fn new(function: &Arc<dyn Function>, options: &NvmeOptions) -> Self {
         Self {
             options: options.clone(),
+            function: function.clone(),
+            controller_memory: Mutex::default(),
+            keeps_persistent: AtomicBool::new(false),
             host_memory: Mutex::default(),
             keep_alive: KeepAlive::default(),
             notices: Mutex::default(),
@@ -47,6 +58,12 @@ impl Features {
         page: &ControllerPage,
     ) -> Result<(), Error> {
         let mut notices = Vec::new();
+        notices.extend(self.find_controller_memory(core, hardware)?);
+        if self.keeps_persistent.load(Ordering::Relaxed)
+            && let Err(error) = pmr::enable(core, hardware).await
+        {
+            notices.push(format!("no persistent memory after the reset: {error}"));
+        }
         notices.extend(self.lend_memory(core, admin, hardware, page).await?);
         let latency = self.options.power_latency;
         notices.extend(power::configure(core, admin, page, hardware.quirks(), latency).await?);
@@ -54,6 +71,34 @@ impl Features {
         notices.extend(self.keep_alive.start(core, admin, hardware, page, time).await?);
         *lock(&self.notices) = notices;
         Ok(())
+    }
+
+    /// Finds the controller's own memory, if it is wanted. Says why it is not used.
+    fn find_controller_memory(
+        &self,
+        core: &Core,
+        hardware: &Hardware,
+    ) -> Result<Option<String>, Error> {
+        if !self.options.controller_memory {
+            return Ok(None);
+        }
+        let mut known = lock(&self.controller_memory);
+        if let Some(memory) = &*known {
+            return memory.find_again(hardware).map(|()| None);
+        }
+        let found = ControllerMemory::find(core, &*self.function, hardware)?;
+        Ok(found.map(|memory| *known = memory).err())
+    }
+
+    /// Room for a submission queue in the controller's own memory, and its address there; none if
+    /// there is no such memory, or it is full.
+    pub fn controller_queue(&self, qid: u16, len: usize) -> Option<(Cells, u64)> {
+        lock(&self.controller_memory).as_ref()?.queue(qid, len as u64)
+    }
+
+    /// The persistent memory region is enabled by each set-up from now on.
+    pub fn keep_persistent_memory(&self) {
+        self.keeps_persistent.store(true, Ordering::Relaxed);
     }
 
     /// Gives the controller a buffer of host memory, or the one that it had before a reset. Says

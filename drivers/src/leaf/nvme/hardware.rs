@@ -111,6 +111,11 @@ impl Hardware {
         Reg32::new(&self.bar, offset).map_err(pci_error)
     }
 
+    /// A 64-bit register.
+    pub fn register64(&self, offset: u64) -> Result<Reg64, Error> {
+        Reg64::new(&self.bar, offset).map_err(pci_error)
+    }
+
     /// The largest I/O queue ID whose doorbells lie inside the BAR; 0 if there is none.
     pub fn qid_max(&self) -> u16 {
         let stride = regs::doorbell_stride(self.cap.dstrd());
@@ -247,10 +252,9 @@ impl Hardware {
     /// # Errors
     /// The controller is gone, fatally failed, or did not become ready in time.
     pub async fn enable(&self, core: &Core, aqa: u32, asq: u64, acq: u64) -> Result<(), Error> {
-        let reg64 = |offset| Reg64::new(&self.bar, offset).map_err(pci_error);
         self.register(regs::AQA)?.write(aqa);
-        reg64(regs::ASQ)?.write(asq);
-        reg64(regs::ACQ)?.write(acq);
+        self.register64(regs::ASQ)?.write(asq);
+        self.register64(regs::ACQ)?.write(acq);
         let css = if self.cap.css_io() { regs::CSS_ALL } else { regs::CSS_NVM };
         let cc = Cc::default().with_css(css).with_iosqes(6).with_iocqes(4);
         self.cc.write(cc.with_en(true).0);

@@ -159,11 +159,13 @@ fn make(
     let page = |len: usize| len.next_multiple_of(4096);
     let sq_len = page(usize::from(entries) * Command::BYTES);
     let cq_len = page(usize::from(entries) * Completion::BYTES);
+    let theirs = controller.features().controller_queue(qid, sq_len);
     let total = Commands::list_bytes(trackers) + sq_len + cq_len;
     let mut memory = DeviceMemory::new(core.arena(), total, &hardware)?;
     let commands = Commands::new(shape, &mut memory, trackers)?;
-    let (sq, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
-    let (sq_iova, cq_iova) = (memory.iova_of(&sq)?, memory.iova_of(&cq)?);
+    let (ours, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
+    let (our_iova, cq_iova) = (memory.iova_of(&ours)?, memory.iova_of(&cq)?);
+    let (sq, sq_iova) = theirs.unwrap_or((ours, our_iova));
     let waker = core.waker();
     let waiting = controller.vectors().waiting(core.id());
     let vector = waiting.vector();

@@ -95,6 +95,8 @@ pub struct State {
     pub mangle: Option<Mangle>,
     pub disk: Vec<u8>,
     pub seen: Vec<Seen>,
+    /// Registers that are memory, by offset: 32 bits each.
+    pub registers: BTreeMap<u64, u32>,
     /// Register accesses, reads and writes.
     pub mmio: u64,
     /// Identify commands, by CNS.
@@ -184,11 +186,14 @@ impl Device for Script {
             regs::CC => state.cc.0.into(),
             regs::CSTS => state.read_csts().0.into(),
             regs::CRTO => state.crto.into(),
-            _ => 0,
+            _ => {
+                let word = |at| u64::from(*state.registers.get(&at).unwrap_or(&0));
+                if size == 8 { word(offset) | word(offset + 4) << 32 } else { word(offset) }
+            }
         }
     }
 
-    fn write(&self, _bar: u8, offset: u64, _size: u8, value: u64) {
+    fn write(&self, _bar: u8, offset: u64, size: u8, value: u64) {
         let mut state = self.state();
         state.mmio += 1;
         if state.gone {
@@ -199,6 +204,12 @@ impl Device for Script {
             regs::AQA => state.aqa = value as u32,
             regs::ASQ => state.asq = value,
             regs::ACQ => state.acq = value,
+            _ if offset < regs::DOORBELLS => {
+                state.registers.insert(offset, value as u32);
+                if size == 8 {
+                    state.registers.insert(offset + 4, (value >> 32) as u32);
+                }
+            }
             _ => {
                 if let Some((qid, is_cq)) = regs::doorbell_at(offset, state.cap.dstrd()) {
                     state.seen.push(Seen::Doorbell(qid, is_cq, value as u32));
@@ -254,6 +265,7 @@ impl State {
             mangle: None,
             disk: vec![0; 4096 * 512],
             seen: Vec::new(),
+            registers: BTreeMap::new(),
             mmio: 0,
             identified: Vec::new(),
             created_sq: None,

@@ -25,6 +25,7 @@
 //! | 34 | a full IOMMU | `attach::a_full_iommu_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
 //! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests` |
+//! | 37 | memory of the controller | `oxblock_nvme::cmb`, `own_memory` |
 //! | 38 | quirks | `super::quirks::tests`, `quirks` |
 
 mod attach;
@@ -35,6 +36,7 @@ mod features;
 mod fuzz;
 mod interrupts;
 mod io;
+mod own_memory;
 mod passthrough;
 mod quirks;
 mod recovery;
