@@ -101,6 +101,8 @@ pub struct State {
     pub mmio: u64,
     /// Identify commands, by CNS.
     pub identified: Vec<u8>,
+    /// The last Create I/O Completion Queue.
+    pub created_cq: Option<Command>,
     /// The last Create I/O Submission Queue.
     pub created_sq: Option<Command>,
     /// Event requests that are armed.
@@ -140,7 +142,8 @@ impl Script {
         Script::make(ids, iommu, bar_len, 1)
     }
 
-    fn make(
+    /// The same with all of these.
+    pub fn make(
         ids: Ids,
         iommu: SoftIommuOptions,
         bar_len: u64,
@@ -268,6 +271,7 @@ impl State {
             registers: BTreeMap::new(),
             mmio: 0,
             identified: Vec::new(),
+            created_cq: None,
             created_sq: None,
             armed: Vec::new(),
             shadow: None,
@@ -472,7 +476,10 @@ impl State {
         };
         match command.opcode() {
             admin::IDENTIFY => (self.identify(command), 0),
-            admin::CREATE_CQ => made(self.create_cq(qid, command.prp1(), entries)),
+            admin::CREATE_CQ => {
+                self.created_cq = Some(*command);
+                made(self.create_cq(qid, command.prp1(), entries))
+            }
             admin::CREATE_SQ => {
                 self.created_sq = Some(*command);
                 let cqid = (command.cdw11() >> 16) as u16;
