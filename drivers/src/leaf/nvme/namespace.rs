@@ -46,7 +46,8 @@ pub(super) struct Protection {
 }
 
 impl Protection {
-    const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
+    /// None at all.
+    pub const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
     const GUARD: Protection = Protection { prinfo: PRACT | PRCHK_GUARD, tag_mask: 0 };
     const GUARD_AND_REFERENCE: Protection =
         Protection { prinfo: PRACT | PRCHK_GUARD | PRCHK_REF, tag_mask: u32::MAX as u64 };
