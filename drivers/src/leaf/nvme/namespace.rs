@@ -252,6 +252,10 @@ impl Driver for NamespaceDriver {
         self.limits.clone()
     }
 
+    fn notice(&self) -> Option<&str> {
+        self.controller.vectors().notice()
+    }
+
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         Box::pin(async move {
             let queue = self.open_queue(core).await;

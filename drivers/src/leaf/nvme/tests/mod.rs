@@ -34,6 +34,7 @@ mod device;
 mod ending;
 mod features;
 mod fuzz;
+mod interrupts;
 mod io;
 mod own_memory;
 mod passthrough;
