@@ -15,7 +15,9 @@
 //! | PRPs and SGLs to scatter lists | `data` |
 //! | admin commands | `admin` |
 //! | namespaces that come, go and change: format, sanitize | `inventory`, `maintenance`, `erase` |
-//! | I/O commands | `nvm`, `namespace` |
+//! | I/O commands | `nvm`, `namespace`, `bad_blocks` |
+//! | Host Memory Buffer | `host_buffer` |
+//! | keep alive, power, coalescing: what time brings | `timers` |
 //! | fault switches for tests | [`fault`] |
 //!
 //! It believes nothing that a host writes: entries are copied out once before they are looked
@@ -27,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bad_blocks;
 mod bar_memory;
 mod controller;
 mod data;
@@ -38,6 +41,7 @@ pub mod fuzz;
 mod hooks;
 #[cfg(any(test, feature = "fuzz"))]
 mod host;
+mod host_buffer;
 mod inventory;
 mod lifecycle;
 mod maintenance;
@@ -52,6 +56,7 @@ mod service;
 mod status;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod transport;
 
 pub use controller::Controller;

@@ -20,15 +20,17 @@ use crate::admin::Admin;
 use crate::admin::dbbuf::ShadowPages;
 use crate::data::HostMemory;
 use crate::hooks::{Fate, Hooks, Turn};
+use crate::host_buffer::HostBuffer;
 use crate::inventory::Inventory;
 use crate::lifecycle::Phase;
 use crate::maintenance::{self, Maintenance};
-use crate::namespace::{Backing, Usage};
+use crate::namespace::{Backing, Range, Usage};
 use crate::nvm::long::{Jobs, PLACES, Step};
 use crate::nvm::{self as commands, Rules};
 use crate::queue::{LONG, Queues, Tag, Work};
 use crate::registers::Events;
 use crate::status;
+use crate::timers::Timers;
 use crate::transport::pci::Shared;
 
 /// How often mapped doorbells are looked at by a core that would sleep, in ns.
@@ -67,6 +69,12 @@ pub(crate) struct Service<H: Hooks> {
     /// Deletions of submission queues that wait for commands in work.
     pub(crate) deletions: u32,
     pub(crate) maintenance: Maintenance,
+    pub(crate) timers: Timers,
+    pub(crate) host_buffer: HostBuffer,
+    /// How interrupts of I/O queues are coalesced, if they are.
+    pub(crate) coalescing: Option<(u32, u64)>,
+    /// How long an activation of firmware without a reset takes, ns.
+    pub(crate) firmware_pause_ns: u64,
     pub(crate) max_queue_entries: u32,
     max_in_work: usize,
     pub(crate) vectors: u16,
@@ -107,6 +115,7 @@ pub(crate) struct Parts<H> {
     pub(crate) max_queue_entries: u32,
     pub(crate) max_in_work: usize,
     pub(crate) vectors: u16,
+    pub(crate) firmware_pause_ns: u64,
     /// Where the name of the poller will be, so that it can end itself.
     pub(crate) poller: Rc<Cell<Option<PollerId>>>,
 }
@@ -134,6 +143,10 @@ impl<H: Hooks> Service<H> {
             stalled: std::collections::VecDeque::new(),
             deletions: 0,
             maintenance: Maintenance::default(),
+            timers: Timers::default(),
+            host_buffer: HostBuffer::default(),
+            coalescing: None,
+            firmware_pause_ns: parts.firmware_pause_ns,
             max_queue_entries: parts.max_queue_entries,
             max_in_work: parts.max_in_work,
             vectors: parts.vectors,
@@ -263,7 +276,7 @@ impl<H: Hooks> Service<H> {
     fn submit_io(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
         let geometry = match self.inventory.open(command.nsid()) {
             Ok(geometry) => geometry,
-            Err(status) => return Err(refused(command, status)),
+            Err(status) => return self.submit_minding(tag, command, status),
         };
         let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
         let index = geometry.backing;
@@ -277,14 +290,17 @@ impl<H: Hooks> Service<H> {
 
     /// Starts a long command, or puts it in line for a place.
     fn start_long(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
+        if command.opcode() == nvm::WRITE_UNCORRECTABLE {
+            return self.write_uncorrectable(tag, command);
+        }
         let flush_all = command.opcode() == nvm::FLUSH;
         let geometry = if flush_all {
             self.inventory.closed().map_or(Ok(None), Err)?
         } else {
-            let open = self.inventory.open(command.nsid());
+            let open = self.inventory.usable(command.nsid());
             Some(open.map_err(|status| refused(command, status))?)
         };
-        let Some((place, job)) = self.jobs.free() else {
+        let Some((_, job)) = self.jobs.free() else {
             self.stalled.push_back(Stalled::Long(tag, *command));
             return Ok(());
         };
@@ -299,10 +315,35 @@ impl<H: Hooks> Service<H> {
                 }
             }
         }
+        if !flush_all && self.inventory.open(command.nsid()).is_err() {
+            let (ranges, to) = (job.ranges().to_vec(), [job.destination()]);
+            let (reads, changes): (&[Range], &[Range]) = match command.opcode() {
+                nvm::VERIFY => (&ranges, &[]),
+                nvm::COPY => (&ranges, &to),
+                _ => (&[], &ranges),
+            };
+            self.mind_bad_ranges(tag, command.nsid(), reads, changes)?;
+        }
+        let Some((place, job)) = self.jobs.free() else { return Err(Status::INTERNAL_ERROR) };
         job.owner = Some(tag);
         self.jobs.keep();
         self.set_work(tag, Work::Long(place));
         self.step_long(place);
+        Ok(())
+    }
+
+    /// The same for a namespace that is not open: perhaps it has bad blocks.
+    #[cold]
+    fn submit_minding(&mut self, tag: Tag, command: &Command, why: Status) -> Result<(), Status> {
+        if self.inventory.usable(command.nsid()).is_err() {
+            return Err(refused(command, why));
+        }
+        let geometry = self.inventory.usable(command.nsid())?;
+        let index = geometry.backing;
+        let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
+        self.mind_bad_blocks(tag, command)?;
+        self.stalled.push_back(Stalled::Op(index, op.tag(tag.to_bits())));
+        self.unstall();
         Ok(())
     }
 
@@ -444,7 +485,8 @@ impl<H: Hooks> Service<H> {
     /// Looks how far the host has read where that matters, and raises interrupts.
     #[inline]
     fn finish_pass(&mut self, core: &Core) {
-        let now_ns = if H::ACTIVE { core.pass_now() } else { 0 };
+        let coalescing = self.coalescing;
+        let now_ns = if H::ACTIVE || coalescing.is_some() { core.pass_now() } else { 0 };
         let (shared, signals, admin) = (&self.shared, &mut self.signals, &mut self.admin);
         let mut index = 0;
         while let Some(&cqid) = self.queues.active_cqs().get(index) {
@@ -464,12 +506,20 @@ impl<H: Hooks> Service<H> {
                     admin.raise_error(ERROR_INVALID_DOORBELL_VALUE, cq.cqid, status);
                 }
             }
-            if cq.posted {
-                cq.posted = false;
-                if let Some(vector) = cq.vector {
-                    signals.signal(vector);
-                }
+            if cq.posted == 0 {
+                continue;
             }
+            if let Some(vector) = cq.vector {
+                if let Some(limits) = coalescing
+                    && cqid != 0
+                    && admin.features.coalesces(vector)
+                    && cq.coalesces(limits, now_ns)
+                {
+                    continue;
+                }
+                signals.signal(vector);
+            }
+            cq.posted = 0;
         }
     }
 
@@ -612,6 +662,9 @@ impl<H: Hooks> Poller for Service<H> {
             }
             work += self.progress(core.pass_now() / 1_000_000);
         }
+        if self.timers.any {
+            self.pass_time(core.pass_now());
+        }
         self.finish_pass(core);
         if self.doze.asked > 0 {
             self.doze(work, core);
@@ -626,7 +679,9 @@ impl<H: Hooks> Poller for Service<H> {
 
     fn sleep(&mut self) -> Sleep<'_> {
         let waits = !self.stalled.is_empty() || self.maintenance.wants_turns();
-        let until_ns = if H::ACTIVE { self.hooks_wake_at() } else { u64::MAX };
+        let hooks_ns = if H::ACTIVE { self.hooks_wake_at() } else { u64::MAX };
+        let time_ns = if self.timers.any { self.time_wakes_at() } else { u64::MAX };
+        let until_ns = hooks_ns.min(time_ns);
         if waits || until_ns == 0 || self.arm_shadows() {
             return Sleep::Never;
         }
@@ -647,7 +702,7 @@ impl<H: Hooks> Poller for Service<H> {
 fn refused(command: &Command, status: Status) -> Status {
     match command.opcode() {
         nvm::FLUSH..=nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES => status,
-        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => status,
+        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY | nvm::WRITE_UNCORRECTABLE => status,
         _ => Status::INVALID_OPCODE,
     }
 }
