@@ -79,7 +79,7 @@ fn queues_that_share_one_vector_ask_for_no_other() {
     for (device, vector) in [(0x2001, 0), (0x2003, 1)] {
         let ids = Ids { vendor: APPLE, device, class: 0x01_08_02, ..Ids::default() };
         let script = Script::make(ids, SoftIommuOptions::default(), 0x4000, 4);
-        let mut rig = Rig::over(1, script, |_| {});
+        let mut rig = Rig::over(1, 64, script, |_| {});
         rig.options.interrupt_mode = InterruptMode::Interrupt;
         rig.open();
         let created = rig.device.state().created_cq.expect("a queue");
