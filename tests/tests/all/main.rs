@@ -7,6 +7,8 @@ mod engines;
 mod faults;
 mod features;
 mod files;
+mod interrupts;
 mod registered;
+mod resets;
 mod sharing;
 mod vfio_user;

@@ -21,6 +21,7 @@ use super::features::Features;
 use super::hardware::{Hardware, pci_error};
 use super::health::Health;
 use super::home::{HomePoller, Ward};
+use super::interrupts::Vectors;
 use super::lending::Lender;
 use super::namespace::{NamespaceDriver, Shape};
 use super::namespaces::{Found, Namespaces, Scan};
@@ -51,6 +52,7 @@ pub struct Controller {
     function: Arc<dyn Function>,
     /// The function was let go of.
     released: AtomicBool,
+    vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
     namespaces: Namespaces,
@@ -121,6 +123,12 @@ pub struct ControllerStats {
     pub late_completions: u64,
     /// Asynchronous events.
     pub events: u64,
+    /// Interrupts of I/O queue pairs that ended a wait.
+    pub interrupts: u64,
+    /// How often an I/O queue pair waited for an interrupt rather than poll.
+    pub sleeps: u64,
+    /// Interrupts that did not come: their completions were found by looking, later.
+    pub lost_interrupts: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
     /// Queues of cores that share another core's queue pair.
@@ -226,6 +234,9 @@ impl Controller {
             retries: load(&self.counters.retries),
             late_completions: load(&self.counters.late),
             events: self.events.counts().all,
+            interrupts: load(&self.vectors.counters().taken),
+            sleeps: load(&self.vectors.counters().sleeps),
+            lost_interrupts: load(&self.vectors.counters().lost),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
@@ -330,6 +341,15 @@ impl Controller {
 
     pub(super) fn function(&self) -> &Arc<dyn Function> {
         &self.function
+    }
+
+    pub(super) fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    /// Whether it is to gather completions for an interrupt.
+    pub(super) fn coalesces(&self) -> bool {
+        self.options.coalescing.is_some()
     }
 
     pub(super) fn features(&self) -> &Features {
@@ -541,7 +561,9 @@ async fn attach(
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
     let ward = Ward::default();
-    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
+    let mut vectors = Vectors::new(&function, core.id(), options.interrupt_mode);
+    let event = vectors.admin_event();
+    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
     let poller = core.add_poller(Box::new(poller));
     let features = Features::new(&function, &options);
     let known = Known { options: &options, before: None, features: &features };
@@ -557,6 +579,8 @@ async fn attach(
             return Err(error);
         }
     };
+    let one_for_all = hardware.quirks().contains(Quirks::SINGLE_VECTOR);
+    vectors.enable_io(if one_for_all { 0 } else { setup.io_queues });
     let page = &setup.page;
     let rtd3e = Duration::from_micros(page.rtd3e.get().into());
     let entries = options.queue_entries.clamp(2, 1024);
@@ -584,6 +608,7 @@ async fn attach(
         admin,
         function,
         released: AtomicBool::new(false),
+        vectors,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
@@ -733,6 +758,10 @@ pub(super) async fn set_up(
         }
         None => None,
     };
+    if let Some(coalescing) = options.coalescing {
+        // A controller that has none of it works as well.
+        admin.execute(core, coalescing.command(), None).await?;
+    }
     events::configure(core, admin, page.oaes.get()).await;
     Ok(Setup { page, found, io_queues: io_queues.min(hardware.qid_max()), shadow })
 }
