@@ -145,6 +145,7 @@ mod io;
 mod limits;
 mod node;
 mod op;
+pub mod options;
 mod plan;
 mod poller;
 mod reactor;
