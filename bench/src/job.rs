@@ -5,11 +5,12 @@
 //! buffer and a place in a table for its whole life, so that nothing is allocated.
 //!
 //! # How latency is taken
-//! Two readings of the core's clock ([`CLOCK`]) bound an I/O: one right before its submission, and
-//! one for each pass that found completions, taken after the last of them was fetched. The latency
+//! Two readings of the core's clock ([`CLOCK`]) bound an I/O: one before its submission, and one
+//! for each pass that found completions, taken after the last of them was fetched. The latency
 //! is thus never told too short; an I/O that was fetched first in its pass is told too long by as
-//! much as the fetching of the others took. Submission is not timed apart from completion (fio's
-//! `slat`): that would be a third reading.
+//! much as the fetching of the others took. Where the only I/O in flight was done at once, the
+//! reading after it is also the one before the next ([`single`]). Submission is not timed apart from
+//! completion (fio's `slat`): that would be a further reading.
 
 use std::cell::RefCell;
 use std::future::poll_fn;
@@ -26,7 +27,7 @@ use oxblock_mem::{Arena, ArenaOptions, Buf, IoVector};
 use crate::options::Contents;
 use crate::pattern::{Prng, Step, Steps};
 use crate::report::{Allocations, CloneReport, FailedIo};
-use crate::stats::{CpuUse, Direction};
+use crate::stats::{CpuUse, Direction, ShortLatencies};
 use inquiry::Inquiry;
 use shaped::Shaped;
 
@@ -34,6 +35,7 @@ mod filler;
 mod inquiry;
 mod pace;
 mod shaped;
+mod single;
 mod target;
 mod verified;
 mod watch;
@@ -125,6 +127,8 @@ struct Counts {
     from_ns: u64,
     last_ns: u64,
     report: CloneReport,
+    /// Of a plain job, reads and writes: latencies that are still to go into the report.
+    short: [ShortLatencies; 2],
     usage: ThreadUsage,
     /// Allocations and I/Os up to when every operation had been used.
     steady: Option<Allocations>,
@@ -149,10 +153,26 @@ impl Counts {
             from_ns: now,
             last_ns: now,
             report,
+            short: [(); 2].map(|()| ShortLatencies::new()),
             usage,
             steady: None,
             latest: Allocations::default(),
         }
+    }
+
+    /// Counts an I/O of a plain job.
+    #[inline(always)]
+    fn count(&mut self, way: usize, latency_ns: u64) {
+        let stats = if way == 0 { &mut self.report.read } else { &mut self.report.write };
+        stats.ios += 1;
+        self.short[way].record(latency_ns, &mut stats.latency);
+    }
+
+    /// Makes the report whole.
+    fn settle(&mut self) {
+        let [reads, writes] = &mut self.short;
+        reads.settle(&mut self.report.read.latency);
+        writes.settle(&mut self.report.write.latency);
     }
 }
 
@@ -282,6 +302,9 @@ impl Worker {
         if let Some(shaped) = self.shaped.take() {
             return self.pass_shaped(core, shaped);
         }
+        if self.submitted_ns.len() == 1 {
+            return self.pass_single(core);
+        }
         let mut count = self.round(core);
         while count < ENOUGH_FOR_A_PASS && !self.closing && self.channel.has_completions() {
             self.stamp_left = 0;
@@ -292,6 +315,16 @@ impl Worker {
 
     #[inline]
     fn round(&mut self, core: &Core) -> usize {
+        let count = self.collect(core);
+        if count > 0 || self.is_starved() {
+            self.refill(core);
+        }
+        count
+    }
+
+    /// Takes what has completed, counts it, and ends what should end. How many had completed.
+    #[inline]
+    fn collect(&mut self, core: &Core) -> usize {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
         let count = self.channel.poll(|completion| {
@@ -314,9 +347,6 @@ impl Worker {
         self.watch(now);
         if count > 0 {
             self.account(now, rested);
-        }
-        if count > 0 || self.is_starved() {
-            self.refill(core);
         }
         count
     }
@@ -380,13 +410,16 @@ impl Worker {
             return;
         }
         for op in &self.rest[first..] {
-            let stats = match op.kind {
-                OpKind::Read => &mut counts.report.read,
-                _ => &mut counts.report.write,
-            };
-            stats.ios += 1;
-            stats.latency.record(now.saturating_sub(self.submitted_ns[op.tag as usize]));
+            let latency_ns = now.saturating_sub(self.submitted_ns[op.tag as usize]);
+            counts.count(usize::from(op.kind != OpKind::Read), latency_ns);
         }
+        self.show();
+    }
+
+    /// Shows what was counted to who watches, and notes what was allocated until then.
+    #[inline]
+    fn show(&mut self) {
+        let counts = &mut self.counts;
         let shown = [counts.report.read.ios, counts.report.write.ios];
         for way in [0, 1] {
             self.progress.ios[way].store(self.shown_before[way] + shown[way], Relaxed);
@@ -485,7 +518,8 @@ impl Worker {
 
     /// Takes the results and the buffers out of a worker that is over.
     fn finish(&mut self) -> Outcome {
-        let Counts { from_ns, last_ns, mut report, usage, steady, latest } =
+        self.counts.settle();
+        let Counts { from_ns, last_ns, mut report, usage, steady, latest, .. } =
             std::mem::replace(&mut self.counts, Counts::new(0));
         report.allocations = steady.filter(|_| is_installed()).map(|steady| Allocations {
             count: latest.count - steady.count,
@@ -522,8 +556,9 @@ impl Worker {
 
     /// Tells who watches how it stands.
     #[cold]
-    fn answer(&self) {
+    fn answer(&mut self) {
         let Some(mut report) = self.progress.inquiry.taken() else { return };
+        self.counts.settle();
         let counts = &self.counts;
         report.copy_figures(&counts.report);
         self.sum_up(&mut report, counts.from_ns, counts.last_ns, counts.usage);

@@ -17,6 +17,8 @@ use oxblock_engine::{
 };
 use oxblock_mem::counting_alloc::CountingAllocator;
 
+#[path = "shapes/own_time.rs"]
+mod own_time;
 #[path = "shapes/watch.rs"]
 mod watch;
 
@@ -27,13 +29,17 @@ static ALLOCATOR: CountingAllocator = CountingAllocator;
 static ALONE: Mutex<()> = Mutex::new(());
 
 fn try_run(driver: Box<dyn Driver>, words: &str) -> Result<Report, Error> {
+    try_run_on(Options::default(), driver, words)
+}
+
+fn try_run_on(engine: Options, driver: Box<dyn Driver>, words: &str) -> Result<Report, Error> {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let mut options = JobOptions::default();
     for word in words.split_whitespace() {
         let (name, value) = word.split_once('=').unwrap_or((word, "1"));
         options.set(name, value).expect("a good word");
     }
-    let engine = Engine::with_cores(2, Options::default()).expect("an engine");
+    let engine = Engine::with_cores(2, engine).expect("an engine");
     let node = Node::new("target", driver);
     let stop = Arc::new(AtomicBool::new(false));
     let session = Session {

@@ -53,6 +53,9 @@ pub enum NodeSpec {
         /// A thread of the kernel takes the calls (not in QEMU).
         #[serde(default)]
         sqthread_poll: bool,
+        /// The device is polled for the ends of reads and writes; with `cache.direct` (not in QEMU).
+        #[serde(default)]
+        hipri: bool,
     },
 }
 
@@ -117,7 +120,7 @@ impl NodeSpec {
             NodeSpec::Memory { size, block_size, .. } => {
                 memory::open(MemoryOptions { size, block_size: block_size.unwrap_or(512) })
             }
-            NodeSpec::File { filename, read_only, cache, aio, sqthread_poll, .. } => {
+            NodeSpec::File { filename, read_only, cache, aio, sqthread_poll, hipri, .. } => {
                 file::open(FileOptions {
                     direct: cache.direct,
                     engine: match aio {
@@ -126,6 +129,7 @@ impl NodeSpec {
                         Some(AioSpec::IoUring) => FileEngine::Uring,
                     },
                     sqthread_poll,
+                    hipri,
                     read_only,
                     queue_depth,
                     ..FileOptions::new(filename)

@@ -170,6 +170,7 @@ pub struct Wants {
     overwrites: bool,
     unlinks: bool,
     sqthread_poll: bool,
+    hipri: bool,
 }
 
 impl Wants {
@@ -187,6 +188,7 @@ impl Wants {
             overwrites: jobs.iter().any(|job| job.files.overwrite),
             unlinks: jobs.iter().any(|job| job.files.unlink),
             sqthread_poll: jobs.iter().any(|job| job.files.sqthread_poll),
+            hipri: jobs.iter().any(|job| job.files.hipri),
         }
     }
 
@@ -205,6 +207,7 @@ impl Wants {
             overwrites: false,
             unlinks: false,
             sqthread_poll: false,
+            hipri: false,
         }
     }
 
@@ -465,6 +468,7 @@ fn file_options(path: &Path, wants: &Wants, is_new: bool) -> Result<FileOptions,
         size,
         preallocate: wants.preallocates,
         sqthread_poll: wants.sqthread_poll,
+        hipri: wants.hipri,
         direct: wants.direct,
         read_only: !wants.writes && !is_new,
         queue_depth: wants.queue_depth(),

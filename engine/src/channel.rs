@@ -9,7 +9,7 @@ use oxblock_mem::IoVector;
 
 use crate::slot::Owner;
 use crate::stats::LeafStats;
-use crate::{Completion, Core, Error, Full, Limits, Node, Op, OpId, OpKind};
+use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpId, OpKind};
 
 /// A user's handle on a node on this core. Operations are submitted and polled for, or
 /// awaited; both kinds go through the core's one slot table.
@@ -33,7 +33,7 @@ impl Channel {
     }
 
     /// What one request of the node may ask; the engine splits what is longer.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> Arc<Limits> {
         self.node.limits()
     }
 
@@ -49,6 +49,14 @@ impl Channel {
     #[inline(always)]
     pub fn submit(&self, op: Op) -> Result<OpId, Full> {
         self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
+    }
+
+    /// As [`submit`](Self::submit), for a user that keeps one operation going: one that the leaf
+    /// ends at once, as where data is in memory, stays where it is, takes no slot, and has no
+    /// completion to be polled for. It is no error if the leaf takes its time.
+    #[inline(always)]
+    pub fn submit_in_place(&self, op: &mut Op) -> InPlace {
+        self.core.0.io.borrow_mut().submit_in_place(self.user, op)
     }
 
     /// Tells the devices of what was submitted so far. The reactor does so at the end of

@@ -37,7 +37,7 @@ impl crate::io::Io {
     /// From now on a leaf's operations are refused.
     fn refuse(&mut self, leaf: u16) {
         if let Some(leaf) = self.leaf_mut(leaf) {
-            leaf.refused = Some("the node is being closed");
+            leaf.refused.get_or_insert((ErrorKind::Failed, "the node is being closed"));
         }
     }
 

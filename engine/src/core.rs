@@ -17,7 +17,7 @@ use crate::shared::{Closer, EngineShared};
 use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
-use crate::{CoreWaker, Error, LocalFuture, Node, Remote};
+use crate::{CoreWaker, Error, Event, EventKind, Events, LocalFuture, Node, Remote};
 
 /// How often memory that is to be given back is looked at.
 const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
@@ -213,6 +213,18 @@ impl Core {
         CoreWaker(self.0.mailbox().clone())
     }
 
+    /// What happens to devices and nodes from now on.
+    pub fn events(&self) -> Events {
+        self.0.shared.events.subscribe()
+    }
+
+    /// Tells those who subscribed to the engine's events of one: `subject` is the name of a node,
+    /// or where a device is. Control plane.
+    pub fn publish(&self, subject: &str, kind: EventKind, text: impl Into<String>) {
+        let (at_ns, subject, text) = (self.now(), subject.into(), text.into());
+        self.0.shared.events.publish(&Event { at_ns, subject, kind, text });
+    }
+
     /// Opens a node for I/O from this core. The first channel opens the core's queue; all
     /// share it.
     ///
@@ -236,6 +248,9 @@ impl Core {
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
         let leaf = loop {
             self.0.shared.refuse_if_ending()?;
+            if let Some(fault) = node.withdrawn() {
+                return Err(Error::from(fault).node(node.name()));
+            }
             let known = self.0.io.borrow().leaf_of(node);
             if let Some(leaf) = known {
                 break leaf;

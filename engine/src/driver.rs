@@ -6,12 +6,13 @@ use std::future::Future;
 use std::os::fd::BorrowedFd;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use oxblock_mem::View;
 
 use crate::clock::{Clock, SimulatedClock, Time};
-use crate::{Core, Error, Fault, Limits, OpFlags, OpKind};
+use crate::{Core, Counter, Error, Fault, Limits, Node, OpFlags, OpKind};
 
 /// A boxed future that stays on its core. Control plane only.
 pub type LocalFuture<'a, T> = Pin<Box<dyn Future<Output = T> + 'a>>;
@@ -21,13 +22,25 @@ pub trait Driver: Send + Sync {
     /// The driver's name, as blockdev-add has it.
     fn name(&self) -> &'static str;
 
-    /// What one request may ask.
+    /// What one request may ask, as of now. A driver whose device can change while it is open
+    /// has the node [refreshed](Core::refresh) when it does.
     fn limits(&self) -> Limits;
+
+    /// The driver is that of this node now. One that will ask for the node to be refreshed or
+    /// withdrawn keeps a `Weak` of it.
+    fn joined(&self, node: &Arc<Node>) {
+        let _ = node;
+    }
 
     /// What its user should know about how it works here, in one line: what it does without,
     /// and how to mend that.
     fn notice(&self) -> Option<&str> {
         None
+    }
+
+    /// What the driver counts of its device; nothing where there is nothing to count.
+    fn counters(&self) -> Vec<Counter> {
+        Vec::new()
     }
 
     /// Opens the queue of the core that calls. It runs on that core, and may talk to

@@ -10,7 +10,7 @@ use oxblock_mem::{Arena, Memory, spsc};
 use crate::core::Core;
 use crate::reactor::{Options, Plan, Reactor, Rings};
 use crate::shared::EngineShared;
-use crate::{Error, ErrorKind, Remote};
+use crate::{Error, ErrorKind, Events, Remote};
 
 /// Messages that a ring between two cores holds.
 const RING_LEN: usize = 256;
@@ -76,6 +76,11 @@ impl Engine {
     /// The engine's arena.
     pub fn arena(&self) -> &Arena {
         &self.arena
+    }
+
+    /// What happens to devices and nodes from now on.
+    pub fn events(&self) -> Events {
+        self.shared.events.subscribe()
     }
 
     /// Sends work to a core. None if there is no such core.

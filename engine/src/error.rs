@@ -119,7 +119,7 @@ pub enum Source {
     None,
     /// A system call failed.
     Errno(i32),
-    /// An NVMe completion's status: code type, code, do-not-retry.
+    /// An NVMe completion's status.
     Nvme {
         /// Status Code Type.
         sct: u8,
@@ -127,6 +127,10 @@ pub enum Source {
         sc: u8,
         /// Do Not Retry.
         dnr: bool,
+        /// Log2 of the namespace's block size: the fault's offset in such blocks is the LBA.
+        block_shift: u8,
+        /// The status in the words of the specification.
+        words: &'static str,
     },
     /// A rule of the engine, in words.
     Text(&'static str),
@@ -163,23 +167,14 @@ impl Fault {
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} at offset {}", self.kind, self.offset)?;
-        write_source(self.source, f)
+        if self.source == Source::None {
+            return Ok(());
+        }
+        write!(f, ": {}", FaultSource(*self))
     }
 }
 
 impl std::error::Error for Fault {}
-
-fn write_source(source: Source, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    match source {
-        Source::None => Ok(()),
-        Source::Errno(errno) => write!(f, ": {}", std::io::Error::from_raw_os_error(errno)),
-        Source::Nvme { sct, sc, dnr } => {
-            write!(f, ": NVMe status SCT {sct:x}h SC {sc:02x}h")?;
-            if dnr { f.write_str(" (do not retry)") } else { Ok(()) }
-        }
-        Source::Text(text) => write!(f, ": {text}"),
-    }
-}
 
 /// A failure as a person reads it: what, where, why, and what to do.
 #[derive(Clone)]
@@ -262,7 +257,7 @@ impl From<Fault> for Error {
         let mut error = Self::new(fault.kind, fault.kind.words());
         error.0.offset = Some(fault.offset);
         if fault.source != Source::None {
-            error.0.source = Some(Arc::new(FaultSource(fault.source)));
+            error.0.source = Some(Arc::new(FaultSource(fault)));
         }
         error
     }
@@ -270,14 +265,18 @@ impl From<Fault> for Error {
 
 /// The source of a fault as an error of its own, so that chains print evenly.
 #[derive(Debug)]
-struct FaultSource(Source);
+struct FaultSource(Fault);
 
 impl fmt::Display for FaultSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
+        match self.0.source {
             Source::None => Ok(()),
             Source::Errno(errno) => write!(f, "{}", std::io::Error::from_raw_os_error(errno)),
-            Source::Nvme { sct, sc, .. } => write!(f, "NVMe status SCT {sct:x}h SC {sc:02x}h"),
+            Source::Nvme { sct, sc, dnr, block_shift, words } => {
+                let lba = self.0.offset.checked_shr(block_shift.into()).unwrap_or(0);
+                write!(f, "LBA {lba}: {words} (NVMe status SCT {sct:x}h SC {sc:02x}h")?;
+                f.write_str(if dnr { ", do not retry)" } else { ")" })
+            }
             Source::Text(text) => f.write_str(text),
         }
     }
@@ -335,6 +334,17 @@ mod tests {
         let text = error.to_string();
         assert!(text.starts_with("disk0: read: media error at offset 4096: "), "{text}");
         assert_eq!(error.errno(), libc::EIO);
+    }
+
+    #[test]
+    fn a_status_of_a_device_is_said_in_words_with_its_block() {
+        let words = "unrecovered read error";
+        let source = Source::Nvme { sct: 2, sc: 0x81, dnr: true, block_shift: 9, words };
+        let fault = Fault { kind: ErrorKind::Media, source, offset: 8192 };
+        let text = "media error at offset 8192: LBA 16: unrecovered read error (NVMe status SCT 2h \
+                    SC 81h, do not retry)";
+        assert_eq!(fault.to_string(), text);
+        assert_eq!(Error::from(fault).to_string(), text);
     }
 
     #[test]

@@ -15,12 +15,13 @@ use std::time::Duration;
 use oxblock_mem::{Arena, IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::node::Refusal;
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
 use crate::{
-    Completion, Error, ErrorKind, Fault, Full, Node, Op, OpFlags, OpId, OpKind, Pass, Queue,
-    Request, Sleep, Token,
+    Completion, Error, ErrorKind, Fault, Full, InPlace, Node, Op, OpFlags, OpId, OpKind, Pass,
+    Queue, Request, Sleep, Token,
 };
 
 /// Fragments of one operation at the leaf at once.
@@ -35,14 +36,22 @@ const BOUNCE_RESERVE: usize = 4;
 pub(crate) struct Leaf {
     node: Arc<Node>,
     queue: Box<dyn Queue>,
-    rules: Rules,
+    pub(crate) rules: Rules,
     /// Slots whose next fragment the queue would not take yet.
     line: Line,
     /// Whether requests were submitted since the last kick.
     dirty: bool,
-    /// Why nothing is admitted any more, while the leaf is being closed.
-    pub(crate) refused: Option<&'static str>,
+    /// Why nothing is admitted any more: the leaf is being closed, or its node was withdrawn.
+    pub(crate) refused: Option<Refusal>,
     stats: LeafStats,
+}
+
+impl Leaf {
+    /// Whether an operation can go to the queue now, whole and as it is.
+    #[inline(always)]
+    fn takes(&self, op: &Op) -> bool {
+        self.rules.is_straight(op) && self.line.is_empty() && self.refused.is_none()
+    }
 }
 
 /// A channel's completions.
@@ -115,29 +124,42 @@ impl Io {
         queue: Box<dyn Queue>,
         arena: &Arena,
     ) -> Result<u16, Error> {
-        let rules = Rules::new(node.limits());
-        if rules.may_bounce() && self.bounce.is_none() {
-            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
-        }
-        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
-            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
-        }
+        let rules = Rules::new(&node.limits());
+        self.provide(&rules, arena)?;
         let leaf = Leaf {
             node: node.clone(),
             queue,
             rules,
             line: Line::new(),
             dirty: false,
-            refused: None,
+            refused: node.refusal(),
             stats: LeafStats::default(),
         };
-        let free = self.leaves.iter().position(Option::is_none);
+        let free = (0..self.leaf_count()).find(|index| self.is_free(*index));
         let index = free.unwrap_or_else(|| {
             self.leaves.push(None);
-            self.leaves.len() - 1
+            self.leaf_count() - 1
         });
-        self.leaves[index] = Some(leaf);
-        Ok(index as u16)
+        self.leaves[index as usize] = Some(leaf);
+        Ok(index)
+    }
+
+    /// Whether another node may have this place: no channel and no slot means the one before.
+    fn is_free(&self, leaf: u16) -> bool {
+        self.leaves[leaf as usize].is_none()
+            && !self.users.iter().any(|user| user.open && user.leaf == leaf)
+            && !self.slots.iter().any(|slot| slot.state != State::Free && slot.leaf == leaf)
+    }
+
+    /// Takes the memory that a leaf of these rules needs beside its own.
+    pub(crate) fn provide(&mut self, rules: &Rules, arena: &Arena) -> Result<(), Error> {
+        if rules.may_bounce() && self.bounce.is_none() {
+            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
+        }
+        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
+            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
+        }
+        Ok(())
     }
 
     /// Adds a user of a leaf. One that serves may have the reserve.
@@ -324,7 +346,7 @@ impl Io {
     pub(crate) fn set_failed(&mut self, text: &'static str) {
         self.failed = Some(text);
         for leaf in self.leaves.iter_mut().flatten() {
-            leaf.refused = Some(text);
+            leaf.refused = Some((ErrorKind::Failed, text));
         }
     }
 
@@ -339,34 +361,15 @@ impl Io {
         };
         entry.in_flight += 1;
         let slot = &mut self.slots[index];
-        slot.state = State::Running;
-        slot.owner = owner;
-        slot.user = user;
-        slot.leaf = entry.leaf;
-        slot.cancelled = false;
-        slot.failed = false;
-        // A free slot's buffers are empty: there is nothing to drop.
-        std::mem::forget(std::mem::replace(&mut slot.op, op));
-        let (op, generation) = (&slot.op, slot.generation);
-        let id = OpId { index, generation };
+        slot.begin(user, entry.leaf, owner, op);
+        let id = OpId { index, generation: slot.generation };
 
         if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
-            && leaf.rules.is_straight(op)
-            && leaf.line.is_empty()
-            && leaf.refused.is_none()
+            && leaf.takes(&slot.op)
         {
-            let request = Request {
-                token: token(index, generation),
-                kind: op.kind,
-                flags: op.flags,
-                offset: op.offset,
-                len: op.len,
-                data: op.data.whole(),
-            };
+            let request = whole_request(token(index, id.generation), &slot.op);
             if leaf.queue.submit(&request, &mut self.pass).is_ok() {
-                slot.step = Step::Straight;
-                slot.outstanding = 1;
-                slot.cursor = slot.op.len;
+                slot.hand_whole();
                 leaf.dirty = true;
                 return Ok(id);
             }
@@ -375,6 +378,49 @@ impl Io {
         slot.cursor = 0;
         self.submit_slowly(index);
         Ok(id)
+    }
+
+    /// Admits an operation that stays with its user if the leaf ends it within its submission:
+    /// it then takes no slot, only the name of a free one.
+    #[inline(always)]
+    pub fn submit_in_place(&mut self, user: u16, op: &mut Op) -> InPlace {
+        if !self.pass.done.is_empty() {
+            self.drain();
+        }
+        let entry = &mut self.users[user as usize];
+        if let Some(index) = self.slots.next_free(entry.keep_slots)
+            && let Some(leaf) = &mut self.leaves[entry.leaf as usize]
+            && leaf.takes(op)
+        {
+            let slot = &mut self.slots[index];
+            let token = token(index, slot.generation);
+            if leaf.queue.submit(&whole_request(token, op), &mut self.pass).is_ok() {
+                if let [(done, result)] = &self.pass.done[..]
+                    && *done == token
+                {
+                    // Copied only where it tells of a fault.
+                    let result = if result.is_ok() { Ok(()) } else { *result };
+                    slot.forget_name();
+                    self.pass.done.clear();
+                    leaf.stats.count(op.kind, op.len, result.is_err());
+                    return InPlace::Done(result);
+                }
+                entry.in_flight += 1;
+                slot.begin(user, entry.leaf, Owner::Poll, std::mem::replace(op, Op::flush()));
+                slot.hand_whole();
+                leaf.dirty = true;
+                let id = OpId { index, generation: slot.generation };
+                self.slots.take_next_free();
+                return InPlace::Running(id);
+            }
+        }
+        match self.submit(user, Owner::Poll, std::mem::replace(op, Op::flush())) {
+            Ok(id) => InPlace::Running(id),
+            Err(Full(back)) => {
+                *op = back;
+                InPlace::Full
+            }
+        }
     }
 
     /// Checks an operation, and starts it behind those that wait already.
@@ -399,7 +445,7 @@ impl Io {
 
     /// Whether an operation is allowed, and whether it is over already for want of
     /// anything to do.
-    fn check(&self, index: u32) -> Result<bool, Fault> {
+    pub(crate) fn check(&self, index: u32) -> Result<bool, Fault> {
         let slot = &self.slots[index];
         let op = &slot.op;
         if let Some(text) = self.failed {
@@ -408,8 +454,8 @@ impl Io {
         let Some(leaf) = &self.leaves[slot.leaf as usize] else {
             return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
-        if let Some(text) = leaf.refused {
-            return Err(Fault::text(ErrorKind::Failed, op.offset, text));
+        if let Some((kind, text)) = leaf.refused {
+            return Err(Fault::text(kind, op.offset, text));
         }
         let rules = &leaf.rules;
         rules.check(op)?;
@@ -573,8 +619,10 @@ impl Io {
     pub(crate) fn drain(&mut self) -> usize {
         let mut count = 0;
         // A leaf may complete a request within its submit, so the list may grow meanwhile.
-        while let Some(&(token, result)) = self.pass.done.get(count) {
+        while let Some((token, result)) = self.pass.done.get(count) {
             count += 1;
+            // Copied only where it tells of a fault.
+            let (token, result) = (*token, if result.is_ok() { Ok(()) } else { *result });
             self.complete(token, result);
         }
         self.pass.done.clear();
@@ -713,8 +761,15 @@ impl Io {
     }
 }
 
+/// A whole operation as a leaf sees it.
+#[inline(always)]
+fn whole_request(token: Token, op: &Op) -> Request<'_> {
+    let (kind, flags, offset, len) = (op.kind, op.flags, op.offset, op.len);
+    Request { token, kind, flags, offset, len, data: op.data.whole() }
+}
+
 /// What the cursor counts to: a flush is one step, anything else its length in bytes.
-fn total(op: &Op) -> u64 {
+pub(crate) fn total(op: &Op) -> u64 {
     if op.kind == OpKind::Flush { 1 } else { op.len }
 }
 

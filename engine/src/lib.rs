@@ -118,6 +118,46 @@
 //! # }
 //! ```
 //!
+//! # Changes, and who hears of them
+//! A device may grow, shrink, turn read-only or go while its nodes are open. Its driver has the
+//! node [refreshed](Core::refresh), and every core keeps to the new limits before that returns; a
+//! node whose device is no more is [withdrawn](Core::withdraw), and fails everything from then
+//! on. [`Core::events`] and [`Engine::events`] tell an embedder of this, and of devices that come,
+//! go, warn and are reset. A subscription holds back nobody: a reader that is too slow loses the
+//! oldest events, and can tell how many.
+//!
+//! ```
+//! # use oxblock_engine::*;
+//! # use std::sync::Arc;
+//! # use std::sync::atomic::{AtomicU64, Ordering};
+//! # struct Growing(Arc<AtomicU64>);
+//! # impl Driver for Growing {
+//! #     fn name(&self) -> &'static str { "growing" }
+//! #     fn limits(&self) -> Limits { Limits::new(self.0.load(Ordering::Relaxed), 512) }
+//! #     fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+//! #         Box::pin(async { Err(Error::new(ErrorKind::NotSupported, "no I/O here")) })
+//! #     }
+//! #     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+//! #         Box::pin(async { Ok(()) })
+//! #     }
+//! # }
+//! # fn main() -> Result<(), Error> {
+//! # let length = Arc::new(AtomicU64::new(1 << 20));
+//! # let node = Node::new("disk0", Box::new(Growing(length.clone())));
+//! let reactor = Reactor::new(Options::default())?;
+//! let mut events = reactor.core().events();
+//! length.store(2 << 20, Ordering::Relaxed); // somebody resizes the device, and its driver hears
+//! let core = reactor.core().clone();
+//! let same = node.clone();
+//! reactor.block_on(async move { core.refresh(&same).await })??;
+//! let event = events.try_next().expect("an event");
+//! assert_eq!(event.kind, EventKind::NodeResized { from: 1 << 20, to: 2 << 20 });
+//! assert_eq!(event.to_string(), "disk0: grew from 1048576 to 2097152 bytes");
+//! assert_eq!(node.limits().length, 2 << 20);
+//! # reactor.shutdown()
+//! # }
+//! ```
+//!
 //! # Sleep and time
 //! A reactor with nothing to do polls on for a moment, then sleeps on an eventfd
 //! ([`PollMode`]). It asks each queue and each [`Poller`] first ([`Sleep`]); a device that
@@ -134,6 +174,7 @@
 //! error with the reason.
 #![forbid(unsafe_code)]
 
+mod change;
 mod channel;
 mod clock;
 mod close;
@@ -141,6 +182,7 @@ mod core;
 mod driver;
 mod engine;
 mod error;
+mod events;
 mod io;
 mod limits;
 mod node;
@@ -163,14 +205,15 @@ pub use clock::{ClockSource, SimulatedClock};
 pub use driver::{Busy, Driver, LocalFuture, Pass, Queue, Request, Sleep, Token};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Fault, Source};
+pub use events::{Event, EventKind, Events};
 pub use limits::{Limits, MemoryRule};
 pub use node::Node;
-pub use op::{Completion, Full, Op, OpFlags, OpId, OpKind};
+pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};
 pub use poller::{Poller, PollerId};
 pub use reactor::{Options, PollMode, Reactor};
 pub use remote::{CoreWaker, Remote, RemoteHandle};
 pub use simulation::Simulation;
-pub use stats::{CoreStats, KindStats, LeafStats};
+pub use stats::{CoreStats, Counter, KindStats, LeafStats};
 pub use task::JoinHandle;
 pub use timer::SleepUntil;
 

@@ -153,6 +153,19 @@ impl Op {
 #[derive(Debug)]
 pub struct Full(pub Op);
 
+/// What became of an operation that was submitted where it stands; see
+/// [`Channel::submit_in_place`](crate::Channel::submit_in_place).
+#[derive(Debug)]
+pub enum InPlace {
+    /// It is over, and still where it was.
+    Done(Result<(), Fault>),
+    /// It is on its way, to be polled for; an empty one is left in its place.
+    Running(OpId),
+    /// The core's slot table is full, and the operation still where it was, to be submitted again
+    /// after a poll.
+    Full,
+}
+
 /// A finished operation, with the buffers it borrowed.
 #[derive(Debug)]
 pub struct Completion {

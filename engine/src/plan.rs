@@ -13,6 +13,8 @@ pub(crate) struct Rules {
     pub length: u64,
     pub block_size: u64,
     block_mask: Option<u64>,
+    /// Bits that neither offset nor length may have: all of them, where no mask tells a block.
+    unaligned_bits: u64,
     max_transfer: u64,
     boundary: u64,
     max_segments: usize,
@@ -44,6 +46,7 @@ impl Rules {
             length: limits.length,
             block_size,
             block_mask: block_size.is_power_of_two().then(|| block_size - 1),
+            unaligned_bits: if block_size.is_power_of_two() { block_size - 1 } else { u64::MAX },
             max_transfer: max_transfer.min(whole_blocks(1 << 30)),
             boundary: limits.boundary.into(),
             max_segments: if limits.max_segments == 0 {
@@ -103,7 +106,7 @@ impl Rules {
     /// common case.
     #[inline(always)]
     pub fn is_straight(&self, op: &Op) -> bool {
-        let aligned = self.block_mask.is_some_and(|mask| (op.offset | op.len) & mask == 0);
+        let aligned = (op.offset | op.len) & self.unaligned_bits == 0;
         let fits = op.len.wrapping_sub(1) < self.max_transfer && op.len <= self.length;
         let plain = match op.kind {
             OpKind::Read => true,

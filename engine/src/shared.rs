@@ -4,6 +4,7 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::events::Hub;
 use crate::remote::Mailbox;
 use crate::{Core, CoreWaker, Error, ErrorKind, LocalFuture};
 
@@ -22,6 +23,7 @@ pub(crate) struct EngineShared {
     reason: Mutex<Option<String>>,
     /// Cores that, after a failure, have no device at work any more.
     pub quiet_cores: AtomicUsize,
+    pub events: Hub,
 }
 
 impl EngineShared {
@@ -34,6 +36,7 @@ impl EngineShared {
             failed: AtomicBool::new(false),
             reason: Mutex::default(),
             quiet_cores: AtomicUsize::new(0),
+            events: Hub::default(),
         }))
     }
 

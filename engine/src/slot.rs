@@ -111,6 +111,33 @@ impl Slot {
         }
     }
 
+    /// An operation takes the slot, which is free; nothing of it is at the leaf yet.
+    #[inline(always)]
+    pub fn begin(&mut self, user: u16, leaf: u16, owner: Owner, op: Op) {
+        self.state = State::Running;
+        self.owner = owner;
+        self.user = user;
+        self.leaf = leaf;
+        self.cancelled = false;
+        self.failed = false;
+        // A free slot's buffers are empty: there is nothing to drop.
+        std::mem::forget(std::mem::replace(&mut self.op, op));
+    }
+
+    /// The leaf took the whole operation at once.
+    #[inline(always)]
+    pub fn hand_whole(&mut self) {
+        self.step = Step::Straight;
+        self.outstanding = 1;
+        self.cursor = self.op.len;
+    }
+
+    /// What was named by the slot is over: late words about it are known by the old name.
+    #[inline(always)]
+    pub fn forget_name(&mut self) {
+        self.generation = self.generation.wrapping_add(1);
+    }
+
     /// Notes why the operation fails; the first reason stays.
     pub fn fail(&mut self, fault: Fault) {
         if !self.failed {
@@ -177,11 +204,26 @@ impl SlotTable {
         self.free.pop()
     }
 
-    /// Gives a slot back; its generation moves on, so that late words about it are known.
+    /// The slot that [`take`](Self::take) would take.
+    #[inline]
+    pub fn next_free(&self, keep: usize) -> Option<u32> {
+        if self.free.len() <= keep {
+            return None;
+        }
+        self.free.last().copied()
+    }
+
+    /// Takes the slot that [`next_free`](Self::next_free) gave.
+    #[inline]
+    pub fn take_next_free(&mut self) {
+        self.free.pop();
+    }
+
+    /// Gives a slot back.
     #[inline]
     pub fn release(&mut self, index: u32) {
         let slot = &mut self[index];
-        slot.generation = slot.generation.wrapping_add(1);
+        slot.forget_name();
         slot.state = State::Free;
         self.free.push(index);
     }

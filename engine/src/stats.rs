@@ -1,4 +1,4 @@
-//! Counts of what a node did on a core.
+//! Counts of what a node did on a core, and of what its device did.
 
 use crate::OpKind;
 
@@ -35,6 +35,16 @@ impl LeafStats {
             stats.bytes += bytes;
         }
     }
+}
+
+/// Something that a driver counts beside the operations themselves, since its device was
+/// attached: resets, retries, events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counter {
+    /// What is counted, in the driver's words.
+    pub name: String,
+    /// How often.
+    pub value: u64,
 }
 
 /// What a core's slot table holds, and what it saw that should not be.

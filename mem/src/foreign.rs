@@ -1,4 +1,4 @@
-//! Memory of another process, by the file descriptor that it sent.
+//! Memory that is not ours: of another process or of a device, by a file descriptor.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
@@ -37,9 +37,18 @@ impl Region {
     /// that many bytes; what the system says, such as `EACCES` for a descriptor that is not open
     /// for writing.
     pub fn import(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Region, MemError> {
-        let foreign = Foreign::map(fd, offset, len)?;
-        map::dont_fork(foreign.mapping.base, foreign.mapping.len)?;
-        Ok(Region::new(RegionShared::of_foreign(foreign, Weak::new())))
+        Foreign::map(fd, offset, len)?.into_region()
+    }
+
+    /// Maps `len` bytes at `offset` of a device's file: memory in a BAR, to read and to write. As
+    /// an [imported](Region::import) region it is shared, belongs to no
+    /// [`Memory`](crate::Memory), and may vanish. No device reaches it by DMA.
+    ///
+    /// # Errors
+    /// `EINVAL` if offset or length is not a multiple of 4 KiB; what the driver of the device
+    /// says.
+    pub fn of_device(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Region, MemError> {
+        Foreign::map_device(fd, offset, len)?.into_region()
     }
 }
 
@@ -70,6 +79,27 @@ impl Foreign {
         // SAFETY: inside the mapping, whose first page `offset` lies in.
         let base = unsafe { mapping.base.add(skip) };
         Ok(Foreign { guard, mapping, base, len: len as usize, page_size: file.page_size })
+    }
+
+    /// A device's file has no length, and its driver refuses what it does not have.
+    fn map_device(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Foreign, MemError> {
+        let what = format_args!("map {len:#x} bytes at {offset:#x} of a device's file");
+        let page = PageSize::Small4K.bytes();
+        let at = libc::off_t::try_from(offset).ok();
+        let aligned = len > 0 && (offset | len).is_multiple_of(page as u64);
+        let Some(at) = at.filter(|_| aligned && offset.checked_add(len).is_some()) else {
+            let why = "offset and length must be multiples of 4096, and not too large";
+            return Err(MemError::new(libc::EINVAL, format!("{what}: {why}")));
+        };
+        let mapping = Span::map(fd, at, len).map_err(|error| MemError::os(&error, what))?;
+        let guard = Guard::new(mapping.base.addr().get(), mapping.len, page)?;
+        let (base, len) = (mapping.base, mapping.len);
+        Ok(Foreign { guard, mapping, base, len, page_size: PageSize::Small4K })
+    }
+
+    fn into_region(self) -> Result<Region, MemError> {
+        map::dont_fork(self.mapping.base, self.mapping.len)?;
+        Ok(Region::new(RegionShared::of_foreign(self, Weak::new())))
     }
 
     pub(crate) fn base(&self) -> NonNull<u8> {
@@ -207,6 +237,22 @@ mod tests {
         let read_only = fs::File::open(format!("/proc/self/fd/{}", fd.as_raw_fd())).unwrap();
         let error = Region::import(read_only.as_fd(), 0, 4096).unwrap_err();
         assert_eq!(error.errno(), libc::EACCES, "{error}");
+    }
+
+    /// A device's file is none of bytes: what its length says does not matter.
+    #[test]
+    fn memory_of_a_device_is_mapped_as_its_driver_allows() {
+        let zero = fs::File::options().read(true).write(true).open("/dev/zero").unwrap();
+        let region = Region::of_device(zero.as_fd(), 0, 8192).unwrap();
+        assert!(region.is_shared() && !region.dma() && region.len() == 8192);
+        let words = Cells::new(region.buf(4096, 4096).unwrap()).unwrap();
+        drop(region);
+        words.u64(511).store(7, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(words.u64(511).load(std::sync::atomic::Ordering::Relaxed), 7);
+        for (offset, len) in [(0, 0), (0, 100), (512, 4096), (u64::MAX - 4095, 8192)] {
+            let error = Region::of_device(zero.as_fd(), offset, len).unwrap_err();
+            assert_eq!(error.errno(), libc::EINVAL, "{len:#x} at {offset:#x}");
+        }
     }
 
     /// A client that cut its memory short ended the server, and so all its other clients:

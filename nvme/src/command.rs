@@ -310,6 +310,13 @@ impl Command {
     pub const fn doorbell_buffer_config(shadow: u64, event_index: u64) -> Self {
         Self::new(admin::DOORBELL_BUFFER_CONFIG, 0).with_prp(shadow, event_index)
     }
+    /// Set Features, Host Memory Buffer: `flags` as [`crate::feature::HMB_EHM`] and its
+    /// neighbour, the size in memory pages, and the descriptor list: address and entries.
+    pub const fn host_memory_buffer(flags: u32, pages: u32, list: u64, entries: u32) -> Self {
+        Self::set_features(crate::feature::HOST_MEMORY_BUFFER, 0, flags)
+            .with_cdw12_13(pages, list as u32)
+            .with_cdw14_15((list >> 32) as u32, entries)
+    }
     /// Keep Alive.
     pub const fn keep_alive() -> Self {
         Self::new(admin::KEEP_ALIVE, 0)

@@ -77,6 +77,85 @@ impl QueueCounts {
     }
 }
 
+/// Host Memory Buffer, dword 11: Enable Host Memory.
+pub const HMB_EHM: u32 = 1;
+/// Host Memory Buffer, dword 11: Memory Return, the buffer that it had before, unchanged.
+pub const HMB_MR: u32 = 2;
+
+/// A piece of a host memory buffer (5.27.1.10.1): an entry of its descriptor list, 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HostMemoryPiece {
+    /// Buffer Address, a multiple of the memory page.
+    pub badd: u64,
+    /// Buffer Size in memory pages.
+    pub bsize: u32,
+}
+
+impl HostMemoryPiece {
+    /// As two words.
+    pub const fn to_words(self) -> [u64; 2] {
+        [self.badd, self.bsize as u64]
+    }
+    /// From two words.
+    pub const fn from_words(words: [u64; 2]) -> Self {
+        Self { badd: words[0], bsize: words[1] as u32 }
+    }
+}
+
+/// An entry of the Autonomous Power State Transition table (5.27.1.9): when idle for a time, which
+/// power state to enter. The table has one for each of 32 power states, 256 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PowerTransition {
+    /// Idle Transition Power State, 0 to 31, one that is not operational.
+    pub itps: u8,
+    /// Idle Time Prior to Transition, milliseconds, 24 bits; 0 is no transition.
+    pub itpt_ms: u32,
+}
+
+impl PowerTransition {
+    /// As a word.
+    pub const fn to_word(self) -> u64 {
+        ((self.itps as u64 & 0x1f) << 3) | ((self.itpt_ms as u64 & 0xff_ffff) << 8)
+    }
+    /// From a word; `None` if it names no transition.
+    pub const fn from_word(word: u64) -> Option<Self> {
+        let itpt_ms = (word >> 8) as u32 & 0xff_ffff;
+        let itps = (word >> 3) as u8 & 0x1f;
+        if itpt_ms == 0 { None } else { Some(Self { itps, itpt_ms }) }
+    }
+}
+
+/// A state of namespace write protection (5.27.1.28).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum WriteProtection {
+    /// Writes are allowed.
+    None = 0,
+    /// They are not.
+    Protected = 1,
+    /// They are not until the next power cycle.
+    UntilPowerCycle = 2,
+    /// They never are again.
+    Permanent = 3,
+}
+
+impl WriteProtection {
+    /// From dword 11, or dword 0 of the completion; `None` for a reserved state.
+    pub const fn from_dword(dword: u32) -> Option<Self> {
+        match dword & 7 {
+            0 => Some(Self::None),
+            1 => Some(Self::Protected),
+            2 => Some(Self::UntilPowerCycle),
+            3 => Some(Self::Permanent),
+            _ => None,
+        }
+    }
+    /// The dword on the wire.
+    pub const fn to_dword(self) -> u32 {
+        self as u32
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,5 +166,20 @@ mod tests {
         assert_eq!(counts.to_dword(), 0x0001_0003);
         assert_eq!(QueueCounts::from_dword(0x0001_0003), counts);
         assert_eq!(QueueCounts::from_dword(u32::MAX).submission, u16::MAX);
+    }
+
+    #[test]
+    fn shapes_are_those_of_the_wire() {
+        let piece = HostMemoryPiece { badd: 0x1234_5000, bsize: 0x8000_0001 };
+        assert_eq!(piece.to_words(), [0x1234_5000, 0x8000_0001]);
+        assert_eq!(HostMemoryPiece::from_words([0x1234_5000, 0xff << 32 | 7]).bsize, 7);
+        let transition = PowerTransition { itps: 4, itpt_ms: 0x01_0203 };
+        assert_eq!(transition.to_word(), 0x0102_0320);
+        assert_eq!(PowerTransition::from_word(0x0102_0320), Some(transition));
+        assert_eq!(PowerTransition::from_word(0x20), None);
+        for state in [WriteProtection::None, WriteProtection::Permanent] {
+            assert_eq!(WriteProtection::from_dword(state.to_dword()), Some(state));
+        }
+        assert_eq!(WriteProtection::from_dword(4), None);
     }
 }

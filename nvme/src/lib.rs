@@ -8,6 +8,7 @@
 //! | module | contents |
 //! |---|---|
 //! | [`regs`] | controller registers and doorbell offsets |
+//! | [`cmb`], [`pmr`] | registers of memory that a controller has |
 //! | [`command`], [`completion`], [`status`] | queue entries |
 //! | [`opcode`], [`feature`], [`event`], [`firmware`], [`sanitize`] | numbers |
 //! | [`identify`], [`log`], [`dsm`], [`copy`] | data structures |
@@ -19,6 +20,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod cmb;
 pub mod command;
 pub mod completion;
 pub mod copy;
@@ -29,6 +31,7 @@ pub mod firmware;
 pub mod identify;
 pub mod log;
 pub mod opcode;
+pub mod pmr;
 pub mod prp;
 pub mod queue;
 pub mod regs;

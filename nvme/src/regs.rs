@@ -214,6 +214,14 @@ impl Cap {
     pub const fn with_mpsmax(self, mpsmax: u8) -> Self {
         self.put(52, 4, mpsmax as u64)
     }
+    /// With PMRS.
+    pub const fn with_pmrs(self, on: bool) -> Self {
+        self.put(56, 1, on as u64)
+    }
+    /// With CMBS.
+    pub const fn with_cmbs(self, on: bool) -> Self {
+        self.put(57, 1, on as u64)
+    }
     /// With CRMS: bit 0 ready with media, bit 1 ready independent of media.
     pub const fn with_crms(self, crms: u8) -> Self {
         self.put(59, 2, crms as u64)

@@ -7,13 +7,14 @@ use std::sync::atomic::Ordering;
 
 use oxblock_engine::{Core, Error, ErrorKind};
 use oxblock_nvme::event::Event;
-use oxblock_nvme::regs::{Cap, Crto};
+use oxblock_nvme::regs::{Cap, Crto, DOORBELLS};
 use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
 use oxblock_pci::{Function, Ids};
 
 use crate::admin::Admin;
 use crate::admin::features::FeatureLimits;
 use crate::admin::identify::{Identity, VERSION};
+use crate::bar_memory::BarMemory;
 use crate::data::HostMemory;
 use crate::doorbells::Doorbells;
 use crate::hooks::{Hooks, NoHooks};
@@ -136,7 +137,7 @@ impl Controller {
         }
         let first = (1u32..).zip(&options.namespaces).enumerate();
         let first = first.map(|(backing, (nsid, of))| Geometry::new(nsid, backing, of)).collect();
-        let nodes = options.nodes().map(|node| node.limits().clone()).collect();
+        let nodes = options.nodes().map(|node| (*node.limits()).clone()).collect();
         let inventory = Inventory::new(first, options.max_namespaces, nodes);
         let jobs = Jobs::new(core.arena())?;
 
@@ -144,8 +145,11 @@ impl Controller {
             true => Doorbells::mapped(options.max_io_queues, options.dstrd)?,
             false => Doorbells::new(options.max_io_queues, options.dstrd),
         };
-        let registers = Registers::new(capabilities(&options), VERSION, Crto(READY_TIMEOUT.into()));
-        let shared = Arc::new(Shared::new(registers, doorbells, core.waker()));
+        let memory = BarMemory::new(&options, DOORBELLS + doorbells.span())?;
+        let timeouts = Crto(READY_TIMEOUT.into());
+        let registers =
+            Registers::new(capabilities(&options), VERSION, timeouts, memory.capabilities());
+        let shared = Arc::new(Shared::new(registers, doorbells, memory, core.waker()));
         let iommu = SoftIommu::new(options.iommu.clone());
         let interrupts = SoftInterrupts::new(options.vectors.into());
         let function = SoftFunction::new(
@@ -207,6 +211,8 @@ fn capabilities(options: &ControllerOptions) -> Cap {
         .with_dstrd(options.dstrd)
         .with_css(CSS)
         .with_mpsmax(MPSMAX)
+        .with_pmrs(options.pmr_bytes > 0)
+        .with_cmbs(options.cmb_bytes > 0)
         .with_crms(1)
 }
 

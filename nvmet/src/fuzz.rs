@@ -20,7 +20,7 @@ use oxblock_nvme::opcode::{admin, nvm};
 use oxblock_nvme::regs::{self, Aqa};
 use oxblock_nvme::{Command, Completion};
 
-use crate::hooks::{Hooks, Posting};
+use crate::hooks::{Fate, Hooks, Posting};
 use crate::host::Host;
 use crate::ram::Ram;
 use crate::{Controller, ControllerOptions, NamespaceOptions};
@@ -88,12 +88,12 @@ impl Ledger {
 impl Hooks for LedgerHooks {
     const ACTIVE: bool = true;
 
-    fn command(&mut self, sqid: u16, command: &Command) -> Option<(u32, oxblock_nvme::Status)> {
+    fn command(&mut self, sqid: u16, command: &Command) -> Fate {
         let forgotten = self.canary && sqid != 0 && command.opcode() == nvm::COMPARE;
         if !forgotten {
             *self.ledger.entries().entry((sqid, command.cid())).or_default() += 1;
         }
-        None
+        Fate::CarryOut
     }
 
     fn completion(&mut self, sqid: u16, completion: &mut Completion) -> Posting {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use oxblock_engine::Reactor;
 #[cfg(test)]
-use oxblock_engine::{Options, PollMode};
+use oxblock_engine::{ClockSource, Options, PollMode, SimulatedClock};
 use oxblock_mem::{Arena, ArenaOptions, ArenaSource, Attachment, Buf, Cells, Memory, PagePolicy};
 #[cfg(test)]
 use oxblock_nvme::Status;
@@ -57,13 +57,19 @@ pub(crate) struct Pair {
 /// A reactor that makes no fuss about memory.
 #[cfg(test)]
 pub(crate) fn reactor(slots: usize) -> Reactor {
+    reactor_with(slots, ClockSource::Monotonic)
+}
+
+/// The same, on a clock.
+#[cfg(test)]
+fn reactor_with(slots: usize, clock: ClockSource) -> Reactor {
     let arena = ArenaOptions {
         size: 4 << 20,
         pages: PagePolicy::Unlocked,
         node: None,
         source: ArenaSource::Memfd,
     };
-    let options = Options { slots, poll_mode: PollMode::Pure, arena, ..Options::default() };
+    let options = Options { slots, poll_mode: PollMode::Pure, clock, arena, seed: None };
     Reactor::new(options).unwrap()
 }
 
@@ -189,7 +195,20 @@ impl Host {
 
     /// The same, with fault switches.
     pub(crate) fn with_faults(options: ControllerOptions, faults: &Arc<Faults>) -> Host {
-        let reactor = reactor(256);
+        Host::with_faults_on(reactor(256), options, faults)
+    }
+
+    /// The same, in time that only the test moves.
+    pub(crate) fn with_faults_in_time(
+        options: ControllerOptions,
+        faults: &Arc<Faults>,
+    ) -> (Host, SimulatedClock) {
+        let clock = SimulatedClock::new();
+        let reactor = reactor_with(256, ClockSource::Simulated(clock.clone()));
+        (Host::with_faults_on(reactor, options, faults), clock)
+    }
+
+    fn with_faults_on(reactor: Reactor, options: ControllerOptions, faults: &Arc<Faults>) -> Host {
         let (core, faults) = (reactor.core().clone(), Arc::clone(faults));
         let start = async move { fault::start(&core, options, &faults).await };
         let controller = reactor.block_on(start).unwrap().unwrap();

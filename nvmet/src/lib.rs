@@ -9,6 +9,7 @@
 //! | one pass of the controller's core | `service` |
 //! | enable, reset, shutdown | `lifecycle` |
 //! | registers and doorbells, as host threads reach them | `registers`, `doorbells`, `transport::pci` |
+//! | Controller Memory Buffer, Persistent Memory Region | `bar_memory` |
 //! | hosts in other processes | `transport::vfio_user` |
 //! | rings and slots | `queue` |
 //! | PRPs and SGLs to scatter lists | `data` |
@@ -26,6 +27,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bar_memory;
 mod controller;
 mod data;
 mod doorbells;

@@ -5,7 +5,7 @@ use oxblock_nvme::queue::{CompletionSink, SubmissionSource};
 use oxblock_nvme::regs::{self, Cc, Csts, SHST_COMPLETE, SHST_OCCURRING};
 use oxblock_nvme::{Command, Completion, Status};
 
-use crate::hooks::Hooks;
+use crate::hooks::{Hooks, Transition};
 use crate::nvm::long::Kind;
 use crate::queue::{CompletionQueue, Place, SubmissionQueue, Work};
 use crate::registers::Control;
@@ -85,12 +85,19 @@ impl<H: Hooks> Service<H> {
     pub(crate) fn progress(&mut self, now_ms: u64) -> usize {
         match self.phase {
             Phase::Enabling => return self.try_ready(),
-            Phase::Resetting if self.is_quiet() => self.finish_reset(now_ms),
+            Phase::Resetting => {
+                if !self.is_quiet() || !self.hooks.may(Transition::Disabled) {
+                    self.let_finish();
+                    return 0;
+                }
+                self.finish_reset(now_ms);
+            }
             Phase::ShuttingDown { flushing: false, .. } => {
                 self.let_finish();
-                if self.is_quiet() {
-                    self.flush_for_shutdown();
+                if !self.is_quiet() || !self.hooks.may(Transition::ShutDown) {
+                    return 0;
                 }
+                self.flush_for_shutdown();
             }
             Phase::Stopping if self.is_quiet() && !self.maintenance.is_running() => {
                 self.finish_stop();
@@ -103,11 +110,6 @@ impl<H: Hooks> Service<H> {
         1
     }
 
-    /// Whether the phase moves on by polling alone.
-    pub(crate) fn must_be_polled(&self) -> bool {
-        self.phase == Phase::Enabling
-    }
-
     fn begin_enable(&mut self, cc: Cc) {
         self.cc = cc;
         self.phase = Phase::Enabling;
@@ -116,7 +118,7 @@ impl<H: Hooks> Service<H> {
     }
 
     fn try_ready(&mut self) -> usize {
-        if !self.hooks.may_be_ready() {
+        if !self.hooks.may(Transition::Ready) {
             return 0;
         }
         match self.build_admin_queues() {
@@ -156,12 +158,18 @@ impl<H: Hooks> Service<H> {
         Some(())
     }
 
-    /// Stops serving, and shows CSTS.CFS until the host resets.
+    /// Stops serving, and shows CSTS.CFS until the host resets. One that is being reset goes on
+    /// with that.
     #[cold]
     pub(crate) fn fail(&mut self) {
-        self.drop_waiting();
-        self.cancel_all();
-        self.phase = Phase::Failed;
+        if matches!(self.phase, Phase::Disabled | Phase::Stopping | Phase::Stopped) {
+            return;
+        }
+        if self.phase != Phase::Resetting {
+            self.drop_waiting();
+            self.cancel_all();
+            self.phase = Phase::Failed;
+        }
         let csts = self.shared.registers.csts();
         self.shared.registers.set_csts(csts.with_cfs(true));
     }

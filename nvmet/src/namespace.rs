@@ -76,7 +76,7 @@ pub(crate) struct Range {
 impl Geometry {
     /// A namespace over all of a node.
     pub(crate) fn new(nsid: u32, backing: usize, options: &NamespaceOptions) -> Geometry {
-        let limits = options.node.limits().clone();
+        let limits = (*options.node.limits()).clone();
         let shift = options.block_size.trailing_zeros();
         let extra_format = (!FORMATS.contains(&shift)).then_some(shift);
         let (len, read_only) = (limits.length, options.read_only || limits.read_only);

@@ -14,6 +14,10 @@ const IO_QUEUES_MAX: u16 = 4096;
 /// Largest MDTS: 2^16 pages of 4 KiB hold more than a command of 65,536 blocks can name.
 const MDTS_MAX: u8 = 16;
 
+/// What memory in a BAR is a multiple of, and the most that there can be, in bytes.
+const PAGE: u64 = 4096;
+const BAR_MEMORY_MAX: u64 = 1 << 30;
+
 /// A controller and its namespaces.
 #[derive(Clone)]
 pub struct ControllerOptions {
@@ -46,6 +50,12 @@ pub struct ControllerOptions {
     /// Whether the doorbells are memory that a host in another process can map. They are polled
     /// then, and shadow doorbells, which do the same, are not offered.
     pub mapped_doorbells: bool,
+    /// Bytes of a Controller Memory Buffer, a multiple of 4 KiB up to 1 GiB; 0 is none. It lies in
+    /// BAR 2, or behind the registers if there is a Persistent Memory Region.
+    pub cmb_bytes: u64,
+    /// Bytes of a Persistent Memory Region, a power of two from 4 KiB to 1 GiB; 0 is none. It is
+    /// BAR 2, and lasts as long as the controller.
+    pub pmr_bytes: u64,
     /// CAP.DSTRD: doorbells are 4 << dstrd bytes apart, 0 to 15.
     pub dstrd: u8,
     /// Interrupt vectors, 1 to 2048.
@@ -94,6 +104,8 @@ impl Default for ControllerOptions {
             sgl: true,
             shadow_doorbells: true,
             mapped_doorbells: false,
+            cmb_bytes: 0,
+            pmr_bytes: 0,
             dstrd: 0,
             vectors: 17,
             volatile_cache: None,
@@ -112,6 +124,16 @@ impl ControllerOptions {
         require(pairs, "max_io_queues must be 1 to 4096")?;
         require(self.mdts <= MDTS_MAX, "mdts must be at most 16")?;
         require(self.dstrd <= 15, "dstrd must be at most 15")?;
+        let cmb = self.cmb_bytes.is_multiple_of(PAGE) && self.cmb_bytes <= BAR_MEMORY_MAX;
+        require(cmb, "cmb_bytes must be a multiple of 4096, at most 1 GiB")?;
+        let pmr = self.pmr_bytes == 0 || self.pmr_bytes.is_power_of_two();
+        let pmr = pmr && self.pmr_bytes.is_multiple_of(PAGE) && self.pmr_bytes <= BAR_MEMORY_MAX;
+        require(pmr, "pmr_bytes must be a power of two from 4096 to 1 GiB, or 0")?;
+        let both = self.cmb_bytes > 0 && self.pmr_bytes > 0;
+        require(
+            !(both && self.mapped_doorbells),
+            "mapped doorbells leave room for cmb_bytes or pmr_bytes, not for both",
+        )?;
         require((1..=2048).contains(&self.vectors), "vectors must be 1 to 2048")?;
         require(ascii(&self.serial, 20), "serial must be ASCII, at most 20 characters")?;
         require(ascii(&self.model, 40), "model must be ASCII, at most 40 characters")?;

@@ -14,7 +14,7 @@ use oxblock_nvme::completion::PHASE;
 use oxblock_nvme::queue::{CompletionSink, RingError, ShadowSource, SubmissionSource};
 use oxblock_nvme::{Command, Completion, Status};
 
-use crate::hooks::{Hooks, Posting};
+use crate::hooks::{Due, Hooks, Posting};
 
 /// Commands of one submission queue that can be in work at once.
 const SLOTS_MAX: u32 = 1024;
@@ -72,6 +72,8 @@ pub(crate) enum Work {
     Long(u8),
     /// A request for asynchronous events, or a deletion that waits for its queue.
     Held,
+    /// A hook keeps it from being carried out.
+    Hung,
 }
 
 /// A command between fetch and completion.
@@ -206,8 +208,8 @@ pub(crate) struct CompletionQueue {
     pub(crate) users: u16,
     /// Completions that found the ring full, oldest first.
     pub(crate) overflow: VecDeque<Completion>,
-    /// Completions that a hook holds back: passes left, whether torn.
-    held_back: Vec<(u32, Completion)>,
+    /// Completions that a hook holds back.
+    held_back: Vec<(Due, Completion)>,
     /// Something was posted since the last interrupt.
     pub(crate) posted: bool,
     pub(crate) shadow: Option<ShadowSource<Cells>>,
@@ -276,10 +278,10 @@ impl CompletionQueue {
                 self.post(completion);
             }
             Posting::Lost => {}
-            Posting::Late(passes) => self.held_back.push((passes, completion)),
-            Posting::Torn(passes) => {
+            Posting::Late(due) => self.held_back.push((due, completion)),
+            Posting::Torn(due) => {
                 self.tear(completion);
-                self.held_back.push((passes, completion));
+                self.held_back.push((due, completion));
             }
         }
     }
@@ -297,13 +299,20 @@ impl CompletionQueue {
         words.u64(at + 1).store(high, Ordering::Release);
     }
 
-    /// One pass less for what a hook holds back; posts what is due.
+    /// Posts what of that which a hook holds back is due, one pass later.
     #[cold]
-    pub(crate) fn age(&mut self) {
+    pub(crate) fn age(&mut self, now_ns: u64) {
         let mut index = 0;
-        while let Some(entry) = self.held_back.get_mut(index) {
-            if entry.0 > 0 {
-                entry.0 -= 1;
+        while let Some((due, _)) = self.held_back.get_mut(index) {
+            let is_due = match due {
+                Due::Passes(0) => true,
+                Due::Passes(left) => {
+                    *left -= 1;
+                    false
+                }
+                Due::At(at_ns) => *at_ns <= now_ns,
+            };
+            if !is_due {
                 index += 1;
                 continue;
             }
@@ -315,6 +324,15 @@ impl CompletionQueue {
     /// Whether a hook holds something back.
     pub(crate) fn holds_back(&self) -> bool {
         !self.held_back.is_empty()
+    }
+
+    /// When the first of what a hook holds back is due: 0 is the next pass, all ones never.
+    pub(crate) fn holds_back_until(&self) -> u64 {
+        let due = self.held_back.iter().map(|(due, _)| match due {
+            Due::Passes(_) => 0,
+            Due::At(at_ns) => *at_ns,
+        });
+        due.min().unwrap_or(u64::MAX)
     }
 }
 

@@ -19,7 +19,7 @@ use oxblock_pci::soft::Signals;
 use crate::admin::Admin;
 use crate::admin::dbbuf::ShadowPages;
 use crate::data::HostMemory;
-use crate::hooks::Hooks;
+use crate::hooks::{Fate, Hooks, Turn};
 use crate::inventory::Inventory;
 use crate::lifecycle::Phase;
 use crate::maintenance::{self, Maintenance};
@@ -210,6 +210,9 @@ impl<H: Hooks> Service<H> {
                 break;
             };
             self.start_io(tag, &command);
+            if H::ACTIVE && !self.is_running() {
+                break;
+            }
         }
         count
     }
@@ -222,16 +225,17 @@ impl<H: Hooks> Service<H> {
                 break;
             };
             self.start_admin(tag, &command, core);
+            if H::ACTIVE && !self.is_running() {
+                break;
+            }
         }
         count
     }
 
     #[inline]
     fn start_io(&mut self, tag: Tag, command: &Command) {
-        if H::ACTIVE
-            && let Some((dword, status)) = self.hooks.command(tag.sqid, command)
-        {
-            return self.complete(tag, dword, status);
+        if H::ACTIVE && self.is_doomed(tag, command) {
+            return;
         }
         let started = if commands::is_long(command) {
             self.start_long(tag, command)
@@ -241,6 +245,18 @@ impl<H: Hooks> Service<H> {
         if let Err(status) = started {
             self.complete(tag, 0, status);
         }
+    }
+
+    /// Whether a hook keeps a command from being carried out.
+    #[cold]
+    pub(crate) fn is_doomed(&mut self, tag: Tag, command: &Command) -> bool {
+        match self.hooks.command(tag.sqid, command) {
+            Fate::CarryOut => return false,
+            Fate::Answer(dword, status) => self.complete_as(tag, dword, status),
+            Fate::Hang => self.set_work(tag, Work::Hung),
+            Fate::Fail => self.fail(),
+        }
+        true
     }
 
     #[inline]
@@ -253,11 +269,7 @@ impl<H: Hooks> Service<H> {
         let index = geometry.backing;
         let backing = self.backings.get(index).ok_or(Status::INTERNAL_ERROR)?;
         match backing.channel.submit(op.tag(tag.to_bits())) {
-            Ok(id) => {
-                if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
-                    slot.work = Work::Submitted(id);
-                }
-            }
+            Ok(id) => self.set_work(tag, Work::Submitted(id)),
             Err(Full(op)) => self.stalled.push_back(Stalled::Op(index, op)),
         }
         Ok(())
@@ -289,11 +301,17 @@ impl<H: Hooks> Service<H> {
         }
         job.owner = Some(tag);
         self.jobs.keep();
-        if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
-            slot.work = Work::Long(place);
-        }
+        self.set_work(tag, Work::Long(place));
         self.step_long(place);
         Ok(())
+    }
+
+    /// What the command of a slot is doing from now on.
+    #[inline]
+    pub(crate) fn set_work(&mut self, tag: Tag, work: Work) {
+        if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
+            slot.work = work;
+        }
     }
 
     /// Takes a long command on by an operation, or completes it.
@@ -353,11 +371,7 @@ impl<H: Hooks> Service<H> {
         let tag = Tag::from_bits(op.tag);
         let Some(backing) = self.backings.get(index) else { return };
         match backing.channel.submit(op) {
-            Ok(id) => {
-                if let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot)) {
-                    slot.work = Work::Submitted(id);
-                }
-            }
+            Ok(id) => self.set_work(tag, Work::Submitted(id)),
             Err(Full(op)) => self.stalled.push_front(Stalled::Op(index, op)),
         }
     }
@@ -413,7 +427,11 @@ impl<H: Hooks> Service<H> {
 
     /// Completes a command that is not, or no longer, in the engine.
     pub(crate) fn complete(&mut self, tag: Tag, dword: u32, status: Status) {
-        let status = status::settled(status);
+        self.complete_as(tag, dword, status::settled(status));
+    }
+
+    /// The same with the status as it is.
+    fn complete_as(&mut self, tag: Tag, dword: u32, status: Status) {
         let slot = self.queues.complete(tag, dword, status, &mut self.hooks);
         if !status.is_success()
             && let Some(slot) = slot
@@ -425,14 +443,15 @@ impl<H: Hooks> Service<H> {
 
     /// Looks how far the host has read where that matters, and raises interrupts.
     #[inline]
-    fn finish_pass(&mut self) {
+    fn finish_pass(&mut self, core: &Core) {
+        let now_ns = if H::ACTIVE { core.pass_now() } else { 0 };
         let (shared, signals, admin) = (&self.shared, &mut self.signals, &mut self.admin);
         let mut index = 0;
         while let Some(&cqid) = self.queues.active_cqs().get(index) {
             index += 1;
             let Some(cq) = self.queues.cq(cqid) else { continue };
             if H::ACTIVE && cq.holds_back() {
-                cq.age();
+                cq.age(now_ns);
             }
             if cq.wants_head() {
                 let head = match &cq.shadow {
@@ -474,12 +493,45 @@ impl<H: Hooks> Service<H> {
         if events.has(Events::NOTICE) {
             self.take_notices();
         }
+        // Queues may lie in it: before what creates them.
+        if events.has(Events::MEMORY) {
+            self.place_memory();
+        }
         if events.has(Events::CONTROL) {
             self.control();
         }
         if events.has(Events::STOP) {
             self.begin_stop();
         }
+    }
+
+    /// Whether hooks keep the controller from doing anything in this pass. Its owner can stop it
+    /// all the same.
+    #[cold]
+    fn is_silent(&mut self, events: Events, core: &Core) -> bool {
+        match self.hooks.turn(core.pass_now()) {
+            Turn::Serve => false,
+            Turn::Fail => {
+                self.fail();
+                false
+            }
+            Turn::Silent => {
+                let stops = events.has(Events::STOP) || self.phase == Phase::Stopping;
+                let is_silent = !stops && self.phase != Phase::Stopped;
+                if is_silent && !events.is_empty() {
+                    // For when it is back.
+                    self.shared.registers.raise(events);
+                }
+                is_silent
+            }
+        }
+    }
+
+    /// When hooks want a pass: 0 is at once, all ones never.
+    #[cold]
+    fn hooks_wake_at(&mut self) -> u64 {
+        let held_back = self.queues.cqs().map(|cq| cq.holds_back_until()).min();
+        self.hooks.wakes_at().min(held_back.unwrap_or(u64::MAX))
     }
 
     /// The core has wanted to sleep: wide awake with work, else the time of the next look.
@@ -525,6 +577,9 @@ impl<H: Hooks> Drop for Service<H> {
 impl<H: Hooks> Poller for Service<H> {
     fn poll(&mut self, core: &Core) -> usize {
         let events = self.shared.registers.take_events();
+        if H::ACTIVE && self.is_silent(events, core) {
+            return 0;
+        }
         let mut work = 0;
         if !events.is_empty() {
             self.handle(events);
@@ -557,7 +612,7 @@ impl<H: Hooks> Poller for Service<H> {
             }
             work += self.progress(core.pass_now() / 1_000_000);
         }
-        self.finish_pass();
+        self.finish_pass(core);
         if self.doze.asked > 0 {
             self.doze(work, core);
         }
@@ -570,19 +625,20 @@ impl<H: Hooks> Poller for Service<H> {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        let waits = !self.stalled.is_empty()
-            || self.maintenance.wants_turns()
-            || self.queues.cqs().any(|cq| cq.holds_back());
-        if waits || self.must_be_polled() || self.arm_shadows() {
+        let waits = !self.stalled.is_empty() || self.maintenance.wants_turns();
+        let until_ns = if H::ACTIVE { self.hooks_wake_at() } else { u64::MAX };
+        if waits || until_ns == 0 || self.arm_shadows() {
             return Sleep::Never;
         }
-        if self.phase != Phase::Ready || self.shared.doorbells.window().is_none() {
-            return Sleep::Woken;
+        let rests = self.phase != Phase::Ready || self.shared.doorbells.window().is_none();
+        match (rests, until_ns) {
+            (true, u64::MAX) => return Sleep::Woken,
+            (true, until_ns) => return Sleep::Until(until_ns),
+            (false, _) => self.doze.asked = self.doze.asked.saturating_add(1),
         }
-        self.doze.asked = self.doze.asked.saturating_add(1);
         match self.doze.asked {
             0..WAKEFUL => Sleep::Never,
-            _ => Sleep::Until(self.doze.next_ns),
+            _ => Sleep::Until(self.doze.next_ns.min(until_ns)),
         }
     }
 }

@@ -7,7 +7,7 @@ use oxblock_nvme::status::{SCT_COMMAND, SCT_GENERIC};
 /// The status that tells a host of a fault.
 #[cold]
 pub(crate) fn of_fault(fault: &Fault, kind: OpKind) -> Status {
-    if let Source::Nvme { sct, sc, dnr } = fault.source {
+    if let Source::Nvme { sct, sc, dnr, .. } = fault.source {
         return Status { dnr, ..Status::new(sct, sc) };
     }
     let is_read = matches!(kind, OpKind::Read | OpKind::Compare);
@@ -62,7 +62,7 @@ mod tests {
         assert_eq!(of_fault(&fault, OpKind::Read), Status::UNRECOVERED_READ_ERROR.dnr());
         assert_eq!(of_fault(&fault, OpKind::Write), Status::WRITE_FAULT.dnr());
         let (sct, sc, dnr) = (7, 0xc1, false);
-        fault.source = Source::Nvme { sct, sc, dnr };
+        fault.source = Source::Nvme { sct, sc, dnr, block_shift: 9, words: "" };
         assert_eq!(of_fault(&fault, OpKind::Read), Status::new(7, 0xc1));
     }
 

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::sync::Arc;
 
+use oxblock_mem::Buf;
+
 use crate::{PciError, PciErrorKind};
 
 /// A mapped base address register, as its back end gives it.
@@ -30,6 +32,39 @@ pub trait Bar: Send + Sync {
 
     /// Writes the 64-bit word at a byte offset.
     fn write64(&self, offset: u64, value: u64);
+
+    /// A part of the BAR that is memory and no registers, such as a Controller Memory Buffer, to
+    /// be reached without a call for each access. What holds it keeps it mapped. Its address for
+    /// devices is not known here ([`Buf::iova`] gives none): the device's specification says how
+    /// it is named.
+    ///
+    /// # Errors
+    /// Offset or length is not a multiple of 4 KiB, the part does not lie inside the BAR, or the
+    /// back end can map no such memory.
+    fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError>;
+}
+
+/// Refuses what [`Bar::memory`] cannot be asked for, whatever the BAR.
+pub(crate) fn check_memory(bar: &dyn Bar, offset: u64, len: u64) -> Result<(), PciError> {
+    const PAGE: u64 = 4096;
+    let inside = offset.checked_add(len).is_some_and(|end| end <= bar.len());
+    if inside && len > 0 && (offset | len).is_multiple_of(PAGE) {
+        return Ok(());
+    }
+    Err(PciError::new(
+        PciErrorKind::OutOfRange,
+        format!(
+            "{len:#x} bytes of memory at {offset:#x} do not fit a BAR of {:#x} bytes, or are no \
+             whole pages; the device describes memory that it does not have",
+            bar.len()
+        ),
+    ))
+}
+
+/// What [`Bar::memory`] says of registers.
+pub(crate) fn no_memory(offset: u64) -> PciError {
+    let text = format!("at {offset:#x} of the BAR there is no memory that can be mapped");
+    PciError::new(PciErrorKind::NotSupported, text)
 }
 
 /// A 32-bit register of a device.
@@ -195,6 +230,9 @@ mod tests {
         fn write64(&self, offset: u64, value: u64) {
             let at = offset as usize;
             self.0.lock().unwrap()[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError> {
+            check_memory(self, offset, len).and(Err(no_memory(offset)))
         }
     }
 

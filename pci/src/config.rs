@@ -132,6 +132,19 @@ pub fn enable(config: &dyn ConfigSpace) -> Result<(), PciError> {
     config.write16(offset::COMMAND, command | want)
 }
 
+/// Lets a function reach memory no more: bus mastering off. What it has begun may still arrive for
+/// a moment.
+///
+/// # Errors
+/// The back end failed, or the function is gone.
+pub fn disable(config: &dyn ConfigSpace) -> Result<(), PciError> {
+    let command = config.read16(offset::COMMAND)?;
+    if command == 0xffff {
+        return Err(gone());
+    }
+    config.write16(offset::COMMAND, command & !Command::BUS_MASTER)
+}
+
 /// The number of a capability (PCI Code and ID Assignment, 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapabilityId(pub u8);

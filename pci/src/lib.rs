@@ -23,7 +23,9 @@ pub mod vfio_user;
 
 pub use address::Address;
 pub use bar::{Bar, Reg32, Reg64};
-pub use config::{Capability, CapabilityId, Command, ConfigSpace, Ids, capabilities, enable};
+pub use config::{
+    Capability, CapabilityId, Command, ConfigSpace, Ids, capabilities, disable, enable,
+};
 pub use error::{PciError, PciErrorKind};
 pub use event::{EventFd, Events};
 pub use function::Function;

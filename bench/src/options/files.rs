@@ -28,6 +28,8 @@ pub struct Files {
     pub unlink: bool,
     /// A thread of the kernel takes the calls.
     pub sqthread_poll: bool,
+    /// The device is polled for the ends of reads and writes.
+    pub hipri: bool,
 }
 
 /// fio's `file_service_type`.
@@ -55,6 +57,7 @@ impl Default for Files {
             overwrite: false,
             unlink: false,
             sqthread_poll: false,
+            hipri: false,
         }
     }
 }
@@ -196,6 +199,13 @@ pub(super) static FILES: &[OptionSpec] = &[
     switch!("sqthread_poll", "A thread of the kernel takes the calls to a file [0]", |job, on| {
         job.files.sqthread_poll = on;
     }),
+    switch!(
+        "hipri",
+        "Poll the device of a file for the ends of reads and writes; with direct=1 [0]",
+        |job, on| {
+            job.files.hipri = on;
+        }
+    ),
     switch!("unlink", "Remove the files after the run [0]", |job, on| job.files.unlink = on),
 ];
 

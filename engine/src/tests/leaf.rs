@@ -51,6 +51,8 @@ pub struct Awkward {
 #[derive(Default)]
 struct Shared {
     queues: Arc<AtomicUsize>,
+    /// Other limits than those of the options, once they have changed.
+    limits: Mutex<Option<Limits>>,
     bytes: Mutex<Vec<u8>>,
     seen: Mutex<Vec<Seen>>,
 }
@@ -67,9 +69,25 @@ impl Awkward {
         self.shared.queues.clone()
     }
 
+    /// What changes the device while it is in use.
+    pub fn change(&self) -> impl Fn(Limits) + use<> {
+        let shared = self.shared.clone();
+        move |limits| {
+            shared.bytes.lock().unwrap().resize(limits.length as usize, 0);
+            *shared.limits.lock().unwrap() = Some(limits);
+        }
+    }
+
     pub fn watch(&self) -> impl Fn() -> Vec<Seen> + use<> {
         let shared = self.shared.clone();
         move || std::mem::take(&mut *shared.seen.lock().unwrap())
+    }
+}
+
+impl Shared {
+    fn limits(&self, options: &AwkwardOptions) -> Limits {
+        let changed = self.limits.lock().unwrap().clone();
+        changed.unwrap_or_else(|| options.limits.clone())
     }
 }
 
@@ -79,7 +97,7 @@ impl Driver for Awkward {
     }
 
     fn limits(&self) -> Limits {
-        self.options.limits.clone()
+        self.shared.limits(&self.options)
     }
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
@@ -113,7 +131,7 @@ struct AwkwardQueue {
 
 impl AwkwardQueue {
     fn check(&self, request: &Request<'_>) {
-        let limits = &self.options.limits;
+        let limits = &self.shared.limits(&self.options);
         let block = u64::from(limits.block_size);
         assert_eq!(request.offset % block, 0);
         assert_eq!(request.len % block, 0);

@@ -1,5 +1,7 @@
 //! The engine over a leaf that is as awkward as its limits allow.
 
+mod changes;
+mod in_place;
 mod leaf;
 mod lifecycle;
 mod requests;

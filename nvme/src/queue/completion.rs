@@ -74,6 +74,15 @@ impl<W: Words> CompletionQueue<W> {
         distance(self.rung, self.head, self.entries)
     }
 
+    /// As new, for a controller that was disabled and is to have the queue again: no entry of
+    /// before is taken for one of the first lap.
+    pub fn reset(&mut self) {
+        (self.head, self.rung, self.phase) = (0, 0, PHASE);
+        for word in 0..self.entries as usize * ENTRY_WORDS {
+            self.words.store64(word, 0, Ordering::Relaxed);
+        }
+    }
+
     /// The memory of the ring.
     pub fn words(&self) -> &W {
         &self.words
@@ -232,6 +241,23 @@ mod tests {
         assert_eq!(host.pop().map(|c| (c.dw0(), c.cid())), Some((77, 9)));
         assert_eq!(host.pop(), None);
         assert!(sink.post(entry(1)));
+    }
+
+    /// The entries of the first lap carry the phase that the new first lap waits for: a queue that
+    /// was reset without clearing them took completions of the controller's former life for new.
+    #[test]
+    fn a_ring_that_was_reset_holds_nothing_of_before() {
+        let (mut host, mut sink) = ends(4);
+        for n in 0..3 {
+            sink.post(entry(n));
+        }
+        assert_eq!(host.pop().map(|c| c.dw0()), Some(0));
+        host.reset();
+        assert_eq!((host.pop(), host.unrung()), (None, 0));
+        let mut sink = CompletionSink::new(sink.words().clone(), 4).unwrap();
+        sink.post(entry(7));
+        assert_eq!(host.pop().map(|c| c.dw0()), Some(7));
+        assert_eq!(host.pop(), None);
     }
 
     #[test]

@@ -91,6 +91,11 @@ impl<W: Words> SubmissionQueue<W> {
         self.head = self.rung;
     }
 
+    /// As new, for a controller that was disabled and is to have the queue again.
+    pub fn reset(&mut self) {
+        (self.tail, self.rung, self.head) = (0, 0, 0);
+    }
+
     /// The memory of the ring.
     pub fn words(&self) -> &W {
         &self.words
@@ -263,6 +268,22 @@ mod tests {
         host.fetched(3).unwrap();
         host.fetched(4).unwrap();
         assert_eq!(host.free(), 6);
+    }
+
+    #[test]
+    fn a_ring_that_was_reset_starts_over() {
+        let (mut host, mut source) = ends(4);
+        assert!(host.push(&command(1)) && host.push(&command(2)));
+        host.rang();
+        host.fetched(1).unwrap();
+        host.push(&command(3));
+        host.reset();
+        assert_eq!((host.free(), host.pending()), (3, None));
+        assert!(host.fetched(1).is_err(), "nothing was rung since");
+        host.push(&command(9));
+        assert_eq!(host.pending(), Some((0, 1)));
+        source.set_tail(1).unwrap();
+        assert_eq!(source.fetch(), Some(command(9)));
     }
 
     #[test]

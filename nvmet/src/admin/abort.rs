@@ -41,6 +41,10 @@ impl<H: Hooks> Service<H> {
                 self.complete(tag, 0, Status::ABORT_REQUESTED);
                 0
             }
+            Work::Hung => {
+                self.complete(tag, 0, Status::ABORT_REQUESTED);
+                0
+            }
             Work::Starting => self.abort_stalled(tag),
             Work::Held | Work::Free => NOT_ABORTED,
         }

@@ -136,6 +136,9 @@ impl<H: Hooks> Service<H> {
         if self.inventory.is_formatting() {
             return Err(Status::FORMAT_IN_PROGRESS);
         }
+        if self.shared.registers.memory_control().pmr_enabled {
+            return Err(Status::SANITIZE_PROHIBITED);
+        }
         let memory = match how {
             How::Pattern { .. } => Some(core.arena().alloc(PATTERN, 4096)),
             _ => None,

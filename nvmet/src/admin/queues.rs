@@ -43,18 +43,12 @@ impl DataPath for AdminData<'_> {
 impl<H: Hooks> Service<H> {
     /// Carries out an admin command that was just fetched.
     pub(crate) fn start_admin(&mut self, tag: Tag, command: &Command, core: &Core) {
-        if H::ACTIVE
-            && let Some((dword, status)) = self.hooks.command(0, command)
-        {
-            return self.complete(tag, dword, status);
+        if H::ACTIVE && self.is_doomed(tag, command) {
+            return;
         }
         match self.admin_outcome(tag, command, core) {
             Ok(Outcome::Done(dword)) => self.complete(tag, dword, Status::SUCCESS),
-            Ok(Outcome::Held) => {
-                if let Some(slot) = self.queues.sq(0).and_then(|sq| sq.slot(tag.slot)) {
-                    slot.work = Work::Held;
-                }
-            }
+            Ok(Outcome::Held) => self.set_work(tag, Work::Held),
             Err(status) => self.complete(tag, 0, status),
         }
     }
@@ -203,9 +197,11 @@ impl<H: Hooks> Service<H> {
         let sq = sq.filter(|sq| sq.deleting.is_none());
         let sq = sq.ok_or(Status::INVALID_QID)?;
         sq.deleting = Some(tag.slot);
-        let mut running = Vec::new();
-        for (_, slot) in sq.in_work() {
+        let generation = sq.generation;
+        let (mut running, mut hung) = (Vec::new(), Vec::new());
+        for (at, slot) in sq.in_work() {
             match slot.work {
+                Work::Hung => hung.push(Tag { sqid, slot: at, generation }),
                 Work::Submitted(id) => running.push((slot.nsid, id)),
                 Work::Long(place) => {
                     if let Some(job) = self.jobs.get(place) {
@@ -222,6 +218,9 @@ impl<H: Hooks> Service<H> {
             }
         }
         self.drop_stalled_of(sqid);
+        for tag in hung {
+            self.complete(tag, 0, Status::ABORTED_SQ_DELETION);
+        }
         self.deletions += 1;
         self.finish_deletions();
         Ok(Outcome::Held)

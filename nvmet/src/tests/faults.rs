@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use oxblock_nvme::event::{self, Event};
 use oxblock_nvme::feature::{self, QueueCounts};
 use oxblock_nvme::opcode::{admin, nvm};
@@ -5,7 +7,7 @@ use oxblock_nvme::regs::{self, Cap, Csts};
 use oxblock_nvme::{Command, Status};
 
 use super::options;
-use crate::fault::{CompletionFault, Faults, Match, Readiness};
+use crate::fault::{CommandFault, CompletionFault, Faults, Match, Readiness};
 use crate::host::Host;
 
 fn host() -> (Host, std::sync::Arc<Faults>) {
@@ -132,4 +134,164 @@ fn events_are_reported_as_told() {
     let event = Event { kind: event::TYPE_ERROR, information, log_page: 1 };
     host.controller.report(event);
     assert_eq!(host.wait(0, request).dw0(), event.to_dword());
+}
+
+/// Time passes only as the test says.
+#[test]
+fn completions_come_late_in_time() {
+    let faults = Faults::new();
+    let (mut host, clock) = Host::with_faults_in_time(options().0, &faults);
+    host.enable();
+    host.create_io(1, 16);
+    let second = Duration::from_secs(1);
+    faults.complete(Match::io(1, nvm::FLUSH).nth(1), CompletionFault::After(second));
+    faults.complete(Match::io(1, nvm::FLUSH).nth(1), CompletionFault::TornFor(second * 2));
+    let late = host.submit(1, Command::flush(1));
+    let torn = host.submit(1, Command::flush(1));
+    host.turns(50);
+    assert!(host.take(1, late).is_none());
+    clock.advance(999_999_999);
+    host.turns(2);
+    assert!(host.take(1, late).is_none());
+    clock.advance(1);
+    host.turns(2);
+    // It comes behind the one that is torn, in whose place it was written.
+    assert!(host.take(1, late).is_some() && host.take(1, torn).is_none());
+    clock.advance(1_000_000_000);
+    host.turns(2);
+    assert!(host.take(1, torn).is_some());
+    assert!(faults.log().contains("TornFor(2s)"), "{}", faults.log());
+}
+
+#[test]
+fn a_command_hangs_until_it_is_aborted_or_its_queue_goes() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    faults.command(Match::io(1, nvm::FLUSH), CommandFault::Hang);
+    let (first, second) = (host.submit(1, Command::flush(1)), host.submit(1, Command::flush(1)));
+    host.turns(500);
+    assert!(host.take(1, first).is_none());
+    assert_eq!((faults.hanging(false, nvm::FLUSH), host.controller.flushes()), (2, 0));
+    assert_eq!(host.ok(Command::abort(1, first)), 0);
+    assert_eq!(host.wait(1, first).status(), Status::ABORT_REQUESTED);
+    host.ok(Command::delete_sq(1));
+    assert_eq!(host.wait(1, second).status(), Status::ABORTED_SQ_DELETION);
+    assert_eq!(faults.hanging(false, nvm::FLUSH), 0);
+    // Aborts may hang as well.
+    faults.command(Match::admin(admin::ABORT), CommandFault::Hang);
+    let abort = host.submit(0, Command::abort(1, 7));
+    host.turns(50);
+    assert!(host.take(0, abort).is_none());
+    assert_eq!(faults.hanging(true, admin::ABORT), 1);
+    host.disable();
+    assert_eq!(faults.hanging(true, admin::ABORT), 0);
+    host.enable();
+}
+
+#[test]
+fn an_answer_keeps_its_retry_delay() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    for status in [Status::INVALID_FIELD, Status::COMMAND_INTERRUPTED.crd(2)] {
+        faults.clear();
+        faults.answer(Match::io(1, nvm::FLUSH), 0, status);
+        assert_eq!(host.run(1, Command::flush(1)).status(), status);
+    }
+}
+
+#[test]
+fn the_nth_command_is_fatal_until_a_reset() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    faults.command(Match::io(1, nvm::FLUSH).nth(2), CommandFault::Fail);
+    let cids: Vec<u16> = (0..4).map(|_| host.push(1, Command::flush(1))).collect();
+    host.ring(1);
+    host.until("fatal", |host| host.csts().cfs());
+    host.turns(100);
+    assert!(host.csts().rdy(), "a fatal controller may well be ready");
+    assert!(cids[1..].iter().all(|&cid| host.take(1, cid).is_none()));
+    host.disable();
+    assert!(!host.csts().cfs());
+    host.enable();
+    // On demand, and while a reset goes on.
+    faults.fail();
+    host.until("fatal", |host| host.csts().cfs());
+    faults.set_disabling(Readiness::Never);
+    host.reg32(regs::CC).write(0);
+    host.turns(10);
+    faults.fail();
+    host.turns(10);
+    assert!(host.csts().cfs() && host.csts().rdy());
+    faults.clear();
+    host.until("disabled", |host| host.csts().0 == 0);
+}
+
+#[test]
+fn a_disable_that_never_ends_is_ended_by_a_function_reset() {
+    let faults = Faults::new();
+    let (mut host, clock) = Host::with_faults_in_time(options().0, &faults);
+    host.enable();
+    faults.set_disabling(Readiness::Never);
+    host.reg32(regs::CC).write(0);
+    host.turns(500);
+    assert!(host.csts().rdy());
+    host.controller.soft_function().set_reset_works(false);
+    assert!(host.function.reset().is_err());
+    host.turns(50);
+    assert!(host.csts().rdy());
+    host.controller.soft_function().set_reset_works(true);
+    host.function.reset().unwrap();
+    host.until("disabled", |host| host.csts().0 == 0);
+    host.enable();
+    // The next time it takes a second.
+    faults.set_disabling(Readiness::AfterTime(Duration::from_secs(1)));
+    host.reg32(regs::CC).write(0);
+    host.turns(50);
+    assert!(host.csts().rdy());
+    clock.advance(1_000_000_000);
+    host.until("disabled", |host| !host.csts().rdy());
+    faults.set_shutdown(Readiness::AfterTime(Duration::from_secs(5)));
+    host.enable();
+    host.reg32(regs::CC).write(Host::cc().with_shn(regs::SHN_NORMAL).0);
+    host.turns(50);
+    assert_eq!(host.csts().shst(), regs::SHST_OCCURRING);
+    clock.advance(5_000_000_000);
+    host.until("shut down", |host| host.csts().shst() == regs::SHST_COMPLETE);
+}
+
+#[test]
+fn one_that_is_gone_does_nothing_and_goes_on_when_it_is_back() {
+    let (mut host, faults) = host();
+    host.enable();
+    host.create_io(1, 16);
+    faults.command(Match::io(1, nvm::FLUSH).nth(1), CommandFault::Vanish);
+    let lost = host.submit(1, Command::flush(1));
+    host.until("gone", |host| host.csts().is_gone());
+    host.submit(1, Command::flush(1));
+    host.turns(100);
+    assert_eq!((faults.seen(false, nvm::FLUSH), host.controller.flushes()), (1, 0));
+    faults.set_gone(false);
+    assert!(host.csts().rdy());
+    assert!(host.run(1, Command::flush(1)).status().is_success());
+    assert!(host.take(1, lost).is_none());
+}
+
+/// A function that was put back went on with queues in memory that its host had given up.
+#[test]
+fn a_function_that_is_put_back_begins_anew() {
+    let mut host = Host::with_io(options().0);
+    let function = host.controller.soft_function();
+    function.set_present(false);
+    assert!(host.csts().is_gone());
+    host.turns(50);
+    function.set_present(true);
+    assert_eq!(host.function.events().removal.take(), 1);
+    oxblock_pci::enable(host.function.config()).unwrap();
+    host.until("reset", |host| host.csts().0 == 0);
+    assert_eq!((host.reg32(regs::CC).read(), host.reg64(regs::ASQ).read()), (0, 0));
+    host.enable();
+    assert_eq!(host.status(0, Command::delete_sq(1)), Status::INVALID_QID);
 }

@@ -326,7 +326,7 @@ fn faults_become_statuses() {
     let buf = host.alloc(4096);
     let read = Command::read(1, 4, 8).with_prp(iova(&buf), 0);
     let write = Command::write(1, 4, 8, 0).with_prp(iova(&buf), 0);
-    let nvme = Source::Nvme { sct: 2, sc: 0x86, dnr: true };
+    let nvme = Source::Nvme { sct: 2, sc: 0x86, dnr: true, block_shift: 9, words: "" };
     let cases = [
         (read, OpKind::Read, ErrorKind::Media, Source::None, Status::UNRECOVERED_READ_ERROR.dnr()),
         (write, OpKind::Write, ErrorKind::Media, Source::None, Status::WRITE_FAULT.dnr()),

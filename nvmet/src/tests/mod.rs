@@ -7,6 +7,7 @@ mod hostile;
 mod io;
 mod lifecycle;
 mod manage;
+mod memory;
 mod shadow;
 mod threads;
 

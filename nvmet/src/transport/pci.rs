@@ -1,4 +1,5 @@
-//! The controller as a PCI function: registers and doorbells in BAR 0.
+//! The controller as a PCI function: registers and doorbells in BAR 0, memory behind them or in
+//! BAR 2.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +11,7 @@ use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::DOORBELLS;
 use oxblock_pci::soft::{Device, Window};
 
+use crate::bar_memory::BarMemory;
 use crate::doorbells::Doorbells;
 use crate::registers::{Events, Registers, Written};
 
@@ -26,6 +28,7 @@ const NOTICES_MAX: usize = 1024;
 pub(crate) struct Shared {
     pub(crate) registers: Registers,
     pub(crate) doorbells: Doorbells,
+    pub(crate) memory: BarMemory,
     waker: CoreWaker,
     /// The controller has stopped for good: nothing answers.
     stopped: AtomicBool,
@@ -47,10 +50,16 @@ pub(crate) enum Notice {
 
 impl Shared {
     /// To be called on the thread that serves the controller.
-    pub(crate) fn new(registers: Registers, doorbells: Doorbells, waker: CoreWaker) -> Shared {
+    pub(crate) fn new(
+        registers: Registers,
+        doorbells: Doorbells,
+        memory: BarMemory,
+        waker: CoreWaker,
+    ) -> Shared {
         Shared {
             registers,
             doorbells,
+            memory,
             waker,
             stopped: AtomicBool::new(false),
             server: thread::current().id(),
@@ -100,32 +109,38 @@ impl Shared {
 
 impl Device for Shared {
     fn bar_len(&self, bar: u8) -> u64 {
-        if bar != REGISTER_BAR {
-            return 0;
+        let registers = if bar == REGISTER_BAR { DOORBELLS + self.doorbells.span() } else { 0 };
+        match registers.max(self.memory.end(bar)) {
+            0 => 0,
+            end => end.next_power_of_two(),
         }
-        (DOORBELLS + self.doorbells.span()).next_power_of_two()
     }
 
     fn window(&self, bar: u8) -> Option<Window> {
-        self.doorbells.window().filter(|_| bar == REGISTER_BAR).cloned()
+        let doorbells = || self.doorbells.window().filter(|_| bar == REGISTER_BAR);
+        self.memory.window(bar).or_else(doorbells).cloned()
     }
 
-    fn read(&self, _bar: u8, offset: u64, size: u8) -> u64 {
+    fn read(&self, bar: u8, offset: u64, size: u8) -> u64 {
         if self.is_stopped() {
             return u64::MAX >> (64 - 8 * u32::from(size));
         }
-        if offset >= DOORBELLS {
-            // Write-only (PCIe Transport 1.0, 3.1.2).
-            return 0;
+        if offset >= DOORBELLS || bar != REGISTER_BAR {
+            // Doorbells are write-only (PCIe Transport 1.0, 3.1.2).
+            return self.memory.read(bar, offset, size).unwrap_or(0);
         }
         self.registers.read(offset, size)
     }
 
     #[inline]
-    fn write(&self, _bar: u8, offset: u64, size: u8, value: u64) {
+    fn write(&self, bar: u8, offset: u64, size: u8, value: u64) {
+        if bar != REGISTER_BAR {
+            self.memory.write(bar, offset, size, value);
+            return;
+        }
         if offset >= DOORBELLS {
             let rung = size == 4 && self.doorbells.ring(offset - DOORBELLS, value as u32);
-            if !rung {
+            if !rung && !self.memory.write(bar, offset, size, value) {
                 self.registers.raise(Events::INVALID_DOORBELL);
             }
             return self.wake();

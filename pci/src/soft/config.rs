@@ -47,14 +47,15 @@ impl SoftConfig {
         SoftConfig { bytes: Mutex::new(bytes), on_command }
     }
 
-    /// Makes the whole space read as all ones, or undoes that.
+    /// Makes the whole space read as all ones, or undoes that. What comes back has nothing
+    /// enabled.
     pub(super) fn set_present(&self, present: bool) {
-        let command = {
+        {
             let mut bytes = self.lock();
             bytes.present = present;
-            if present { bytes.command() } else { 0 }
-        };
-        (self.on_command)(command);
+            bytes.put(offset::COMMAND, [0; 2]);
+        }
+        (self.on_command)(0);
     }
 
     fn read<const N: usize>(&self, at: u16) -> Result<[u8; N], PciError> {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::RangeInclusive;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use oxblock_mem::{Buf, Cells, DmaMapper, IoVector, Lender, MemError, Region};
@@ -37,6 +37,10 @@ pub struct SoftIommu {
     /// Moves whenever the table does.
     generation: AtomicU64,
     faults: AtomicU64,
+    /// How many mappings fit now.
+    mappings_max: AtomicUsize,
+    /// How many requests to map found no room.
+    refusals: AtomicU64,
     watchers: Mutex<Vec<Watcher>>,
 }
 
@@ -61,6 +65,8 @@ impl SoftIommu {
     #[must_use]
     pub fn new(options: SoftIommuOptions) -> Arc<SoftIommu> {
         Arc::new(SoftIommu {
+            mappings_max: AtomicUsize::new(options.mappings_max),
+            refusals: AtomicU64::new(0),
             options,
             table: Mutex::default(),
             generation: AtomicU64::new(1),
@@ -72,7 +78,8 @@ impl SoftIommu {
     /// A view of the table for one core.
     #[must_use]
     pub fn translator(self: &Arc<SoftIommu>) -> Translator {
-        Translator { iommu: Arc::clone(self), views: Vec::new(), generation: 0, last: 0 }
+        let iommu = Arc::clone(self);
+        Translator { iommu, views: Vec::new(), own: Vec::new(), generation: 0, last: 0 }
     }
 
     /// Lets the function reach memory, or not: while off every translation faults.
@@ -104,6 +111,17 @@ impl SoftIommu {
         self.faults.load(Ordering::Relaxed)
     }
 
+    /// How many mappings fit from now on; those that there are stay.
+    pub fn set_mappings_max(&self, most: usize) {
+        self.mappings_max.store(most, Ordering::Relaxed);
+    }
+
+    /// How many requests to map found no room (ENOSPC).
+    #[must_use]
+    pub fn refusals(&self) -> u64 {
+        self.refusals.load(Ordering::Relaxed)
+    }
+
     /// How many mappings there are.
     #[must_use]
     pub fn mappings(&self) -> usize {
@@ -114,7 +132,8 @@ impl SoftIommu {
         let len = region.len() as u64;
         let last = self.check_range(iova, len)?;
         let mut table = self.lock();
-        if table.mappings.len() >= self.options.mappings_max {
+        if table.mappings.len() >= self.mappings_max.load(Ordering::Relaxed) {
+            self.refusals.fetch_add(1, Ordering::Relaxed);
             return Err(error(
                 libc::ENOSPC,
                 format!("all {} DMA mappings are taken; unmap some", table.mappings.len()),
@@ -234,6 +253,20 @@ impl fmt::Debug for SoftIommu {
     }
 }
 
+/// Memory of a device's own that it reaches at addresses as if it were its host's: a Controller
+/// Memory Buffer. Host memory at the same addresses is out of its reach.
+#[derive(Clone, Debug)]
+pub struct OwnMemory {
+    /// The address of its first byte.
+    pub iova: u64,
+    /// Its length in bytes.
+    pub len: u64,
+    /// What it is a part of.
+    pub region: Region,
+    /// Where in that it begins, in bytes.
+    pub offset: u64,
+}
+
 /// A DMA access that no mapping covers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DmaFault {
@@ -254,6 +287,8 @@ pub struct Translator {
     iommu: Arc<SoftIommu>,
     /// The mappings as of `generation`, sorted by address; none while bus mastering is off.
     views: Vec<View>,
+    /// Memory of the device's own, which bus mastering does not matter to.
+    own: Vec<OwnMemory>,
     generation: u64,
     last: usize,
 }
@@ -262,6 +297,8 @@ pub struct Translator {
 struct View {
     iova: u64,
     len: u64,
+    /// Where in its region it begins: 0 but for memory of the device's own.
+    start: u64,
     lender: Lender,
 }
 
@@ -270,12 +307,18 @@ impl View {
         // SAFETY: this is the device's side of the memory: what is asked for here is what a
         // command or a queue of the host that mapped the region names.
         let lender = unsafe { mapping.region.device_lender() }?;
-        Ok(View { iova: mapping.iova, len: mapping.len, lender })
+        Ok(View { iova: mapping.iova, len: mapping.len, start: 0, lender })
+    }
+
+    fn of_own(own: &OwnMemory) -> Result<View, MemError> {
+        // SAFETY: as above; the memory is the device's.
+        let lender = unsafe { own.region.device_lender() }?;
+        Ok(View { iova: own.iova, len: own.len, start: own.offset, lender })
     }
 
     #[inline]
     fn buf(&self, offset: u64, len: usize) -> Result<Buf, MemError> {
-        self.lender.buf(offset as usize, len)
+        self.lender.buf((self.start + offset) as usize, len)
     }
 
     fn is(&self, mapping: &Mapping) -> bool {
@@ -293,6 +336,14 @@ impl Translator {
             self.refresh();
         }
         changed
+    }
+
+    /// Sets which memory of its own the device reaches, and where, from the next
+    /// [`sync`](Translator::sync) on.
+    pub fn set_own(&mut self, own: Vec<OwnMemory>) {
+        self.own = own;
+        // No generation of the table.
+        self.generation = 0;
     }
 
     /// How many mappings this view holds on to.
@@ -441,12 +492,18 @@ impl Translator {
         };
         let mut old = std::mem::take(&mut self.views);
         let mappings = if table.bus_master { &table.mappings[..] } else { &[] };
-        for mapping in mappings {
+        let own = self.own.iter();
+        let hidden = |m: &Mapping| {
+            own.clone().any(|own| m.iova < own.iova + own.len && own.iova < m.iova + m.len)
+        };
+        for mapping in mappings.iter().filter(|mapping| !hidden(mapping)) {
             let known = old.iter().position(|view| view.is(mapping));
             // A region that is being unregistered is as good as unmapped.
             let view = known.map_or_else(|| View::new(mapping), |at| Ok(old.swap_remove(at)));
             self.views.extend(view);
         }
+        self.views.extend(self.own.iter().filter_map(|own| View::of_own(own).ok()));
+        self.views.sort_unstable_by_key(|view| view.iova);
         self.generation = generation;
         self.last = 0;
     }

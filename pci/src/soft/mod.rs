@@ -14,13 +14,14 @@ mod iommu;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use oxblock_mem::{DmaMapper, Region};
+use oxblock_mem::{Buf, DmaMapper, Region};
 
+use crate::bar::{check_memory, no_memory};
 use crate::{Bar, Command, ConfigSpace, Events, Function, Ids, Interrupts, PciError, PciErrorKind};
 use config::SoftConfig;
 
 pub use interrupts::{Signals, SoftInterrupts};
-pub use iommu::{DmaFault, SoftIommu, SoftIommuOptions, Translator};
+pub use iommu::{DmaFault, OwnMemory, SoftIommu, SoftIommuOptions, Translator};
 
 /// The BAR that holds the MSI-X table and its pending bits.
 pub const MSIX_BAR: u8 = 4;
@@ -42,8 +43,8 @@ pub trait Device: Send + Sync {
     /// Resets the device as a function-level reset does, and returns when it is quiet.
     fn reset(&self);
 
-    /// The part of a BAR that is memory, so that a host in another process can map it. A device
-    /// polls it: nobody tells of writes. Does not change.
+    /// The part of a BAR that is memory, so that a host can map it, one in another process too. A
+    /// device polls it: nobody tells of writes. Does not change.
     fn window(&self, _bar: u8) -> Option<Window> {
         None
     }
@@ -92,6 +93,7 @@ impl SoftFunction {
             device,
             present: AtomicBool::new(true),
             decodes: AtomicBool::new(false),
+            resets: AtomicBool::new(true),
         });
         let msix = Arc::new(MsixBar::new(interrupts.count(), Arc::clone(&shared)));
         bar_len[usize::from(MSIX_BAR)] = msix.len();
@@ -110,13 +112,20 @@ impl SoftFunction {
 
     /// Pulls the function from its bus, or puts it back. While it is absent, configuration
     /// space and BARs read as all ones, writes go nowhere, and it reaches no memory. Pulling it
-    /// signals [`Events::removal`].
+    /// signals [`Events::removal`]; put back, it is as after power-on: its registers are reset,
+    /// memory decoding and bus mastering are off.
     pub fn set_present(&self, present: bool) {
         self.shared.present.store(present, Ordering::Release);
         self.config.set_present(present);
         if !present {
+            self.shared.device.reset();
             self.events.removal.signal();
         }
+    }
+
+    /// Whether a reset of the function works, as it does at first, or fails and changes nothing.
+    pub fn set_reset_works(&self, works: bool) {
+        self.shared.resets.store(works, Ordering::Release);
     }
 
     /// The vectors, as the device signals them.
@@ -178,6 +187,12 @@ impl Function for SoftFunction {
                 format!("{} is gone; nothing is left to reset", self.address),
             ));
         }
+        if !self.shared.resets.load(Ordering::Acquire) {
+            return Err(PciError::new(
+                PciErrorKind::Io,
+                format!("{} did not come back from a reset; power-cycle it", self.address),
+            ));
+        }
         self.shared.device.reset();
         Ok(())
     }
@@ -189,6 +204,8 @@ struct Shared {
     present: AtomicBool,
     /// Memory decoding, from the command register.
     decodes: AtomicBool,
+    /// A reset of the function works.
+    resets: AtomicBool,
 }
 
 impl Shared {
@@ -239,6 +256,18 @@ impl Bar for SoftBar {
             self.shared.device.write(self.index, offset, 8, value);
         }
     }
+
+    /// The same pages at another address: the device's own view of them stays its own.
+    fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError> {
+        check_memory(self, offset, len)?;
+        let window = self.shared.device.window(self.index);
+        let inside = |w: &Window| offset >= w.offset && offset + len <= w.offset + w.len;
+        let window = window.filter(inside).ok_or_else(|| no_memory(offset))?;
+        let (file, at) = window.memory.fd().ok_or_else(|| no_memory(offset))?;
+        let region = Region::import(file, at + offset, len);
+        let buf = region.and_then(|region| region.buf(0, region.len()));
+        buf.map_err(|error| PciError::new(PciErrorKind::Io, error.to_string()))
+    }
 }
 
 /// The MSI-X table and pending bits: kept, and read by nobody here, since vectors are
@@ -287,6 +316,10 @@ impl Bar for MsixBar {
     fn write64(&self, offset: u64, value: u64) {
         self.write32(offset, value as u32);
         self.write32(offset.wrapping_add(4), (value >> 32) as u32);
+    }
+
+    fn memory(&self, offset: u64, _: u64) -> Result<Buf, PciError> {
+        Err(no_memory(offset))
     }
 }
 

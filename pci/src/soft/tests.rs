@@ -102,7 +102,20 @@ fn an_absent_function_reads_as_all_ones() {
     assert!(enable(function.config()).is_err());
     assert!(function.reset().is_err());
     function.set_present(true);
-    assert_eq!(reg.read(), 5);
+    assert_eq!(reg.read(), u32::MAX, "nothing is enabled after power-on");
+    enable(function.config()).unwrap();
+    assert_eq!(reg.read(), 0);
+    assert_eq!(function.events().removal.take(), 1);
+}
+
+#[test]
+fn a_reset_can_fail() {
+    let (function, _, device) = function();
+    function.set_reset_works(false);
+    assert_eq!(function.reset().unwrap_err().kind(), PciErrorKind::Io);
+    assert_eq!(device.resets.load(Ordering::Relaxed), 0);
+    function.set_reset_works(true);
+    function.reset().unwrap();
 }
 
 #[test]
@@ -169,6 +182,73 @@ fn a_translator_follows_the_table() {
     assert!(iommu.faults() >= 5);
 }
 
+/// Registers in BAR 0, and memory from 4 KiB on in BAR 2.
+struct WithMemory(Window);
+
+impl Device for WithMemory {
+    fn bar_len(&self, bar: u8) -> u64 {
+        [32, 0, 0x4000, 0][usize::from(bar)]
+    }
+    fn read(&self, _: u8, _: u64, _: u8) -> u64 {
+        0
+    }
+    fn write(&self, _: u8, _: u64, _: u8, _: u64) {}
+    fn reset(&self) {}
+    fn window(&self, bar: u8) -> Option<Window> {
+        (bar == 2).then(|| self.0.clone())
+    }
+}
+
+#[test]
+fn memory_in_a_bar_is_memory_of_both() {
+    let memory = region(&Memory::new(), 3);
+    let device = WithMemory(Window { offset: 0x1000, len: 0x2000, memory: memory.clone() });
+    let iommu = SoftIommu::new(SoftIommuOptions::default());
+    let interrupts = SoftInterrupts::new(1);
+    let iommu_of_function = Arc::clone(&iommu);
+    let function =
+        SoftFunction::new("soft:0", Arc::new(device), IDS, iommu_of_function, interrupts).unwrap();
+    let bar = function.bar(2).unwrap();
+    for (offset, len) in [(0, 0x1000), (0x1000, 0x3000), (0x3000, 0x1000)] {
+        let kind = bar.memory(offset, len).unwrap_err().kind();
+        assert_eq!(kind, PciErrorKind::NotSupported, "{len:#x} at {offset:#x}");
+    }
+    for (offset, len) in [(0x1000, 0), (0x1008, 8), (0x4000, 0x1000), (u64::MAX - 0xfff, 0x1000)] {
+        let kind = bar.memory(offset, len).unwrap_err().kind();
+        assert_eq!(kind, PciErrorKind::OutOfRange, "{len:#x} at {offset:#x}");
+    }
+    assert!(function.bar(0).unwrap().memory(0, 4096).is_err());
+    let mut hosts = bar.memory(0x2000, 0x1000).unwrap();
+    assert_eq!(hosts.iova(), None);
+    hosts.write_at(8, b"hello");
+
+    // The device reaches it where it was told to, bus mastering or not, and nothing behind it.
+    let mut translator = iommu.translator();
+    let own = OwnMemory { iova: 0x8000, len: 0x2000, region: memory, offset: 0x1000 };
+    translator.set_own(vec![own]);
+    assert!(translator.sync() && !translator.sync());
+    let mut back = [0; 5];
+    translator.read(0x9008, &mut back).unwrap();
+    assert_eq!(&back, b"hello");
+    translator.write(0x8000, &[7]).unwrap();
+    bar.memory(0x1000, 0x1000).unwrap().read_at(0, &mut back[..1]);
+    assert_eq!(back[0], 7);
+    assert!(translator.buf(0x9fff, 2).is_err() && translator.buf(0x7fff, 1).is_err());
+
+    // Host memory at the same addresses is out of reach; next to it is not.
+    enable(function.config()).unwrap();
+    let host = Memory::new();
+    let (over, beside) = (region(&host, 1), region(&host, 1));
+    iommu.map(&over, 0x9000).unwrap();
+    iommu.map(&beside, 0xa000).unwrap();
+    translator.write(0x9008, b"HELLO").unwrap();
+    hosts.read_at(8, &mut back);
+    assert_eq!((&back, translator.mappings()), (b"HELLO", 2));
+    assert!(translator.buf(0xa000, 4096).is_ok());
+    translator.set_own(Vec::new());
+    assert_eq!(translator.buf(0x9000, 1).unwrap().addr(), over.addr());
+}
+
 /// A translator that keeps its copy of the table keeps the memory too: a host that has
 /// unmapped a region could never unregister it while the controller sleeps.
 #[test]
@@ -211,7 +291,10 @@ fn mappings_are_checked() {
     }
     iommu.map(&region, 0x5000).unwrap();
     let full = iommu.map(&region, 0x1_0000).unwrap_err();
-    assert_eq!(full.errno(), libc::ENOSPC);
+    assert_eq!((full.errno(), iommu.refusals()), (libc::ENOSPC, 1));
+    iommu.set_mappings_max(3);
+    iommu.map(&region, 0x1_0000).unwrap();
+    iommu.unmap(0x1_0000, 0x2000).unwrap();
     for (iova, len) in [(0x3000, 0x1000), (0x4000, 0x1000), (0x4000, 0x3000), (0x1000, 0x1000)] {
         assert!(iommu.unmap(iova, len).is_err(), "{iova:#x}");
     }

@@ -5,11 +5,13 @@ use std::os::fd::AsRawFd;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
+use oxblock_mem::{Buf, Region};
 use vfio_bindings::bindings::vfio::{
     VFIO_REGION_INFO_FLAG_MMAP, VFIO_REGION_INFO_FLAG_READ, VFIO_REGION_INFO_FLAG_WRITE,
 };
 
 use super::device::{Device, DeviceRegion};
+use crate::bar::{check_memory, no_memory};
 use crate::{Bar, PciError, PciErrorKind};
 
 /// What `mmap` of a device's file counts in, bytes.
@@ -129,6 +131,18 @@ impl Bar for VfioBar {
             Some(at) => unsafe { at.cast::<u64>().write_volatile(value.to_le()) },
             None => drop(self.device.write(self.offset + offset, value.to_le_bytes())),
         }
+    }
+
+    fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError> {
+        check_memory(self, offset, len)?;
+        let inside = |area: &Area| offset >= area.start && offset + len <= area.start + area.len;
+        if !self.areas.iter().any(inside) {
+            return Err(no_memory(offset));
+        }
+        // A mapping of its own, which keeps the device's file open and outlives this BAR.
+        let region = Region::of_device(self.device.fd(), self.offset + offset, len);
+        let buf = region.and_then(|region| region.buf(0, region.len()));
+        buf.map_err(|error| PciError::new(PciErrorKind::Io, error.to_string()))
     }
 }
 

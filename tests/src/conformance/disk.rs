@@ -34,7 +34,7 @@ impl Disk {
     }
 
     /// The node's limits.
-    pub fn limits(&self) -> &Limits {
+    pub fn limits(&self) -> Arc<Limits> {
         self.node.limits()
     }
 

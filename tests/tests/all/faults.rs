@@ -122,8 +122,8 @@ fn statuses_arrive() {
         let which = Match { opcode: Some(nvm::READ), ..Match::default() };
         // One after the other: a command that one rule answers, the next does not count.
         faults.answer(which.nth(1), 0, Status::new(3, 0).dnr());
-        faults.answer(which.nth(1), 0, Status::UNRECOVERED_READ_ERROR);
-        faults.answer(which.nth(1), 0, Status::CAPACITY_EXCEEDED);
+        faults.answer(which.nth(1), 0, Status::UNRECOVERED_READ_ERROR.dnr());
+        faults.answer(which.nth(1), 0, Status::CAPACITY_EXCEEDED.dnr());
         for kind in [ErrorKind::Io, ErrorKind::Media, ErrorKind::NoSpace] {
             let buf = core.arena().alloc(512, 4096).expect("memory");
             let fault = channel.run(Op::read(1024, buf)).await.result.expect_err("a status");
@@ -199,7 +199,8 @@ fn attach_says_what_is_wrong() {
         faults.patch_identify(1, 512, &[0x55]);
         assert!(refused(&faults).await.to_string().contains("SQES 0x55"));
         faults.set_readiness(Readiness::After(50));
-        faults.answer(Match::admin(admin::CREATE_SQ).nth(1), 0, Status::INVALID_QUEUE_SIZE);
+        let refusal = Status::INVALID_QUEUE_SIZE.dnr();
+        faults.answer(Match::admin(admin::CREATE_SQ).nth(1), 0, refusal);
         let host = Host::attach(&core, target.function(), NvmeOptions::default()).await;
         let host = host.expect("ready after a while");
         let node = Node::new("nvme0n1", host.namespace(1).expect("namespace 1"));

@@ -1,4 +1,5 @@
-//! The two ways of the file driver to the kernel: an io_uring, or threads where it is forbidden.
+//! The ways of the file driver to the kernel: an io_uring, one that polls the device beside one
+//! for what cannot be polled for, or threads where io_uring is forbidden.
 
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -9,13 +10,15 @@ use oxblock_engine::Sleep;
 use oxblock_mem::Region;
 
 use super::Shared;
+use super::polled::Polled;
 use super::syscall::{Call, Lists};
-use super::uring::Ring;
+use super::uring::{Ring, RingKind};
 use super::workers::Workers;
 
 /// A queue's way to the kernel.
 pub(super) enum Calls {
     Ring(Box<Ring>),
+    Polled(Box<Polled>),
     Workers(Workers),
 }
 
@@ -26,7 +29,11 @@ impl Calls {
             Some((threads, cpus)) => {
                 Calls::Workers(Workers::new(shared, usize::from(*threads), *cpus)?)
             }
-            None => Calls::Ring(Box::new(Ring::new(shared, memory)?)),
+            None if shared.hipri => Calls::Polled(Box::new(Polled::new(shared, memory)?)),
+            None => {
+                let kind = RingKind { sqthread_poll: shared.sqthread_poll, polled: false };
+                Calls::Ring(Box::new(Ring::new(shared, kind, memory)?))
+            }
         })
     }
 
@@ -34,6 +41,7 @@ impl Calls {
     pub(super) fn lists(&mut self) -> &mut Lists {
         match self {
             Calls::Ring(ring) => ring.lists(),
+            Calls::Polled(polled) => polled.lists(),
             Calls::Workers(workers) => workers.lists(),
         }
     }
@@ -44,14 +52,17 @@ impl Calls {
     pub(super) fn push(&mut self, slot: u16, call: Call) -> Option<u64> {
         match self {
             Calls::Ring(ring) => ring.push(slot, call),
+            Calls::Polled(polled) => polled.push(slot, call),
             Calls::Workers(workers) => workers.push(slot, call).then_some(0),
         }
     }
 
-    /// Asks that the slot's call end early. A thread's call cannot.
+    /// Asks that the slot's call end early. A thread's call cannot, nor one that is polled for.
     pub(super) fn cancel(&mut self, slot: u16) {
-        if let Calls::Ring(ring) = self {
-            ring.cancel(slot);
+        match self {
+            Calls::Ring(ring) => ring.cancel(slot),
+            Calls::Polled(polled) => polled.cancel(slot),
+            Calls::Workers(_) => {}
         }
     }
 
@@ -59,6 +70,7 @@ impl Calls {
     pub(super) fn cancel_all(&mut self) {
         match self {
             Calls::Ring(ring) => ring.cancel_all(),
+            Calls::Polled(polled) => polled.cancel_all(),
             Calls::Workers(workers) => workers.cancel_all(),
         }
     }
@@ -71,6 +83,7 @@ impl Calls {
                 true => ring.enter(),
                 false => Ok(()),
             },
+            Calls::Polled(polled) => polled.enter(),
             Calls::Workers(workers) => {
                 workers.enter();
                 Ok(())
@@ -78,11 +91,22 @@ impl Calls {
         }
     }
 
-    /// How many calls were taken: those with a lower number than this.
-    pub(super) fn taken(&mut self) -> u64 {
+    /// As [`enter`](Self::enter), before results are taken: lets the kernel post what it has put
+    /// off, and look at a device that is polled.
+    #[inline]
+    pub(super) fn look(&mut self) -> Result<(), i32> {
         match self {
-            Calls::Ring(ring) => ring.taken(),
-            Calls::Workers(_) => u64::MAX,
+            Calls::Polled(polled) => polled.look(),
+            _ => self.enter(),
+        }
+    }
+
+    /// Whether the kernel has taken the call of this number.
+    pub(super) fn is_taken(&mut self, number: u64) -> bool {
+        match self {
+            Calls::Ring(ring) => number < ring.taken(),
+            Calls::Polled(polled) => polled.is_taken(number),
+            Calls::Workers(_) => true,
         }
     }
 
@@ -91,6 +115,7 @@ impl Calls {
     pub(super) fn reap(&mut self) -> Option<(u16, i32)> {
         match self {
             Calls::Ring(ring) => ring.reap(),
+            Calls::Polled(polled) => polled.reap(),
             Calls::Workers(workers) => workers.reap(),
         }
     }
@@ -100,8 +125,14 @@ impl Calls {
     pub(super) fn in_kernel(&self) -> usize {
         match self {
             Calls::Ring(ring) => ring.in_kernel(),
+            Calls::Polled(polled) => polled.in_kernel(),
             Calls::Workers(workers) => workers.outstanding(),
         }
+    }
+
+    /// Whether calls are under way whose results turn up only if they are looked for.
+    pub(super) fn must_be_polled(&self) -> bool {
+        matches!(self, Calls::Polled(polled) if polled.is_polling())
     }
 
     /// Hands on all queued calls and sleeps until there is a result, `event` turns readable or the
@@ -109,7 +140,7 @@ impl Calls {
     pub(super) fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
         match self {
             Calls::Ring(ring) => ring.wait(event, timeout),
-            Calls::Workers(_) => false,
+            Calls::Polled(_) | Calls::Workers(_) => false,
         }
     }
 
@@ -117,6 +148,7 @@ impl Calls {
     pub(super) fn sleep(&mut self) -> Sleep<'_> {
         match self {
             Calls::Ring(ring) => Sleep::Fd(ring.fd()),
+            Calls::Polled(polled) => polled.sleep(),
             Calls::Workers(workers) => workers.sleep().map_or(Sleep::Never, Sleep::Fd),
         }
     }

@@ -1,7 +1,7 @@
 //! What the host says of a block device.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use oxblock_engine::{Error, ErrorKind};
@@ -37,9 +37,7 @@ impl Device {
             Error::from_io(text, e)
         };
         let told = probe::device_size(file).map_err(fail)?;
-        let rdev = file.metadata().map_err(fail)?.rdev();
-        let number = format!("{}:{}", libc::major(rdev), libc::minor(rdev));
-        let queue = Queue::of(&Path::new("/sys/dev/block").join(number));
+        let queue = Queue::of_number(file.metadata().map_err(fail)?.rdev());
         queue.refuse_zones(path)?;
         Ok(Device {
             discard_max: queue.number("discard_max_bytes"),
@@ -52,10 +50,25 @@ impl Device {
     }
 }
 
+/// Whether a block device, or the one under a regular file, has queues to be polled. `None` where
+/// nobody says: a file system over several devices, or over none.
+pub(super) fn has_poll_queues(file: &File) -> Option<bool> {
+    let metadata = file.metadata().ok()?;
+    let is_device = metadata.file_type().is_block_device();
+    let number = if is_device { metadata.rdev() } else { metadata.dev() };
+    Queue::of_number(number).word("io_poll").map(|word| word != "0")
+}
+
 /// The folder in which sysfs describes a device's queue.
 struct Queue(PathBuf);
 
 impl Queue {
+    /// That of the device of this number.
+    fn of_number(number: u64) -> Queue {
+        let number = format!("{}:{}", libc::major(number), libc::minor(number));
+        Queue::of(&Path::new("/sys/dev/block").join(number))
+    }
+
     /// That of the device of this folder; a partition's is its disk's.
     fn of(device: &Path) -> Queue {
         let is_partition = device.join("partition").exists();

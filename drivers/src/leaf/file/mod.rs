@@ -13,6 +13,9 @@
 //! mounted it. Zoned devices are refused. A discard goes to the device if it can zero ranges
 //! (io_uring has no other discard) or if threads make the calls.
 //!
+//! Direct I/O may poll the device for what ends (`hipri`), where it has queues for that, instead of
+//! having it interrupt.
+//!
 //! A flush is an fdatasync, and covers the writes that completed before it. Once one has
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
@@ -20,6 +23,7 @@
 mod backing;
 mod calls;
 mod device;
+mod polled;
 mod probe;
 mod queue;
 mod syscall;
@@ -38,6 +42,7 @@ use backing::Backing;
 use probe::Cpus;
 use queue::FileQueue;
 use syscall::AtOnce;
+use uring::RingKind;
 
 /// Which file or block device to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,6 +72,11 @@ pub struct FileOptions {
     /// system calls while it is awake, at the cost of the processor that it polls on. Where the
     /// kernel refuses, [`Driver::notice`] says so and there is none.
     pub sqthread_poll: bool,
+    /// Whether the device is polled for the ends of reads and writes (IORING_SETUP_IOPOLL) instead
+    /// of interrupting: with `direct` alone, and where the device has queues to be polled, which
+    /// nvme has with its parameter `poll_queues`. Where the kernel takes such calls and has the
+    /// device interrupt all the same, [`Driver::notice`] says so.
+    pub hipri: bool,
 }
 
 /// How the file driver's calls are made.
@@ -95,6 +105,7 @@ impl FileOptions {
             at_once: true,
             engine: FileEngine::Best,
             sqthread_poll: false,
+            hipri: false,
         }
     }
 }
@@ -113,14 +124,21 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     }
     let (workers, mut notice) = workers(&options)?;
     let mut sqthread_poll = options.sqthread_poll && workers.is_none();
-    if sqthread_poll && let Err(error) = uring::try_out(true) {
+    let with_thread = RingKind { sqthread_poll: true, polled: options.hipri };
+    if sqthread_poll && let Err(error) = uring::try_out(with_thread) {
         sqthread_poll = false;
         let path = options.path.display();
         notice = Some(format!(
             "file {path}: this kernel lets us have no thread that polls for calls ({error}): we make them; run as root, or leave sqthread_poll out"
         ));
     }
+    if options.hipri {
+        can_poll(&options, workers.is_some())?;
+    }
     let backing = Backing::open(&options, workers.is_some())?;
+    if options.hipri {
+        notice = try_polling(&options.path, &backing)?.or(notice);
+    }
     let at_once = match options.direct || !options.at_once {
         true => None,
         false => probe::at_once(&backing.file),
@@ -133,6 +151,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         at_once,
         workers,
         sqthread_poll,
+        hipri: options.hipri,
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
     };
@@ -152,7 +171,7 @@ fn workers(options: &FileOptions) -> Result<(Option<Threads>, Option<String>), E
     let forbidden = match options.engine {
         FileEngine::Uring => return Ok((None, None)),
         FileEngine::Workers => None,
-        FileEngine::Best => match uring::try_out(false) {
+        FileEngine::Best => match uring::try_out(RingKind::default()) {
             Err(e) if is_forbidden(&e) => Some(ring_hint(&e)),
             // Any other failure is told where the queue is opened.
             _ => return Ok((None, None)),
@@ -166,6 +185,50 @@ fn workers(options: &FileOptions) -> Result<(Option<Threads>, Option<String>), E
         )
     });
     Ok((Some((WORKERS, cpus)), notice))
+}
+
+/// Refuses to poll where that cannot be, whatever the file is.
+fn can_poll(options: &FileOptions, by_threads: bool) -> Result<(), Error> {
+    let path = options.path.display();
+    if !options.direct {
+        let text = "hipri polls the device for what goes past the page cache: open it with direct \
+                    I/O (direct), or leave hipri out";
+        return Err(Error::new(ErrorKind::Invalid, format!("file {path}: {text}")));
+    }
+    if by_threads {
+        let text = "hipri needs io_uring, and threads make the calls; leave hipri out";
+        return Err(Error::new(ErrorKind::NotSupported, format!("file {path}: {text}")));
+    }
+    Ok(())
+}
+
+/// Tries a read that is polled for. What to say where it interrupts all the same.
+///
+/// # Errors
+/// The kernel takes no such read of this file.
+fn try_polling(path: &Path, backing: &Backing) -> Result<Option<String>, Error> {
+    const MEND: &str = "give its driver queues to poll (load nvme with poll_queues=1, or boot with \
+                        nvme.poll_queues=1), or leave hipri out";
+    let shown = path.display();
+    let block = backing.direct_block.unwrap_or(4096) as usize;
+    match uring::try_polling(&backing.file, block) {
+        Ok(()) if device::has_poll_queues(&backing.file) == Some(false) => Ok(Some(format!(
+            "file {shown}: its device has no queues to poll, and interrupts in spite of hipri; {MEND}"
+        ))),
+        Ok(()) => Ok(None),
+        Err(error) if is_unpolled(&error) => {
+            let text = format!("file {shown}: it cannot be polled for what ends (hipri); {MEND}");
+            Err(Error::new(ErrorKind::NotSupported, text))
+        }
+        Err(error) => {
+            let text = format!("file {shown}: cannot try a read that is polled for (hipri)");
+            Err(Error::from_io(text, error))
+        }
+    }
+}
+
+fn is_unpolled(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::EINVAL))
 }
 
 fn is_forbidden(error: &io::Error) -> bool {
@@ -194,6 +257,8 @@ struct Shared {
     workers: Option<Threads>,
     /// A thread of the kernel takes the calls off the ring.
     sqthread_poll: bool,
+    /// The device is polled for the ends of reads and writes.
+    hipri: bool,
     queue_depth: u16,
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,
@@ -283,6 +348,34 @@ mod tests {
             let text = error.to_string();
             assert!(text.contains("/x") && text.contains("io_uring"), "{text}");
             assert!(text.contains(hint), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_device_that_cannot_be_polled_is_refused_with_a_way_out() {
+        let directory = tempfile::tempdir().expect("a folder");
+        let path = directory.path().join("disk");
+        let hipri = |direct, engine| FileOptions {
+            size: Some(1 << 20),
+            direct,
+            engine,
+            hipri: true,
+            ..FileOptions::new(&path)
+        };
+        let refused = |options| open(options).err().expect("a refusal");
+        let error = refused(hipri(false, FileEngine::Uring));
+        assert_eq!(error.kind(), ErrorKind::Invalid);
+        assert!(error.to_string().contains("direct"), "{error}");
+        let error = refused(hipri(true, FileEngine::Workers));
+        assert!(error.to_string().contains("io_uring"), "{error}");
+        assert!(!path.exists(), "nothing is made for what is refused");
+        // What the host's own disk says is its own affair; it says how to mend it.
+        let said = match open(hipri(true, FileEngine::Uring)) {
+            Err(error) => Some(error.to_string()),
+            Ok(driver) => driver.notice().map(str::to_owned),
+        };
+        if let Some(said) = said {
+            assert!(said.contains("poll_queues") || said.contains("direct"), "{said}");
         }
     }
 }

@@ -304,21 +304,30 @@ impl FileQueue {
 
     /// One system call, if there is anything to say.
     fn enter(&mut self, pass: &mut Pass) {
+        self.enter_by(Calls::enter, pass);
+    }
+
+    /// As [`enter`](Self::enter), before results are taken.
+    fn look(&mut self, pass: &mut Pass) {
+        self.enter_by(Calls::look, pass);
+    }
+
+    #[inline]
+    fn enter_by(&mut self, how: impl FnOnce(&mut Calls) -> Result<(), i32>, pass: &mut Pass) {
         self.unsent = 0;
         if self.broken.is_some() {
             return;
         }
-        if let Err(errno) = self.calls.enter() {
+        if let Err(errno) = how(&mut self.calls) {
             self.broken = Some(errno);
             self.fail_untaken(errno, pass);
         }
     }
 
     fn fail_untaken(&mut self, errno: i32, pass: &mut Pass) {
-        let taken = self.calls.taken();
         for slot in 0..self.entries.len() {
             let e = &self.entries[slot];
-            if e.token.is_some() && e.call >= taken {
+            if e.token.is_some() && !self.calls.is_taken(e.call) {
                 let fault = Fault::errno(errno, e.offset);
                 self.finish(slot as u16, Err(fault), pass);
             }
@@ -428,8 +437,7 @@ impl Queue for FileQueue {
         if self.calls.in_kernel() == 0 {
             return 0;
         }
-        // Entering first lets the kernel post what it has put off.
-        self.enter(pass);
+        self.look(pass);
         let finished = self.reap(pass);
         self.enter(pass);
         finished
@@ -451,7 +459,7 @@ impl Queue for FileQueue {
     /// With few in flight, their latency is what somebody waits for; with many, it is the
     /// processor's time that counts, which a disk is too slow to be polled for.
     fn is_worth_polling(&self) -> bool {
-        self.in_flight() < FEW
+        self.in_flight() < FEW || self.calls.must_be_polled()
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
@@ -468,7 +476,7 @@ impl Queue for FileQueue {
             self.stopping = true;
             self.calls.cancel_all();
         }
-        self.enter(pass);
+        self.look(pass);
         self.reap(pass);
         self.in_flight() == 0
     }

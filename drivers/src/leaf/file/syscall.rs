@@ -143,6 +143,15 @@ impl Lists {
         request.data.pieces().all(|piece| list.push(piece.addr(), piece.len()))
     }
 
+    /// Makes the slot's list the same as another.
+    pub(super) fn copy(&mut self, slot: u16, from: &[libc::iovec]) {
+        let list = &mut self.0[usize::from(slot)];
+        list.clear();
+        for piece in from.iter().take(SEGMENTS_MAX) {
+            list.push_apart(piece.iov_base.cast(), piece.iov_len);
+        }
+    }
+
     /// Points the slot's list at zeroes, to be written, and returns how many.
     pub(super) fn load_zeroes(&mut self, slot: u16, len: u64) -> u64 {
         let list = &mut self.0[usize::from(slot)];

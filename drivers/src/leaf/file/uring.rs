@@ -2,6 +2,7 @@
 //! the lists are freed only once `in_kernel` is zero, and leaked otherwise.
 #![allow(unsafe_code)]
 
+use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -30,6 +31,18 @@ pub(super) struct Ring {
     pushed: u64,
     /// The descriptor that the ring watches for the reactor.
     watched: Option<RawFd>,
+    /// Results turn up only while the ring is entered, which then polls the device.
+    polls: bool,
+}
+
+/// How a ring is set up.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RingKind {
+    /// A thread of the kernel takes the calls (IORING_SETUP_SQPOLL).
+    pub(super) sqthread_poll: bool,
+    /// The device is polled for results (IORING_SETUP_IOPOLL): reads and writes of direct I/O
+    /// alone.
+    pub(super) polled: bool,
 }
 
 impl Ring {
@@ -37,9 +50,9 @@ impl Ring {
     ///
     /// `memory`, from which most requests' memory comes, is registered where the limit of locked
     /// memory allows: the kernel then need not look up its pages for each call.
-    pub(super) fn new(shared: &Shared, memory: Option<Region>) -> io::Result<Self> {
+    pub(super) fn new(shared: &Shared, kind: RingKind, memory: Option<Region>) -> io::Result<Self> {
         let depth = shared.queue_depth;
-        let uring = build(u32::from(depth), shared.sqthread_poll)?;
+        let uring = build(u32::from(depth), kind)?;
         uring.submitter().register_files(&[shared.file.as_raw_fd()])?;
         let fixed = memory.filter(|region| register(&uring, region).is_ok());
         Ok(Self {
@@ -49,6 +62,8 @@ impl Ring {
             in_kernel: 0,
             pushed: 0,
             watched: None,
+            // Otherwise the kernel's thread polls.
+            polls: kind.polled && !kind.sqthread_poll,
         })
     }
 
@@ -83,6 +98,11 @@ impl Ring {
     pub(super) fn wants_enter(&mut self) -> bool {
         let sq = self.uring.submission();
         !sq.is_empty() || sq.taskrun() || sq.cq_overflow()
+    }
+
+    /// Whether the kernel must be entered for results to turn up.
+    pub(super) fn wants_look(&mut self) -> bool {
+        self.wants_enter() || (self.polls && self.in_kernel > 0)
     }
 
     /// Hands all queued calls to the kernel: one system call. A busy kernel is no error; it
@@ -266,11 +286,14 @@ fn register(uring: &IoUring, region: &Region) -> io::Result<()> {
 ///
 /// With `sqthread_poll` a thread of the kernel takes the calls, and sleeps when it has found none
 /// for [`SQTHREAD_IDLE_MS`].
-fn build(depth: u32, sqthread_poll: bool) -> io::Result<IoUring> {
+fn build(depth: u32, kind: RingKind) -> io::Result<IoUring> {
     let entries = depth.next_power_of_two() * 2;
     let mut builder = IoUring::builder();
     builder.dontfork().setup_clamp();
-    if sqthread_poll {
+    if kind.polled {
+        builder.setup_iopoll();
+    }
+    if kind.sqthread_poll {
         return builder.setup_sqpoll(SQTHREAD_IDLE_MS).build(entries);
     }
     match builder.clone().setup_coop_taskrun().setup_taskrun_flag().build(entries) {
@@ -284,8 +307,32 @@ fn build(depth: u32, sqthread_poll: bool) -> io::Result<IoUring> {
 const SQTHREAD_IDLE_MS: u32 = 100;
 
 /// Makes a ring and gives it back: is it allowed?
-pub(super) fn try_out(sqthread_poll: bool) -> io::Result<()> {
-    build(1, sqthread_poll).map(drop)
+pub(super) fn try_out(kind: RingKind) -> io::Result<()> {
+    build(1, kind).map(drop)
+}
+
+/// Reads the first `block` bytes, up to 64 KiB, of a file that is open for direct I/O, through a
+/// ring that polls: do its device and file system take that? `EOPNOTSUPP` or `EINVAL` where they
+/// do not.
+pub(super) fn try_polling(file: &File, block: usize) -> io::Result<()> {
+    #[repr(align(65536))]
+    struct Room([u8; 64 << 10]);
+    let mut uring = build(1, RingKind { polled: true, sqthread_poll: false })?;
+    // On every early way out it is leaked, since the kernel may be writing to it.
+    let mut room = ManuallyDrop::new(Box::new(Room([0; 64 << 10])));
+    let len = block.clamp(512, room.0.len()) as u32;
+    let fd = types::Fd(file.as_raw_fd());
+    let read = opcode::Read::new(fd, room.0.as_mut_ptr(), len).build();
+    // SAFETY: the room is given back only once the kernel is done with it.
+    unsafe { uring.submission().push(&read) }.map_err(io::Error::other)?;
+    let result = loop {
+        no_error_if_busy(uring.submit_and_wait(1)).map_err(io::Error::from_raw_os_error)?;
+        if let Some(cqe) = uring.completion().next() {
+            break cqe.result();
+        }
+    };
+    drop(ManuallyDrop::into_inner(room));
+    if result < 0 { Err(io::Error::from_raw_os_error(-result)) } else { Ok(()) }
 }
 
 fn no_error_if_busy(result: io::Result<usize>) -> Result<(), i32> {

@@ -37,6 +37,8 @@ const RETRY_INTERVAL: Duration = Duration::from_micros(50);
 pub(super) struct Admin {
     /// Commands that somebody waits for; asynchronous event requests do not count.
     outstanding: AtomicUsize,
+    /// Aborts that may be in flight at once: ACL + 1 (row 20).
+    aborts_max: AtomicUsize,
     inner: Mutex<Inner>,
     home: CoreWaker,
     hardware: Arc<Hardware>,
@@ -56,14 +58,26 @@ struct Inner {
     hardware: Arc<Hardware>,
 }
 
+/// What a command is to whoever keeps count of it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// Somebody waits for it.
+    Awaited,
+    /// An asynchronous event request: it may take for ever.
+    Background,
+    /// An abort.
+    Abort,
+}
+
 struct Slot {
     cid: u16,
     next_cid: u16,
-    /// An asynchronous event request: it may take for ever.
-    background: bool,
+    kind: Kind,
     /// Whoever waited is gone; the slot keeps the memory until the controller is done with it.
     detached: bool,
-    done: Option<Completion>,
+    /// The identifier of the command that ended last, until whoever waits for it has looked; and
+    /// its completion, unless a reset ended it.
+    ended: Option<(u16, Option<Completion>)>,
     waker: Option<Waker>,
     buf: Option<Buf>,
 }
@@ -88,9 +102,9 @@ impl Admin {
         let slot = |cid| Slot {
             cid: IDLE,
             next_cid: cid,
-            background: false,
+            kind: Kind::Awaited,
             detached: false,
-            done: None,
+            ended: None,
             waker: None,
             buf: None,
         };
@@ -108,6 +122,7 @@ impl Admin {
         };
         Ok(Arc::new(Self {
             outstanding: AtomicUsize::new(0),
+            aborts_max: AtomicUsize::new(1),
             inner: Mutex::new(inner),
             home: core.waker(),
             hardware: hardware.clone(),
@@ -117,7 +132,7 @@ impl Admin {
 
     /// Values of AQA, ASQ and ACQ. From here on the controller counts as knowing the queues.
     pub fn expose(&self) -> Result<(u32, u64, u64), Error> {
-        let mut inner = self.lock();
+        let inner = self.lock();
         let asq = inner.memory.iova_of(inner.sq.words())?;
         let acq = inner.memory.iova_of(inner.cq.words())?;
         inner.memory.expose();
@@ -156,7 +171,7 @@ impl Admin {
         let deadline_ns = core.now().saturating_add(timeout_ns);
         let mut buf = buf;
         let ticket = loop {
-            if let Some(ticket) = self.start(command, &mut buf, false)? {
+            if let Some(ticket) = self.start(command, &mut buf, Kind::Awaited)? {
                 break ticket;
             }
             if core.now() >= deadline_ns {
@@ -179,7 +194,7 @@ impl Admin {
 
     /// Carries out a command that may take for ever: an asynchronous event request.
     pub async fn execute_background(self: &Arc<Self>, command: Command) -> Result<Done, Error> {
-        let Some(ticket) = self.start(command, &mut None, true)? else {
+        let Some(ticket) = self.start(command, &mut None, Kind::Background)? else {
             let text = "the admin queue has no room for an asynchronous event request";
             return Err(Error::new(ErrorKind::Busy, text));
         };
@@ -195,22 +210,50 @@ impl Admin {
         self: &Arc<Self>,
         command: Command,
         buf: &mut Option<Buf>,
-        background: bool,
+        kind: Kind,
     ) -> Result<Option<Ticket>, Error> {
         let mut inner = self.lock();
-        if inner.closed || self.hardware.is_quiet() {
-            return Err(Error::from(self.hardware.health().fault(0)));
+        let health = self.hardware.health();
+        if inner.closed || !health.takes_admin() {
+            return Err(Error::from(health.fault(0)));
         }
-        let Some((index, cid)) = inner.push(command, buf, background) else {
+        let Some((index, cid)) = inner.push(command, buf, kind) else {
             return Ok(None);
         };
-        if !background {
+        if kind != Kind::Background {
             self.outstanding.fetch_add(1, Ordering::SeqCst);
         }
         drop(inner);
         // The home core polls while something is outstanding.
         self.home.wake();
         Ok(Some(Ticket { admin: self.clone(), index, cid }))
+    }
+
+    /// Asks the controller to abort an I/O command, unless as many aborts are in flight as it takes
+    /// at once. Whether it was asked; what comes of it, the command's completion tells.
+    pub fn start_abort(self: &Arc<Self>, qid: u16, cid: u16) -> bool {
+        if self.lock().aborts() >= self.aborts_max.load(Ordering::Relaxed) {
+            return false;
+        }
+        let ticket = self.start(Command::abort(qid, cid), &mut None, Kind::Abort);
+        matches!(ticket, Ok(Some(_)))
+    }
+
+    /// The Abort Command Limit that the controller reports, 0's based.
+    pub fn set_abort_limit(&self, acl: u8) {
+        self.aborts_max.store(usize::from(acl) + 1, Ordering::Relaxed);
+    }
+
+    /// After the controller was disabled: commands in flight end without a completion, and the
+    /// rings are as new.
+    pub fn restart(&self) {
+        let mut inner = self.lock();
+        inner.sq.reset();
+        inner.cq.reset();
+        for slot in inner.slots.iter_mut().filter(|slot| slot.cid != IDLE) {
+            slot.end(None);
+        }
+        self.outstanding.store(0, Ordering::SeqCst);
     }
 
     /// How long a command may take that says nothing else.
@@ -257,7 +300,7 @@ impl Admin {
             Err(error) => return error,
             Ok(csts) => format!(
                 "admin command {opcode:02x}h got no answer in {timeout:?} (CSTS {:#x}); the \
-                 controller is being disabled",
+                 controller is being reset",
                 csts.0
             ),
         };
@@ -274,9 +317,9 @@ impl Inner {
         &mut self,
         command: Command,
         buf: &mut Option<Buf>,
-        background: bool,
+        kind: Kind,
     ) -> Option<(usize, u16)> {
-        let idle = |slot: &Slot| slot.cid == IDLE && slot.done.is_none();
+        let idle = |slot: &Slot| slot.cid == IDLE && slot.ended.is_none();
         let index = self.slots.iter().position(idle)?;
         let slot = self.slots.get_mut(index)?;
         let cid = slot.next_cid;
@@ -284,7 +327,7 @@ impl Inner {
             return None;
         }
         slot.cid = cid;
-        slot.background = background;
+        slot.kind = kind;
         slot.detached = false;
         slot.buf = buf.take();
         if let Some((old, new)) = self.sq.pending() {
@@ -306,7 +349,7 @@ impl Inner {
             }
         }
         if let Some((old, new)) = self.cq.pending()
-            && !self.hardware.is_quiet()
+            && self.hardware.health().takes_admin()
         {
             self.cq_doorbell.ring(old, new);
             self.cq.rang();
@@ -330,20 +373,34 @@ impl Inner {
         if slot.cid != entry.cid() {
             return false;
         }
-        slot.cid = IDLE;
-        slot.next_cid = slot.next_cid.wrapping_add(1 << INDEX_BITS);
-        if !slot.background {
+        if slot.kind != Kind::Background {
             outstanding.fetch_sub(1, Ordering::SeqCst);
         }
-        if slot.detached {
-            slot.buf = None;
-        } else {
-            slot.done = Some(entry);
-            if let Some(waker) = slot.waker.take() {
-                waker.wake();
-            }
-        }
+        slot.end(Some(entry));
         believed
+    }
+}
+
+impl Inner {
+    /// Aborts in flight.
+    fn aborts(&self) -> usize {
+        self.slots.iter().filter(|slot| slot.cid != IDLE && slot.kind == Kind::Abort).count()
+    }
+}
+
+impl Slot {
+    /// The command in flight has ended: with its completion, or by a reset.
+    fn end(&mut self, completion: Option<Completion>) {
+        let cid = std::mem::replace(&mut self.cid, IDLE);
+        self.next_cid = self.next_cid.wrapping_add(1 << INDEX_BITS);
+        if self.detached {
+            self.buf = None;
+            return;
+        }
+        self.ended = Some((cid, completion));
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
     }
 }
 
@@ -370,19 +427,28 @@ impl Ticket {
     /// The outcome, if there is one; else the waker is woken when there is.
     pub fn poll(&self, waker: Option<&Waker>) -> Option<Result<Done, Error>> {
         let mut inner = self.admin.lock();
-        inner.reap(&self.admin.outstanding);
-        let closed = inner.closed || self.admin.hardware.is_quiet();
+        let health = self.admin.hardware.health();
+        if !health.is_quiet() {
+            inner.reap(&self.admin.outstanding);
+        }
+        let closed = inner.closed || !health.takes_admin();
         let slot = inner.slots.get_mut(self.index)?;
         if slot.cid == self.cid {
             if closed {
-                return Some(Err(Error::from(self.admin.hardware.health().fault(0))));
+                return Some(Err(Error::from(health.fault(0))));
             }
             slot.waker = waker.cloned();
             return None;
         }
-        let completion = slot.done.take_if(|done| done.cid() == self.cid)?;
+        let (_, completion) = slot.ended.take_if(|(cid, _)| *cid == self.cid)?;
         let buf = slot.buf.take();
-        Some(Ok(Done { completion, buf }))
+        Some(match completion {
+            Some(completion) => Ok(Done { completion, buf }),
+            None => {
+                let text = "the controller was reset before it answered this admin command";
+                Err(Error::new(ErrorKind::Io, text))
+            }
+        })
     }
 }
 
@@ -396,8 +462,8 @@ impl Drop for Ticket {
         if slot.cid == self.cid {
             slot.waker = None;
             slot.detached = true;
-        } else if slot.done.is_some_and(|done| done.cid() == self.cid) {
-            slot.done = None;
+        } else if slot.ended.is_some_and(|(cid, _)| cid == self.cid) {
+            slot.ended = None;
             slot.buf = None;
         }
     }

@@ -40,6 +40,11 @@ impl Commands {
         Ok(Commands { shape, lists_iova: memory.iova_of(&lists)?, lists })
     }
 
+    /// Log2 of the namespace's block size.
+    pub fn block_shift(&self) -> u8 {
+        self.shape.block_shift as u8
+    }
+
     /// The command for a request, with lists in the page of the tracker `index`. None if there is
     /// nothing to send.
     #[inline]

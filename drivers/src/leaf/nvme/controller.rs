@@ -15,12 +15,17 @@ use oxblock_pci::{Function, Ids};
 
 use super::admin::Admin;
 use super::doorbell::ShadowPages;
+use super::ending::DELETE_NS;
 use super::events::{self, EventLog, EventRecord};
-use super::hardware::{Hardware, Health, pci_error};
-use super::home::HomePoller;
+use super::hardware::{Hardware, pci_error};
+use super::health::Health;
+use super::home::{HomePoller, Ward};
 use super::lending::Lender;
-use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo};
-use super::queue_pair::{self, DELETE_NS, QueueCounters};
+use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo, Shape};
+use super::queue_pair::{self, QueueCounters};
+use super::recovery::{self, Recovery};
+use super::retry::Patience;
+use super::station::Stations;
 use super::{NvmeOptions, identify};
 
 /// The PCI class of an NVMe I/O controller.
@@ -39,13 +44,15 @@ pub struct Controller {
     attachment: HeldAttachment,
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
-    /// Kept for back ends that end their device with it.
-    _function: Arc<dyn Function>,
+    function: Arc<dyn Function>,
+    options: NvmeOptions,
     identity: Identity,
     namespaces: Mutex<Found>,
-    sgl: bool,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
+    stations: Stations,
+    recovery: Recovery,
+    patience: Patience,
     /// Queue pairs that can be shared.
     lenders: Mutex<Vec<Arc<Lender>>>,
     /// Queue pairs that only others than their own core still need.
@@ -79,7 +86,8 @@ pub struct Identity {
     pub shadow_doorbells: bool,
 }
 
-/// What a controller did that it should not have, and other counts.
+/// What a controller did that it should not have, and what became of it. Spurious completions are
+/// `bad_cid`, `bad_sqid` and `bad_admin`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ControllerStats {
     /// Completions of I/O queues whose command identifier was out of range, idle, or of another
@@ -91,6 +99,18 @@ pub struct ControllerStats {
     pub bad_sqid: u64,
     /// Completions of the admin queue that were not believed, for either reason.
     pub bad_admin: u64,
+    /// Resets of the controller that brought it back, asked for or not.
+    pub resets: u64,
+    /// Resets that did not.
+    pub failed_resets: u64,
+    /// I/O commands that were not answered in time.
+    pub timeouts: u64,
+    /// Aborts of I/O commands that the controller was asked for.
+    pub aborts: u64,
+    /// I/O commands that were sent again.
+    pub retries: u64,
+    /// Completions of I/O commands that came after their time, but came.
+    pub late_completions: u64,
     /// Asynchronous events.
     pub events: u64,
     /// I/O queue pairs in use.
@@ -153,8 +173,9 @@ impl Controller {
     /// The controller refuses to list them, or fails.
     pub async fn rescan(&self, core: &Core) -> Result<Vec<u32>, Error> {
         let found = async {
+            self.settled(core).await?;
             let page = identify::controller(core, &self.admin).await?;
-            find_namespaces(core, &self.admin, &self.hardware, self.sgl, &page).await
+            find_namespaces(core, &self.admin, &self.hardware, self.options.sgl, &page).await
         };
         let found = found.await.map_err(|error: Error| error.context(self.name()))?;
         *self.found() = found;
@@ -194,6 +215,12 @@ impl Controller {
             bad_sqhd: load(&self.counters.bad_sqhd),
             bad_sqid: load(&self.counters.bad_sqid),
             bad_admin: self.admin.rejected(),
+            resets: load(&self.recovery.done),
+            failed_resets: load(&self.recovery.failed),
+            timeouts: load(&self.counters.timeouts),
+            aborts: load(&self.counters.aborts),
+            retries: load(&self.counters.retries),
+            late_completions: load(&self.counters.late),
             events: self.events.count(),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
@@ -211,6 +238,8 @@ impl Controller {
     /// # Errors
     /// The controller is gone, or did not shut down in time.
     pub async fn shutdown(&self, core: &Core) -> Result<(), Error> {
+        // A reset that is under way is let finish; what it ends in is looked at below.
+        let _ = self.settled(core).await;
         if mem::replace(&mut self.queue_ids().closing, true) {
             return Ok(());
         }
@@ -220,14 +249,19 @@ impl Controller {
             core.yield_now().await;
         }
         let open = self.queue_ids().used.clone();
-        let outcome = if self.hardware.health() == Health::Live {
-            for qid in open {
-                let _ = queue_pair::delete(core, &self.admin, qid).await;
+        let outcome = match self.hardware.health() {
+            Health::Live => {
+                for qid in open {
+                    let _ = queue_pair::delete(core, &self.admin, qid).await;
+                }
+                self.hardware.shut_down(core, self.shutdown_timeout).await
             }
-            self.hardware.shut_down(core, self.shutdown_timeout).await
-        } else {
-            self.hardware.disable(core).await
+            Health::Gone => Err(Error::from(Health::Gone.fault(0))),
+            _ => Ok(()),
         };
+        if !self.hardware.health().is_over() {
+            recovery::give_up(core, self).await;
+        }
         self.admin.close();
         if core.id() == self.home {
             core.remove_poller(self.poller);
@@ -243,8 +277,58 @@ impl Controller {
         &self.admin
     }
 
+    pub(super) fn function(&self) -> &Arc<dyn Function> {
+        &self.function
+    }
+
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
         self.shadow.as_ref()
+    }
+
+    /// Its queue pairs, for resets.
+    pub(super) fn stations(&self) -> &Stations {
+        &self.stations
+    }
+
+    pub(super) fn recovery(&self) -> &Recovery {
+        &self.recovery
+    }
+
+    pub(super) fn patience(&self) -> Patience {
+        self.patience
+    }
+
+    /// It is being shut down, or was.
+    pub(super) fn is_closing(&self) -> bool {
+        self.queue_ids().closing
+    }
+
+    /// What a reset is to bring back.
+    pub(super) fn known(&self) -> Known<'_> {
+        Known {
+            options: &self.options,
+            before: Some((self.identity.io_queues, self.shadow.as_ref())),
+            events: &self.events,
+        }
+    }
+
+    /// Whether it still is the controller that was attached, after a reset.
+    ///
+    /// # Errors
+    /// It is another one.
+    pub(super) fn recognize(&self, setup: &Setup) -> Result<(), Error> {
+        let (serial, model) = (read_ascii(&setup.page.sn), read_ascii(&setup.page.mn));
+        if (&serial, &model) != (&self.identity.serial, &self.identity.model) {
+            let text = format!("another controller answers after the reset: {model} {serial}");
+            return Err(Error::new(ErrorKind::Gone, text));
+        }
+        Ok(())
+    }
+
+    /// Takes what was found after a reset.
+    pub(super) fn renew(&self, setup: Setup) {
+        *self.found() = setup.namespaces;
+        self.queue_ids().free.retain(|qid| *qid <= setup.io_queues);
     }
 
     pub(super) fn counters(&self) -> &Arc<QueueCounters> {
@@ -369,15 +453,19 @@ async fn attach(
         return Err(Error::new(ErrorKind::NotSupported, text));
     }
     oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    let hardware = Arc::new(Hardware::open(&*function)?);
+    let hardware = Arc::new(Hardware::open(&*function, core.waker())?);
     check_capabilities(&hardware)?;
     let attachment = HeldAttachment {
         hardware: hardware.clone(),
         attachment: Some(core.memory().attach(function.iommu())?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
-    let poller = core.add_poller(Box::new(HomePoller::new(hardware.clone(), admin.clone())));
-    let setup = set_up(core, &admin, &hardware, &options).await;
+    let ward = Ward::default();
+    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
+    let poller = core.add_poller(Box::new(poller));
+    let events = Arc::default();
+    let known = Known { options: &options, before: None, events: &events };
+    let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
         Ok(setup) => setup,
         Err(error) => {
@@ -405,11 +493,11 @@ async fn attach(
         queue_entries: entries.min(hardware.cap().mqes().saturating_add(1)),
         shadow_doorbells: setup.shadow.is_some(),
     };
-    Ok(Arc::new(Controller {
+    let controller = Arc::new(Controller {
         attachment,
         hardware,
         admin,
-        _function: function,
+        function,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
@@ -417,17 +505,22 @@ async fn attach(
         }),
         identity,
         namespaces: Mutex::new(setup.namespaces),
-        sgl: options.sgl,
         shadow: setup.shadow,
+        stations: Stations::default(),
+        recovery: Recovery::default(),
+        patience: Patience::new(&options, page.crdt.map(|crdt| crdt.get())),
         lenders: Mutex::default(),
         orphans: AtomicUsize::new(0),
         counters: Arc::default(),
-        events: setup.events,
+        events,
         home: core.id(),
         poller,
         shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
         error_log_entries: u16::from(page.elpe) + 1,
-    }))
+        options,
+    });
+    *ward.borrow_mut() = Arc::downgrade(&controller);
+    Ok(controller)
 }
 
 /// Refuses what the driver can not work with, before anything is changed.
@@ -486,48 +579,69 @@ async fn try_start(
     Ok(admin)
 }
 
-/// What the admin queue told and set up.
-struct Setup {
-    page: Box<ControllerPage>,
-    namespaces: Found,
-    io_queues: u16,
-    shadow: Option<ShadowPages>,
-    events: Arc<EventLog>,
+/// What a set-up is to bring about.
+pub(super) struct Known<'a> {
+    options: &'a NvmeOptions,
+    /// After a reset: the I/O queue pairs and the shadow doorbells that there were.
+    before: Option<(u16, Option<&'a ShadowPages>)>,
+    events: &'a Arc<EventLog>,
 }
 
-async fn set_up(
+/// What the admin queue told and set up.
+pub(super) struct Setup {
+    page: Box<ControllerPage>,
+    namespaces: Found,
+    pub io_queues: u16,
+    /// Those that are new.
+    shadow: Option<ShadowPages>,
+}
+
+impl Setup {
+    /// Whether a namespace still is what a queue takes it for.
+    pub fn has(&self, shape: &Shape) -> bool {
+        let found = self.namespaces.get(&shape.nsid);
+        found.is_some_and(|info| info.as_ref().is_ok_and(|info| info.shape == *shape))
+    }
+}
+
+/// Sets up a controller that was enabled: at attach, and after each reset.
+pub(super) async fn set_up(
     core: &Core,
     admin: &Arc<Admin>,
     hardware: &Arc<Hardware>,
-    options: &NvmeOptions,
+    known: Known<'_>,
 ) -> Result<Setup, Error> {
+    let Known { options, before, events } = known;
     let page = identify::controller(core, admin).await?;
+    admin.set_abort_limit(page.acl);
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
     }
     let namespaces = find_namespaces(core, admin, hardware, options.sgl, &page).await?;
-    let wanted = match options.io_queues {
-        0 => core.count().saturating_mul(namespaces.len().max(1)),
-        asked => asked.into(),
+    let wanted = match (before, options.io_queues) {
+        (Some((queues, _)), _) => queues.into(),
+        (None, 0) => core.count().saturating_mul(namespaces.len().max(1)),
+        (None, asked) => asked.into(),
     };
     let io_queues = ask_for_queues(core, admin, wanted).await?;
-    let shadow = if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) {
-        shadow_doorbells(core, admin, hardware).await?
-    } else {
-        None
+    let shadow = match before {
+        Some((_, None)) => None,
+        Some((_, Some(pages))) => {
+            tell_shadow_doorbells(core, admin, pages).await?;
+            None
+        }
+        None if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) => {
+            let pages = ShadowPages::new(core.arena(), hardware)?;
+            tell_shadow_doorbells(core, admin, &pages).await?;
+            Some(pages).filter(ShadowPages::are_taken)
+        }
+        None => None,
     };
     events::configure(core, admin, page.oaes.get()).await;
-    let log = Arc::new(EventLog::default());
     for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
-        drop(core.spawn(events::watch(core.clone(), admin.clone(), log.clone())));
+        drop(core.spawn(events::watch(core.clone(), admin.clone(), events.clone())));
     }
-    Ok(Setup {
-        page,
-        namespaces,
-        io_queues: io_queues.min(hardware.qid_max()),
-        shadow,
-        events: log,
-    })
+    Ok(Setup { page, namespaces, io_queues: io_queues.min(hardware.qid_max()), shadow })
 }
 
 async fn find_namespaces(
@@ -577,19 +691,15 @@ async fn ask_for_queues(core: &Core, admin: &Arc<Admin>, wanted: usize) -> Resul
     Ok(granted.submission.min(granted.completion).min(wanted))
 }
 
-async fn shadow_doorbells(
+/// Without shadow doorbells all works as well, only slower.
+async fn tell_shadow_doorbells(
     core: &Core,
     admin: &Arc<Admin>,
-    hardware: &Arc<Hardware>,
-) -> Result<Option<ShadowPages>, Error> {
-    let mut pages = ShadowPages::new(core.arena(), hardware)?;
+    pages: &ShadowPages,
+) -> Result<(), Error> {
     let (shadow, event_index) = pages.expose()?;
     let command = Command::doorbell_buffer_config(shadow, event_index);
     let done = admin.execute(core, command, None).await?;
-    if done.completion.is_success() {
-        return Ok(Some(pages));
-    }
-    // Without them all works as well, only slower.
-    pages.conceal();
-    Ok(None)
+    pages.set_taken(done.completion.is_success());
+    Ok(())
 }

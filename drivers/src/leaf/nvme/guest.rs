@@ -8,12 +8,12 @@ use oxblock_engine::{Busy, Core, Error, ErrorKind, Fault, Pass, Queue, Request, 
 
 use super::commands::Commands;
 use super::controller::Controller;
-use super::hardware::{Hardware, Health};
+use super::ending::DELETE_NS;
+use super::hardware::Hardware;
+use super::health::Health;
 use super::lending::{Answer, Ask, GuestEnd, Service};
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
-use super::queue_pair::DELETE_NS;
-use super::status;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 
 /// How often, and how long, a queue pair to share is looked for while others are being created.
@@ -92,11 +92,13 @@ impl Queue for GuestQueue {
         };
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
-                if let Some(cid) = self.trackers.take(request.token, request.offset, OWN)
-                    && end.asks.push(Ask::Command { command, cid }).is_err()
-                {
-                    self.trackers.complete(cid);
-                    return Err(Busy);
+                let (token, offset) = (request.token, request.offset);
+                if let Some(command) = self.trackers.take(token, offset, OWN, 0, command) {
+                    let cid = command.cid();
+                    if end.asks.push(Ask::Command { command, cid }).is_err() {
+                        self.trackers.complete(cid);
+                        return Err(Busy);
+                    }
                 }
             }
             Ok(None) => pass.done(request.token, Ok(())),
@@ -115,16 +117,14 @@ impl Queue for GuestQueue {
         let Some(end) = &self.end else { return 0 };
         let service = end.service();
         let mut count = self.take_answers(pass);
-        if self.hardware.health() != Health::Live {
-            self.refusing = true;
-            self.hardware.step();
-        }
-        // What the controller may still work on ends when it is quiet.
+        // Over a reset the owner keeps what it was asked. What the controller may still work on
+        // ends when it is quiet.
         let is_over = match service {
-            Service::Open => self.hardware.is_quiet(),
+            Service::Open => self.hardware.health().is_over(),
             Service::Ended => true,
             Service::Lost => {
-                self.hardware.fail();
+                self.refusing = true;
+                self.fail_controller();
                 self.hardware.is_quiet()
             }
         };
@@ -138,7 +138,8 @@ impl Queue for GuestQueue {
     fn cancel(&mut self, token: Token) {
         let depth = self.trackers.len();
         // As many cancellations as there is room for beside all commands.
-        if let Some((cid, end)) = self.trackers.find(token, OWN).zip(self.end.as_mut())
+        let found = self.trackers.find(token, OWN).and_then(|index| self.trackers.cid(index));
+        if let Some((cid, end)) = found.zip(self.end.as_mut())
             && end.asks.len() < depth
             && end.asks.push(Ask::Cancel { cid }).is_ok()
         {
@@ -151,12 +152,10 @@ impl Queue for GuestQueue {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        // The owner wakes this core with every answer. What a controller that fails never
-        // answers is looked after here.
-        match self.hardware.health() {
-            Health::Live => Sleep::Woken,
-            _ if self.trackers.in_flight() > 0 => Sleep::Never,
-            _ => Sleep::Woken,
+        // The owner wakes this core with every answer, and when it serves no more.
+        match self.hardware.health().is_over() && self.trackers.in_flight() > 0 {
+            true => Sleep::Never,
+            false => Sleep::Woken,
         }
     }
 
@@ -171,7 +170,7 @@ impl Queue for GuestQueue {
         let now_ns = pass.now();
         match self.until_ns {
             None => self.until_ns = Some(now_ns.saturating_add(DELETE_NS)),
-            Some(until_ns) if now_ns >= until_ns => self.hardware.fail(),
+            Some(until_ns) if now_ns >= until_ns => self.fail_controller(),
             Some(_) => {}
         }
         false
@@ -181,24 +180,28 @@ impl Queue for GuestQueue {
 impl GuestQueue {
     fn take_answers(&mut self, pass: &mut Pass) -> usize {
         let mut count = 0;
-        while let Some(Answer { cid, status }) = self.end.as_mut().and_then(|e| e.answers.pop()) {
+        while let Some(Answer { cid, result }) = self.end.as_mut().and_then(|e| e.answers.pop()) {
             let Some((token, offset, _)) = self.trackers.complete(cid) else { continue };
-            let result = match status {
-                Some(status) if status.is_success() => Ok(()),
-                Some(status) => Err(status::fault(status, offset)),
-                None => Err(self.ended(offset)),
-            };
-            pass.done(token, result);
+            pass.done(token, result.map_err(|fault| Fault { offset, ..fault }));
             count += 1;
         }
         count
+    }
+
+    /// The controller has what it should have given back: only a reset makes sure of it. One that
+    /// is under way is left to go on.
+    fn fail_controller(&self) {
+        match self.hardware.health() {
+            Health::Live => self.hardware.fail(),
+            _ => self.hardware.step(),
+        }
     }
 
     /// Fails all commands in flight; the controller has none of them.
     fn fail_all(&mut self, pass: &mut Pass) -> usize {
         let mut count = 0;
         while let Some((token, offset, _)) =
-            self.trackers.any().and_then(|cid| self.trackers.complete(cid))
+            self.trackers.any().and_then(|index| self.trackers.end(index))
         {
             pass.done(token, Err(self.ended(offset)));
             count += 1;

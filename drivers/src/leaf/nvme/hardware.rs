@@ -1,12 +1,13 @@
-//! The registers of a controller, and what is known of its health.
+//! The registers of a controller, and the ways to stop and start it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use oxblock_engine::{Core, Error, ErrorKind, Fault};
+use oxblock_engine::{Core, CoreWaker, Error, ErrorKind};
 use oxblock_nvme::regs::{self, Cap, Cc, Crto, Csts};
 use oxblock_pci::{Bar, Function, PciError, Reg32, Reg64};
+
+use super::health::{Health, Heart, Pulse};
 
 /// How often a wait looks at CSTS.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
@@ -16,50 +17,11 @@ const READY_UNIT: Duration = Duration::from_millis(500);
 /// How long the drop of a controller that was never shut down waits for RDY=0.
 const DROP_WAIT: Duration = Duration::from_millis(200);
 
-/// What is known of a controller. All but the first two mean that it is quiet: it reaches memory
-/// no more.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub(super) enum Health {
-    /// It works, as far as is known.
-    Live,
-    /// It failed, and may still reach memory.
-    Failing,
-    /// It failed, and was disabled.
-    Failed,
-    /// It was shut down in good order.
-    ShutDown,
-    /// Its registers read as all ones.
-    Gone,
-}
-
-impl Health {
-    /// It reaches memory no more.
-    pub fn is_quiet(self) -> bool {
-        matches!(self, Self::Failed | Self::ShutDown | Self::Gone)
-    }
-
-    /// What an I/O gets that finds it so.
-    pub fn fault(self, offset: u64) -> Fault {
-        let (kind, text) = match self {
-            Self::Live => (ErrorKind::Failed, "the I/O queue is being closed"),
-            Self::Failing => (ErrorKind::Io, "the NVMe controller failed"),
-            Self::Failed => {
-                (ErrorKind::Io, "the NVMe controller failed and was disabled; attach it again")
-            }
-            Self::ShutDown => (ErrorKind::Failed, "the NVMe controller was shut down"),
-            Self::Gone => {
-                (ErrorKind::Gone, "the NVMe controller is gone: its registers read as all ones")
-            }
-        };
-        Fault::text(kind, offset, text)
-    }
-}
-
 /// The registers of one controller.
 pub(super) struct Hardware {
-    /// Read by every poll of every queue, written when the controller dies.
-    health: AtomicU8,
+    heart: Heart,
+    /// Looks after the controller.
+    home: CoreWaker,
     address: String,
     bar: Arc<dyn Bar>,
     cap: Cap,
@@ -71,11 +33,12 @@ pub(super) struct Hardware {
 }
 
 impl Hardware {
-    /// Finds the registers of a controller, and its capabilities.
+    /// Finds the registers of a controller that the core of `home` will look after, and its
+    /// capabilities.
     ///
     /// # Errors
     /// The function has no BAR 0 with registers, or reads as all ones.
-    pub fn open(function: &dyn Function) -> Result<Self, Error> {
+    pub fn open(function: &dyn Function, home: CoreWaker) -> Result<Self, Error> {
         let bar = function.bar(0).map_err(pci_error)?;
         let reg32 = |offset| Reg32::new(&bar, offset).map_err(pci_error);
         let cap = Reg64::new(&bar, regs::CAP).map_err(pci_error)?.read();
@@ -89,7 +52,8 @@ impl Hardware {
             units = units.max(u32::from(Crto(reg32(regs::CRTO)?.read()).crwmt()));
         }
         Ok(Self {
-            health: AtomicU8::new(Health::Live as u8),
+            heart: Heart::new(),
+            home,
             address: function.address(),
             cap,
             version,
@@ -129,16 +93,15 @@ impl Hardware {
         u16::try_from((doorbells / 2).saturating_sub(1)).unwrap_or(u16::MAX)
     }
 
-    /// What is known of the controller: one load of a word that nobody writes.
+    /// What is known of the controller, in one load.
     #[inline]
+    pub fn pulse(&self) -> Pulse {
+        self.heart.pulse()
+    }
+
+    /// Where the controller stands.
     pub fn health(&self) -> Health {
-        match self.health.load(Ordering::Acquire) {
-            0 => Health::Live,
-            1 => Health::Failing,
-            2 => Health::Failed,
-            3 => Health::ShutDown,
-            _ => Health::Gone,
-        }
+        self.pulse().health()
     }
 
     /// The controller reaches memory no more.
@@ -146,40 +109,66 @@ impl Hardware {
         self.health().is_quiet()
     }
 
-    /// Something went wrong that only a reset can cure. From here on the controller is being
-    /// disabled; it is quiet once [`Hardware::step`] has seen RDY=0.
+    /// Something went wrong that only a reset cures. The home core takes it from here.
     pub fn fail(&self) {
-        self.advance(Health::Live, Health::Failing);
+        if self.heart.advance(&[Health::Live, Health::Restarting], Health::Resetting) {
+            self.home.wake();
+        }
     }
 
-    /// Looks after the controller: notices that it is gone or failed (rows 1 and 4), and disables
-    /// it once it failed. Called now and then, and again and again while it is failing.
-    pub fn step(&self) {
+    /// Has the home core look.
+    pub fn wake_home(&self) {
+        self.home.wake();
+    }
+
+    /// Looks at the controller: notices that it is gone or failed (rows 1 and 4), and lets the
+    /// queues know when it is well. For the home core, now and then.
+    pub fn watch(&self) {
         if self.is_quiet() {
             return;
         }
-        let csts = Csts(self.csts.read());
-        if csts.is_gone() {
-            return self.set(Health::Gone);
+        match self.status() {
+            Ok(csts) if csts.cfs() => self.fail(),
+            Ok(_) => self.heart.tick(),
+            Err(_) => {}
         }
-        if csts.cfs() {
-            self.fail();
-        }
-        if self.health() != Health::Failing {
+    }
+
+    /// Disables a controller that is being reset, where no task can: called again and again until
+    /// it is quiet, by whoever must end now.
+    pub fn step(&self) {
+        if self.health() != Health::Resetting {
             return;
         }
+        let Ok(csts) = self.status() else { return };
         let cc = Cc(self.cc.read());
         if cc.en() {
             self.cc.write(cc.with_en(false).0);
         } else if !csts.rdy() {
-            self.set(Health::Failed);
+            self.down();
         }
     }
 
-    /// The controller was disabled, and is not used any more.
+    /// The controller that is being reset was seen to be disabled.
+    pub fn down(&self) {
+        self.heart.advance(&[Health::Resetting], Health::Down);
+    }
+
+    /// The controller that is disabled is about to be enabled: the life that begins with it, or
+    /// none if it is not disabled.
+    pub fn restart(&self) -> Option<u32> {
+        let begun = self.heart.advance(&[Health::Down], Health::Restarting);
+        begun.then(|| self.pulse().life())
+    }
+
+    /// All that was there before the reset is there again; false if another reset is due.
+    pub fn revive(&self) -> bool {
+        self.heart.advance(&[Health::Restarting], Health::Live)
+    }
+
+    /// The controller is disabled, or cut off from memory, and not used any more.
     pub fn retire(&self) {
-        self.advance(Health::Live, Health::Failed);
-        self.advance(Health::Failing, Health::Failed);
+        self.heart.end(Health::Failed);
     }
 
     /// Tries to make a controller quiet that nobody shut down; for drops, which cannot wait long.
@@ -260,7 +249,7 @@ impl Hardware {
             outcome = Err(Error::new(ErrorKind::Io, text));
         }
         self.disable(core).await?;
-        self.set(Health::ShutDown);
+        self.heart.end(Health::ShutDown);
         outcome
     }
 
@@ -305,20 +294,11 @@ impl Hardware {
         }
         match register.read() {
             u32::MAX => {
-                self.set(Health::Gone);
+                self.heart.end(Health::Gone);
                 Err(gone())
             }
             value => Ok(value),
         }
-    }
-
-    fn set(&self, health: Health) {
-        self.health.store(health as u8, Ordering::Release);
-    }
-
-    fn advance(&self, from: Health, to: Health) {
-        let order = (Ordering::AcqRel, Ordering::Relaxed);
-        let _ = self.health.compare_exchange(from as u8, to as u8, order.0, order.1);
     }
 }
 

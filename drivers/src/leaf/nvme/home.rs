@@ -1,46 +1,79 @@
 //! The home core's watch over a controller.
 
-use std::sync::Arc;
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Poller, Sleep};
 
 use super::admin::Admin;
-use super::hardware::{Hardware, Health};
+use super::controller::Controller;
+use super::hardware::Hardware;
+use super::health::Health;
+use super::recovery;
 
-/// How often the controller is looked at while nothing is asked of it, in ns.
-const WATCH_NS: u64 = 100_000_000;
+/// How often the controller is looked at, in ns. The time of commands in flight is counted in it.
+pub(super) const WATCH_NS: u64 = 50_000_000;
 
 /// Turns of which one looks at the clock.
 const TURNS_PER_READING: u32 = 64;
 
-/// Reaps admin completions while somebody waits for one, and every [`WATCH_NS`] looks for
-/// asynchronous events and for a controller that failed or is gone.
+/// Whom a home core looks after, once it is attached.
+pub(super) type Ward = Rc<RefCell<Weak<Controller>>>;
+
+/// Reaps admin completions while somebody waits for one, every [`WATCH_NS`] looks for
+/// asynchronous events and for a controller that failed or is gone, and has one that failed reset.
 pub(super) struct HomePoller {
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
+    ward: Ward,
     turns: u32,
     next_watch_ns: u64,
-    told: bool,
+    /// Whoever waits for the admin queue has been told of the state that it is in.
+    told: Option<Health>,
+    recovering: Rc<Cell<bool>>,
 }
 
 impl HomePoller {
-    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>) -> Self {
-        Self { hardware, admin, turns: 0, next_watch_ns: 0, told: false }
+    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>, ward: Ward) -> Self {
+        Self {
+            hardware,
+            admin,
+            ward,
+            turns: 0,
+            next_watch_ns: 0,
+            told: None,
+            recovering: Rc::default(),
+        }
     }
 
     #[cold]
     fn watch(&mut self, now_ns: u64) -> usize {
         self.next_watch_ns = now_ns + WATCH_NS;
-        if self.hardware.is_quiet() {
-            let news = !self.told;
-            self.told = true;
-            if news {
-                self.admin.wake_all();
-            }
-            return usize::from(news);
-        }
-        self.hardware.step();
+        self.hardware.watch();
         self.admin.reap()
+    }
+
+    /// The controller is not well. Admin commands that it will not answer end, and a reset begins
+    /// that is led by a task of its own.
+    #[cold]
+    fn attend(&mut self, core: &Core, health: Health) -> usize {
+        let news = self.told.replace(health) != Some(health);
+        if news && !health.takes_admin() {
+            self.admin.wake_all();
+        }
+        if health == Health::Resetting && !self.recovering.get() {
+            let ward = self.ward.borrow().upgrade();
+            if let Some(controller) = ward.filter(|controller| !controller.is_closing()) {
+                self.recovering.set(true);
+                let (core, recovering) = (core.clone(), self.recovering.clone());
+                drop(core.clone().spawn(async move {
+                    recovery::reset(&core, &controller).await;
+                    recovering.set(false);
+                }));
+            }
+        }
+        usize::from(news)
     }
 }
 
@@ -48,23 +81,33 @@ impl Poller for HomePoller {
     #[inline]
     fn poll(&mut self, core: &Core) -> usize {
         self.turns = self.turns.wrapping_add(1);
-        let failing = self.hardware.health() != Health::Live && !self.told;
+        let health = self.hardware.health();
+        let mut work = 0;
+        if health != Health::Live {
+            work += self.attend(core, health);
+            if health.is_over() {
+                return work;
+            }
+        } else {
+            self.told = None;
+        }
         // A reading of the clock costs more than the rest of an empty turn.
-        if (self.turns.is_multiple_of(TURNS_PER_READING) && core.pass_now() >= self.next_watch_ns)
-            || failing
-        {
-            return self.watch(core.pass_now());
+        if self.turns.is_multiple_of(TURNS_PER_READING) && core.pass_now() >= self.next_watch_ns {
+            return work + self.watch(core.pass_now());
         }
         if self.admin.outstanding() > 0 {
-            return self.admin.reap();
+            work += self.admin.reap();
         }
-        0
+        work
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        if self.told {
-            Sleep::Woken
-        } else if self.admin.outstanding() > 0 || self.hardware.health() != Health::Live {
+        let health = self.hardware.health();
+        if health.is_over() {
+            return if self.told == Some(health) { Sleep::Woken } else { Sleep::Never };
+        }
+        let unattended = health == Health::Resetting && !self.recovering.get();
+        if self.admin.outstanding() > 0 || (unattended && self.told != Some(health)) {
             Sleep::Never
         } else {
             Sleep::Until(self.next_watch_ns)

@@ -8,9 +8,9 @@
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use oxblock_engine::{CoreWaker, Token};
+use oxblock_engine::{CoreWaker, Fault, Token};
 use oxblock_mem::spsc::{Consumer, Producer, ring};
-use oxblock_nvme::{Command, Status};
+use oxblock_nvme::Command;
 
 /// What a guest asks of the owner.
 pub(super) enum Ask {
@@ -20,10 +20,10 @@ pub(super) enum Ask {
     Cancel { cid: u16 },
 }
 
-/// How a guest's command ended: with the controller's status, or none if its queue did.
+/// How a guest's command ended. The owner does not know its offset.
 pub(super) struct Answer {
     pub cid: u16,
-    pub status: Option<Status>,
+    pub result: Result<(), Fault>,
 }
 
 /// Whether the owner still serves a guest.
@@ -228,11 +228,11 @@ impl Guests {
     }
 
     /// Tells a guest that its command has ended.
-    pub fn answer(&mut self, seat: u16, token: Token, status: Option<Status>) {
+    pub fn answer(&mut self, seat: u16, token: Token, result: Result<(), Fault>) {
         let seat = self.seats.get_mut(usize::from(seat).wrapping_sub(1));
         if let Some(seat) = seat.and_then(Option::as_mut) {
             // There is room for all that the guest has in flight.
-            let _ = seat.answers.push(Answer { cid: token.0 as u16, status });
+            let _ = seat.answers.push(Answer { cid: token.0 as u16, result });
             seat.answered = true;
         }
     }
@@ -265,7 +265,7 @@ impl Guests {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use oxblock_engine::{Options, Simulation};
+    use oxblock_engine::{ErrorKind, Options, Simulation};
     use oxblock_mem::ArenaOptions;
 
     fn waker() -> CoreWaker {
@@ -325,12 +325,13 @@ mod tests {
     #[test]
     fn guests_are_answered_until_they_leave_or_the_queue_ends() {
         let (mut guests, mut ends) = guests(2);
-        guests.answer(1, Token(7), Some(Status::SUCCESS));
-        guests.answer(2, Token(8), None);
-        guests.answer(9, Token(9), None);
-        let answer = |end: &mut GuestEnd| end.answers.pop().map(|a| (a.cid, a.status));
-        assert_eq!(answer(&mut ends[0]), Some((7, Some(Status::SUCCESS))));
-        assert_eq!(answer(&mut ends[1]), Some((8, None)));
+        let fault = Fault::new(ErrorKind::Media, 0);
+        guests.answer(1, Token(7), Ok(()));
+        guests.answer(2, Token(8), Err(fault));
+        guests.answer(9, Token(9), Ok(()));
+        let answer = |end: &mut GuestEnd| end.answers.pop().map(|a| (a.cid, a.result));
+        assert_eq!(answer(&mut ends[0]), Some((7, Ok(()))));
+        assert_eq!(answer(&mut ends[1]), Some((8, Err(fault))));
         drop(ends.remove(0));
         assert!(guests.wait());
         guests.admit();

@@ -2,6 +2,7 @@
 
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use oxblock_engine::{Error, ErrorKind};
 use oxblock_mem::{Arena, Buf, Cells};
@@ -21,7 +22,7 @@ pub(super) struct DeviceMemory {
     /// Keeps the whole block: a buffer's block lives as long as any piece of it.
     anchor: Option<Buf>,
     rest: Option<Buf>,
-    exposed: bool,
+    exposed: AtomicBool,
 }
 
 impl DeviceMemory {
@@ -33,7 +34,7 @@ impl DeviceMemory {
             hardware: hardware.clone(),
             anchor: Some(anchor),
             rest: Some(rest),
-            exposed: false,
+            exposed: AtomicBool::new(false),
         })
     }
 
@@ -56,19 +57,19 @@ impl DeviceMemory {
     }
 
     /// The controller is about to be told.
-    pub fn expose(&mut self) {
-        self.exposed = true;
+    pub fn expose(&self) {
+        self.exposed.store(true, Ordering::Release);
     }
 
     /// The controller has forgotten it, or never took it.
-    pub fn conceal(&mut self) {
-        self.exposed = false;
+    pub fn conceal(&self) {
+        self.exposed.store(false, Ordering::Release);
     }
 }
 
 impl Drop for DeviceMemory {
     fn drop(&mut self) {
-        if self.exposed && !self.hardware.is_quiet() {
+        if self.exposed.load(Ordering::Acquire) && !self.hardware.is_quiet() {
             mem::forget(self.anchor.take());
         }
     }

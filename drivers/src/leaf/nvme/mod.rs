@@ -11,6 +11,10 @@
 //! queue heads, sizes and lists are checked before use, and a wrong one is counted
 //! ([`Controller::stats`]) or refused with words.
 //!
+//! A controller that fails, or does not answer in time, is reset with its I/O in flight: what may
+//! be sent again is, the rest fails, and requests that come meanwhile wait (`recovery`). One that
+//! cannot be reset, or is gone, fails all I/O.
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
@@ -19,16 +23,23 @@ mod admin;
 mod commands;
 mod controller;
 mod doorbell;
+mod ending;
 mod events;
 mod guest;
 mod hardware;
+mod health;
 mod home;
 mod identify;
+mod leaf;
 mod lending;
 mod memory;
 mod namespace;
+mod parking;
 mod passthrough;
 mod queue_pair;
+mod recovery;
+mod retry;
+mod station;
 mod status;
 #[cfg(test)]
 mod tests;
@@ -52,8 +63,18 @@ pub struct NvmeOptions {
     pub shadow_doorbells: bool,
     /// Use SGLs where the controller has them and they pay.
     pub sgl: bool,
-    /// How long an admin command may take before the controller counts as failed.
+    /// How long an admin command may take before the controller counts as failed, and is reset.
     pub admin_timeout: Duration,
+    /// How long a read, write or compare may take before it is aborted. Times of I/O commands are
+    /// counted in steps of 50 ms, up to 25 minutes.
+    pub io_timeout: Duration,
+    /// The same for commands that may have much to do: flush, write zeroes, deallocate.
+    pub slow_timeout: Duration,
+    /// How long an aborted command may take to end before the controller is reset.
+    pub abort_timeout: Duration,
+    /// How often a command is sent again that failed, was late, or was ended by a reset that
+    /// nobody asked for. Compare is never sent again.
+    pub retries: u8,
 }
 
 impl Default for NvmeOptions {
@@ -64,6 +85,10 @@ impl Default for NvmeOptions {
             shadow_doorbells: true,
             sgl: true,
             admin_timeout: Duration::from_secs(60),
+            io_timeout: Duration::from_secs(30),
+            slow_timeout: Duration::from_secs(60),
+            abort_timeout: Duration::from_secs(10),
+            retries: 4,
         }
     }
 }

@@ -13,7 +13,7 @@ use super::{guest, queue_pair};
 const BLOCKS_MAX: u64 = 65_536;
 
 /// What a queue pair has to know of its namespace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Shape {
     pub nsid: u32,
     /// Log2 of the block size in bytes.

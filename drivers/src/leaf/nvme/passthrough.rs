@@ -101,6 +101,7 @@ impl Controller {
             );
             return Err(named(Error::new(ErrorKind::Denied, text)));
         }
+        self.settled(core).await.map_err(named)?;
         let (buf, iova, len) = data.into_buf(core).map_err(named)?;
         let command = if len == 0 { command } else { command.with_prp(iova, 0) };
         let timeout = timeout.unwrap_or(self.admin().timeout());

@@ -1,30 +1,34 @@
 //! An I/O queue pair: the path of every read and write.
 
-use std::cell::Cell;
-use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
-use oxblock_engine::{
-    Busy, Core, Error, ErrorKind, Fault, Pass, Poller, PollerId, Queue, Request, Sleep, Token,
-};
+use oxblock_engine::{Busy, Core, Error, Pass, Request, Sleep, Token};
 use oxblock_mem::Cells;
 use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
 use oxblock_nvme::{Command, Completion};
 
-use super::admin::{Admin, Ticket, ring_error};
+use super::admin::{Admin, ring_error};
 use super::commands::Commands;
 use super::controller::Controller;
 use super::doorbell::Doorbell;
-use super::hardware::{Hardware, Health};
+use super::ending::Ending;
+use super::hardware::Hardware;
+use super::health::{Health, Pulse};
+use super::leaf::Leaf;
 use super::lending::{Ask, Guests, Lender};
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
+use super::retry::Patience;
+use super::station::Station;
 use super::status;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 
-/// How long the controller may take to delete a queue, in ns, before it counts as failed.
-pub(super) const DELETE_NS: u64 = 3_000_000_000;
+/// How often a queue pair that was being opened when a reset began looks whether it is over.
+const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+/// How often a queue pair is tried to be opened when resets come between.
+const OPEN_TRIES: u32 = 8;
 
 /// What the queues of a controller saw that should not be. Touched only then.
 #[derive(Default)]
@@ -32,47 +36,55 @@ pub(super) struct QueueCounters {
     pub bad_cid: AtomicU64,
     pub bad_sqhd: AtomicU64,
     pub bad_sqid: AtomicU64,
+    pub timeouts: AtomicU64,
+    pub aborts: AtomicU64,
+    pub retries: AtomicU64,
+    pub late: AtomicU64,
+}
+
+/// Whether requests are taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Gate {
+    Open,
+    /// Not until the controller was reset: requests wait with the engine.
+    Held,
+    /// Never again: requests fail.
+    Closed,
 }
 
 /// A submission queue, its completion queue, and the commands in flight. Fields of every I/O come
 /// first.
 pub(super) struct QueuePair {
-    sq: SubmissionQueue<Cells>,
-    cq: CompletionQueue<Cells>,
-    trackers: Trackers,
-    commands: Commands,
-    /// Nothing is submitted any more.
-    refusing: bool,
-    qid: u16,
+    pub(super) sq: SubmissionQueue<Cells>,
+    pub(super) cq: CompletionQueue<Cells>,
+    pub(super) trackers: Trackers,
+    pub(super) commands: Commands,
+    /// What the controller's health was when it was last looked at.
+    pub(super) seen: Pulse,
+    /// Ticks that this queue pair has seen.
+    pub(super) tick: u16,
+    pub(super) gate: Gate,
+    pub(super) qid: u16,
     /// Cores that share it.
-    guests: Guests,
-    sq_doorbell: Doorbell,
-    cq_doorbell: Doorbell,
-    hardware: Arc<Hardware>,
-    counters: Arc<QueueCounters>,
-    ending: Ending,
-    memory: DeviceMemory,
+    pub(super) guests: Guests,
+    pub(super) sq_doorbell: Doorbell,
+    pub(super) cq_doorbell: Doorbell,
+    pub(super) hardware: Arc<Hardware>,
+    pub(super) counters: Arc<QueueCounters>,
+    pub(super) patience: Patience,
+    pub(super) station: Arc<Station>,
+    pub(super) ending: Ending,
+    /// When an end that waits for the home core counts as overdue.
+    pub(super) until_ns: Option<u64>,
+    /// The controller did not take the queue pair back after a reset.
+    pub(super) refused: bool,
+    pub(super) memory: DeviceMemory,
     /// Last: it holds the way to memory open.
-    controller: Arc<Controller>,
+    pub(super) controller: Arc<Controller>,
 }
 
-/// How far the end of a queue pair has come.
-enum Ending {
-    Open,
-    DeletingSq {
-        ticket: Ticket,
-        until_ns: u64,
-    },
-    DeletingCq {
-        ticket: Ticket,
-        until_ns: u64,
-    },
-    /// The controller would not delete: it is being disabled.
-    Disabling,
-    Ended,
-}
-
-/// Creates the queue pair `qid` for a namespace on the core that calls.
+/// Creates the queue pair `qid` for a namespace on the core that calls. A reset that comes between
+/// delays it.
 ///
 /// # Errors
 /// No memory, or the controller refuses.
@@ -82,27 +94,53 @@ pub(super) async fn open(
     shape: Shape,
     qid: u16,
 ) -> Result<Leaf, Error> {
-    let made = make(core, controller.clone(), shape, qid);
-    let mut pair = match made {
-        Ok(pair) => pair,
-        Err(error) => {
-            controller.return_qid(qid);
-            return Err(error);
-        }
-    };
-    match create(core, &mut pair).await {
-        Ok(()) => {
-            controller.add_lender(pair.guests.lender());
-            Ok(Leaf { core: core.clone(), pair: Some(pair) })
-        }
-        Err(error) => {
-            // What the controller is not known to have deleted stays as it is.
-            if matches!(pair.ending, Ending::Ended) {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        let before = controller.settled(core).await;
+        let made = before.and_then(|()| make(core, controller.clone(), shape, qid));
+        let mut pair = match made {
+            Ok(pair) => pair,
+            Err(error) => {
                 controller.return_qid(qid);
+                return Err(error);
             }
-            Err(error.context(format!("creating I/O queue {qid}")))
+        };
+        match create(core, &mut pair).await {
+            Ok(()) => {
+                pair.station.run();
+                controller.add_lender(pair.guests.lender());
+                return Ok(Leaf::new(core, pair));
+            }
+            Err(error) => {
+                let was_reset = forget(core, &mut pair).await;
+                if was_reset && tries < OPEN_TRIES && !controller.hardware().health().is_over() {
+                    continue;
+                }
+                // What the controller is not known to have deleted stays as it is.
+                if matches!(pair.ending, Ending::Ended) {
+                    controller.return_qid(qid);
+                }
+                return Err(error.context(format!("creating I/O queue {qid}")));
+            }
         }
     }
+}
+
+/// After a creation that failed: waits for a reset that is under way, with which the controller
+/// forgets what it may have created. Whether there was one.
+async fn forget(core: &Core, pair: &mut QueuePair) -> bool {
+    while pair.hardware.health() == Health::Resetting {
+        core.sleep(LOOK_INTERVAL).await;
+    }
+    let pulse = pair.hardware.pulse();
+    let forgotten = pulse.health().is_quiet() || pulse.life() != pair.seen.life();
+    if forgotten || matches!(pair.ending, Ending::Ended) {
+        pair.end();
+    }
+    pair.station.close(pulse);
+    pair.controller.stations().remove(&pair.station);
+    forgotten
 }
 
 /// The host's part of a queue pair.
@@ -122,51 +160,87 @@ fn make(
     let mut memory = DeviceMemory::new(core.arena(), total, &hardware)?;
     let commands = Commands::new(shape, &mut memory, trackers)?;
     let (sq, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
+    let (sq_iova, cq_iova) = (memory.iova_of(&sq)?, memory.iova_of(&cq)?);
+    let waker = core.waker();
+    let station = Station::new(qid, entries.into(), cq_iova, sq_iova, shape, waker);
+    let station = Arc::new(station);
+    // From here on a reset waits for this core.
+    controller.stations().add(&station);
+    let seen = hardware.pulse();
+    let shadow = controller.shadow();
     Ok(QueuePair {
         commands,
         guests: Guests::new(Lender::new(core.waker())),
         sq: SubmissionQueue::new(sq, entries.into()).map_err(ring_error)?,
         cq: CompletionQueue::new(cq, entries.into()).map_err(ring_error)?,
-        sq_doorbell: Doorbell::new(&hardware, controller.shadow(), qid, false)?,
-        cq_doorbell: Doorbell::new(&hardware, controller.shadow(), qid, true)?,
+        sq_doorbell: Doorbell::new(&hardware, shadow, qid, false)?,
+        cq_doorbell: Doorbell::new(&hardware, shadow, qid, true)?,
         trackers: Trackers::new(trackers),
-        refusing: false,
+        seen,
+        tick: 0,
+        gate: Gate::Open,
         qid,
         counters: controller.counters().clone(),
+        patience: controller.patience(),
+        station,
         ending: Ending::Ended,
+        until_ns: None,
+        refused: false,
         memory,
         hardware,
         controller,
     })
 }
 
-/// The controller's part of a queue pair: the completion queue, then the submission queue.
+/// The controller's part of a queue pair that is being opened.
 async fn create(core: &Core, pair: &mut QueuePair) -> Result<(), Error> {
-    let admin = pair.controller.admin().clone();
-    let (qid, entries) = (pair.qid, pair.sq.entries());
-    let cq = pair.memory.iova_of(pair.cq.words())?;
-    let sq = pair.memory.iova_of(pair.sq.words())?;
     pair.memory.expose();
     // Until the controller has said no, it may know the queues.
     pair.ending = Ending::Open;
-    let command = Command::create_cq(qid, entries, cq, None);
+    match create_queues(core, pair.controller.admin(), &pair.station).await? {
+        Created::Both => Ok(()),
+        Created::Neither(error) => {
+            pair.end();
+            Err(error)
+        }
+        Created::Unknown(error) => Err(error),
+    }
+}
+
+/// What came of creating a queue pair.
+pub(super) enum Created {
+    Both,
+    /// The controller said no, and has nothing of it.
+    Neither(Error),
+    /// The controller said no, and may have kept the completion queue.
+    Unknown(Error),
+}
+
+/// Has the controller create the completion queue, then the submission queue.
+///
+/// # Errors
+/// The controller does not answer.
+pub(super) async fn create_queues(
+    core: &Core,
+    admin: &Arc<Admin>,
+    station: &Station,
+) -> Result<Created, Error> {
+    let (qid, entries) = (station.qid, station.entries);
+    let command = Command::create_cq(qid, entries, station.cq, None);
     let done = admin.execute(core, command, None).await?;
     if !done.completion.is_success() {
-        pair.end();
         let status = done.completion.status();
-        return Err(status::error("create completion queue", status));
+        return Ok(Created::Neither(status::error("create completion queue", status)));
     }
-    let command = Command::create_sq(qid, entries, sq, qid);
+    let command = Command::create_sq(qid, entries, station.sq, qid);
     let done = admin.execute(core, command, None).await?;
     if done.completion.is_success() {
-        return Ok(());
+        return Ok(Created::Both);
     }
-    let status = done.completion.status();
+    let error = status::error("create submission queue", done.completion.status());
     let deleted = admin.execute(core, Command::delete_cq(qid), None).await?;
-    if deleted.completion.is_success() {
-        pair.end();
-    }
-    Err(status::error("create submission queue", status))
+    let is_deleted = deleted.completion.is_success();
+    Ok(if is_deleted { Created::Neither(error) } else { Created::Unknown(error) })
 }
 
 /// Deletes the queues of an ID, whoever owns them.
@@ -177,133 +251,18 @@ pub(super) async fn delete(core: &Core, admin: &Arc<Admin>, qid: u16) -> Result<
     Ok(())
 }
 
-/// A queue pair as the leaf of the core that it was created on. Closed while others share it, it
-/// goes on as a poller of that core until they have left.
-pub(super) struct Leaf {
-    core: Core,
-    pair: Option<QueuePair>,
-}
-
-impl Queue for Leaf {
-    #[inline]
-    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        match &mut self.pair {
-            Some(pair) => pair.submit(request, pass),
-            None => Err(Busy),
-        }
-    }
-
-    #[inline]
-    fn kick(&mut self, _pass: &mut Pass) {
-        if let Some(pair) = &mut self.pair {
-            pair.ring();
-        }
-    }
-
-    #[inline]
-    fn poll(&mut self, pass: &mut Pass) -> usize {
-        self.pair.as_mut().map_or(0, |pair| pair.poll(pass))
-    }
-
-    fn cancel(&mut self, token: Token) {
-        if let Some(pair) = &mut self.pair {
-            pair.cancel(token);
-        }
-    }
-
-    fn in_flight(&self) -> usize {
-        self.pair.as_ref().map_or(0, |pair| pair.trackers.in_flight())
-    }
-
-    fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) => pair.sleep(),
-            None => Sleep::Woken,
-        }
-    }
-
-    fn quiesce(&mut self, pass: &mut Pass) -> bool {
-        let Some(pair) = &mut self.pair else { return true };
-        if pair.is_only_lent() {
-            let pair = self.pair.take();
-            Orphan::add(&self.core, pair);
-            return true;
-        }
-        pair.quiesce(pass)
-    }
-}
-
-/// A queue pair whose own core is done with it, while others still share it.
-struct Orphan {
-    pair: Option<QueuePair>,
-    pass: Pass,
-    id: Rc<Cell<Option<PollerId>>>,
-}
-
-impl Orphan {
-    fn add(core: &Core, pair: Option<QueuePair>) {
-        if let Some(pair) = &pair {
-            pair.controller.orphans().fetch_add(1, Ordering::SeqCst);
-        }
-        let id = Rc::new(Cell::new(None));
-        let orphan = Orphan { pair, pass: Pass::new(1), id: id.clone() };
-        id.set(Some(core.add_poller(Box::new(orphan))));
-    }
-
-    fn end(&mut self) {
-        if let Some(pair) = self.pair.take() {
-            pair.controller.orphans().fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
-impl Poller for Orphan {
-    fn poll(&mut self, core: &Core) -> usize {
-        self.pass.begin(core.pass_now());
-        let Some(pair) = &mut self.pair else { return 0 };
-        let over = if pair.is_only_lent() {
-            pair.poll(&mut self.pass);
-            false
-        } else {
-            pair.quiesce(&mut self.pass)
-        };
-        // It has no requests of its own.
-        self.pass.drain().for_each(drop);
-        if over {
-            self.end();
-            if let Some(id) = self.id.take() {
-                core.remove_poller(id);
-            }
-        }
-        usize::from(over)
-    }
-
-    fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) if pair.is_only_lent() => pair.sleep(),
-            Some(_) => Sleep::Never,
-            None => Sleep::Woken,
-        }
-    }
-}
-
-impl Drop for Orphan {
-    fn drop(&mut self) {
-        self.end();
-    }
-}
-
 impl QueuePair {
     #[inline]
-    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        let Some(index) = self.trackers.next().filter(|_| !self.sq.is_full() && !self.refusing)
-        else {
+    pub fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        let is_open = self.gate == Gate::Open;
+        let Some(index) = self.trackers.next().filter(|_| !self.sq.is_full() && is_open) else {
             return self.submit_full(request, pass);
         };
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
-                if let Some(cid) = self.trackers.take(request.token, request.offset, OWN) {
-                    self.sq.push(&command.with_cid(cid));
+                let (token, offset) = (request.token, request.offset);
+                if let Some(command) = self.trackers.take(token, offset, OWN, self.tick, command) {
+                    self.sq.push(&command);
                 }
             }
             Ok(None) => pass.done(request.token, Ok(())),
@@ -313,9 +272,9 @@ impl QueuePair {
     }
 
     #[inline]
-    fn ring(&mut self) {
+    pub fn ring(&mut self) {
         if let Some((old, new)) = self.sq.pending()
-            && !self.refusing
+            && self.gate == Gate::Open
         {
             self.sq_doorbell.ring(old, new);
             self.sq.rang();
@@ -323,10 +282,15 @@ impl QueuePair {
     }
 
     #[inline]
-    fn poll(&mut self, pass: &mut Pass) -> usize {
-        if self.hardware.health() != Health::Live {
-            return self.poll_dead(pass);
+    pub fn poll(&mut self, pass: &mut Pass) -> usize {
+        if self.hardware.pulse() != self.seen {
+            return self.poll_news(pass);
         }
+        self.poll_well(pass)
+    }
+
+    #[inline]
+    pub fn poll_well(&mut self, pass: &mut Pass) -> usize {
         let count = self.reap(pass);
         if self.guests.has_any() {
             self.serve_guests();
@@ -334,39 +298,31 @@ impl QueuePair {
         count
     }
 
-    fn cancel(&mut self, token: Token) {
-        if let Some(cid) = self.trackers.find(token, OWN) {
-            self.abort(cid);
+    pub fn cancel(&mut self, token: Token) {
+        self.cancel_of(token, OWN);
+    }
+
+    pub fn in_flight(&self) -> usize {
+        self.trackers.in_flight()
+    }
+
+    pub fn sleep(&self) -> Sleep<'_> {
+        if self.gate == Gate::Held && self.is_parked() {
+            // The home core wakes it.
+            return Sleep::Woken;
         }
-    }
-
-    /// Best effort: where there is no room for an abort, the command takes its time.
-    fn abort(&self, cid: u16) {
-        let command = Command::abort(self.qid, cid);
-        let _ = self.controller.admin().start(command, &mut None, false);
-    }
-
-    fn sleep(&self) -> Sleep<'_> {
         let busy = self.trackers.in_flight() > 0 || self.guests.wait();
         if busy { Sleep::Never } else { Sleep::Woken }
     }
 
-    fn quiesce(&mut self, pass: &mut Pass) -> bool {
-        self.refusing = true;
-        if self.hardware.is_quiet() {
-            self.fail_all(pass);
-            self.leave_guests();
-            self.ending = Ending::Ended;
-            return true;
-        }
-        self.step_ending(pass);
-        matches!(self.ending, Ending::Ended)
+    pub fn orphans(&self) -> &AtomicUsize {
+        self.controller.orphans()
     }
 
     /// Whether nobody but its guests needs the queue pair any more.
-    fn is_only_lent(&self) -> bool {
-        let open = matches!(self.ending, Ending::Open) && !self.hardware.is_quiet();
-        open && !self.refusing && self.guests.has_any() && !self.trackers.any_of(OWN)
+    pub fn is_only_lent(&self) -> bool {
+        let open = matches!(self.ending, Ending::Open) && !self.hardware.health().is_over();
+        open && self.gate != Gate::Closed && self.guests.has_any() && !self.trackers.any_of(OWN)
     }
 
     /// Takes commands of guests as far as there is room, and tells guests what has ended. When its
@@ -374,7 +330,7 @@ impl QueuePair {
     fn serve_guests(&mut self) {
         self.guests.admit();
         self.guests.wake();
-        if self.trackers.next().is_none() || !self.guests.take_turn() {
+        if self.gate != Gate::Open || self.trackers.next().is_none() || !self.guests.take_turn() {
             return;
         }
         while self.trackers.next().is_some()
@@ -383,23 +339,20 @@ impl QueuePair {
         {
             match ask {
                 Ask::Command { command, cid } => {
-                    let taken = self.trackers.take(Token(cid.into()), 0, seat);
-                    if let Some(cid) = taken {
-                        self.sq.push(&command.with_cid(cid));
+                    let token = Token(cid.into());
+                    let taken = self.trackers.take(token, 0, seat, self.tick, command);
+                    if let Some(command) = taken {
+                        self.sq.push(&command);
                     }
                 }
-                Ask::Cancel { cid } => {
-                    if let Some(cid) = self.trackers.find(Token(cid.into()), seat) {
-                        self.abort(cid);
-                    }
-                }
+                Ask::Cancel { cid } => self.cancel_of(Token(cid.into()), seat),
             }
         }
         self.ring();
     }
 
     /// No command of a guest is in work any more, and none is taken from now on.
-    fn leave_guests(&mut self) {
+    pub fn leave_guests(&mut self) {
         self.controller.remove_lender(self.guests.lender());
         self.guests.end(true);
     }
@@ -408,17 +361,34 @@ impl QueuePair {
     /// stay full for ever.
     #[cold]
     fn submit_full(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        if !self.refusing {
-            self.guests.own_core_waits();
-            return Err(Busy);
+        match self.gate {
+            Gate::Open => self.guests.own_core_waits(),
+            Gate::Held => {}
+            Gate::Closed => {
+                pass.done(request.token, Err(self.ended(request.offset)));
+                return Ok(());
+            }
         }
-        let fault = self.hardware.health().fault(request.offset);
-        pass.done(request.token, Err(fault));
-        Ok(())
+        Err(Busy)
     }
 
     #[inline]
-    fn reap(&mut self, pass: &mut Pass) -> usize {
+    pub fn reap(&mut self, pass: &mut Pass) -> usize {
+        let (taken, count) = self.take_all(pass);
+        if taken > 0 {
+            self.after_reap();
+        }
+        count
+    }
+
+    /// Reaps from a controller that is not to be told of it.
+    pub fn reap_silently(&mut self, pass: &mut Pass) -> usize {
+        self.take_all(pass).1
+    }
+
+    /// Takes completions: how many there were, and how many named a command of ours.
+    #[inline]
+    fn take_all(&mut self, pass: &mut Pass) -> (u32, usize) {
         let (mut taken, mut count) = (0, 0);
         // Bounded, so that a controller that posts without end does not hold the core.
         while taken < self.cq.entries()
@@ -427,10 +397,7 @@ impl QueuePair {
             taken += 1;
             count += usize::from(self.complete(entry, pass));
         }
-        if taken > 0 {
-            self.after_reap();
-        }
-        count
+        (taken, count)
     }
 
     /// The head doorbell is rung late, once a quarter of the queue is to be given back: one
@@ -458,138 +425,32 @@ impl QueuePair {
         if self.sq.fetched(entry.sqhd()).is_err() {
             count(&self.counters.bad_sqhd);
         }
-        let Some((token, offset, seat)) = self.trackers.complete(entry.cid()) else {
-            count(&self.counters.bad_cid);
-            return false;
-        };
-        if seat != OWN {
-            self.guests.answer(seat, token, Some(entry.status()));
-            return true;
+        if !entry.is_success() {
+            return self.complete_aside(entry, pass);
         }
-        if entry.is_success() {
+        let Some((token, _, seat)) = self.trackers.complete(entry.cid()) else {
+            return self.complete_aside(entry, pass);
+        };
+        if seat == OWN {
             pass.done(token, Ok(()));
         } else {
-            pass.done(token, Err(status::fault(entry.status(), offset)));
+            self.guests.answer(seat, token, Ok(()));
         }
         true
-    }
-
-    /// The controller failed or is gone. What it completed counts; the rest fails once it is quiet.
-    #[cold]
-    fn poll_dead(&mut self, pass: &mut Pass) -> usize {
-        self.refusing = true;
-        self.hardware.step();
-        if self.hardware.is_quiet() {
-            let count = self.fail_all(pass);
-            self.leave_guests();
-            return count;
-        }
-        let count = self.reap(pass);
-        self.guests.wake();
-        count
-    }
-
-    /// Fails all commands in flight; nothing may touch their memory any more.
-    fn fail_all(&mut self, pass: &mut Pass) -> usize {
-        let mut count = 0;
-        while let Some((token, offset, seat)) =
-            self.trackers.any().and_then(|cid| self.trackers.complete(cid))
-        {
-            count += 1;
-            if seat != OWN {
-                self.guests.answer(seat, token, None);
-                continue;
-            }
-            let health = self.hardware.health();
-            let fault = if health == Health::Live {
-                Fault::text(ErrorKind::Cancelled, offset, "the I/O queue was deleted")
-            } else {
-                health.fault(offset)
-            };
-            pass.done(token, Err(fault));
-        }
-        count
-    }
-
-    /// Deletes the submission queue, then the completion queue; if the controller does not, it is
-    /// disabled.
-    fn step_ending(&mut self, pass: &mut Pass) {
-        let now_ns = pass.now();
-        match &self.ending {
-            Ending::Open => {
-                let ticket = self.start_delete(Command::delete_sq(self.qid));
-                if let Some(ticket) = ticket {
-                    let until_ns = now_ns.saturating_add(DELETE_NS);
-                    self.ending = Ending::DeletingSq { ticket, until_ns };
-                }
-            }
-            Ending::DeletingSq { ticket, until_ns } => match deleted(ticket) {
-                Some(true) => {
-                    // What was completed before the deletion is in the queue already.
-                    self.reap(pass);
-                    self.fail_all(pass);
-                    let ticket = self.start_delete(Command::delete_cq(self.qid));
-                    if let Some(ticket) = ticket {
-                        let until_ns = now_ns.saturating_add(DELETE_NS);
-                        self.ending = Ending::DeletingCq { ticket, until_ns };
-                    }
-                }
-                None if now_ns < *until_ns => {}
-                _ => self.disable(),
-            },
-            Ending::DeletingCq { ticket, until_ns } => match deleted(ticket) {
-                Some(true) => {
-                    self.end();
-                    self.controller.return_qid(self.qid);
-                }
-                None if now_ns < *until_ns => {}
-                _ => self.disable(),
-            },
-            Ending::Disabling => self.hardware.step(),
-            Ending::Ended => {}
-        }
-    }
-
-    /// Starts a deletion. None if there is no room for it now, or no controller.
-    fn start_delete(&mut self, command: Command) -> Option<Ticket> {
-        match self.controller.admin().start(command, &mut None, false) {
-            Ok(ticket) => ticket,
-            Err(_) => {
-                self.disable();
-                None
-            }
-        }
-    }
-
-    fn disable(&mut self) {
-        self.hardware.fail();
-        self.ending = Ending::Disabling;
-    }
-
-    /// The controller knows these queues no more.
-    fn end(&mut self) {
-        self.leave_guests();
-        self.sq_doorbell.clear();
-        self.cq_doorbell.clear();
-        self.memory.conceal();
-        self.ending = Ending::Ended;
     }
 }
 
 impl Drop for QueuePair {
     fn drop(&mut self) {
         self.controller.remove_lender(self.guests.lender());
-        self.guests.end(self.hardware.is_quiet() || matches!(self.ending, Ending::Ended));
+        let pulse = self.hardware.pulse();
+        self.guests.end(pulse.health().is_quiet() || matches!(self.ending, Ending::Ended));
+        self.station.close(pulse);
+        self.controller.stations().remove(&self.station);
     }
 }
 
-/// The outcome of a deletion, once there is one.
-fn deleted(ticket: &Ticket) -> Option<bool> {
-    let done = ticket.poll(None)?;
-    Some(done.is_ok_and(|done| done.completion.is_success()))
-}
-
 #[cold]
-fn count(counter: &AtomicU64) {
+pub(super) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -69,9 +69,18 @@ pub(super) fn kind(status: Status) -> ErrorKind {
 
 /// A failed I/O command as the engine sees it.
 #[cold]
-pub(super) fn fault(status: Status, offset: u64) -> Fault {
+pub(super) fn fault(status: Status, offset: u64, block_shift: u8) -> Fault {
     let Status { sct, sc, dnr, .. } = status;
-    Fault { kind: kind(status), source: Source::Nvme { sct, sc, dnr }, offset }
+    let words = status.words().unwrap_or("a status that the specification does not name");
+    let source = Source::Nvme { sct, sc, dnr, block_shift, words };
+    Fault { kind: kind(status), source, offset }
+}
+
+/// Whether the same command may succeed when it is sent again. The other statuses say that
+/// something is wrong with the command, or with what it names.
+pub(super) fn may_pass(status: Status) -> bool {
+    let passing = [ErrorKind::Io, ErrorKind::Media, ErrorKind::Busy, ErrorKind::Cancelled];
+    passing.contains(&kind(status))
 }
 
 /// A failed admin command as a person sees it; `what` says what was asked.
@@ -100,8 +109,12 @@ mod tests {
     fn every_status_is_an_error_that_keeps_its_numbers() {
         for sct in 0..8 {
             for sc in 0..=255 {
-                let fault = fault(Status::new(sct, sc).dnr(), 4096);
-                assert_eq!(fault.source, Source::Nvme { sct, sc, dnr: true });
+                let fault = fault(Status::new(sct, sc).dnr(), 4096, 9);
+                let Source::Nvme { sct: t, sc: c, dnr, block_shift, words } = fault.source else {
+                    panic!("{fault:?}")
+                };
+                assert_eq!((t, c, dnr, block_shift), (sct, sc, true, 9));
+                assert!(!words.is_empty());
                 assert_eq!(fault.offset, 4096);
             }
         }

@@ -1,15 +1,18 @@
 //! Commands in flight on one queue pair, by command identifier.
 
 use oxblock_engine::Token;
+use oxblock_nvme::Command;
 
 /// Bits of a command identifier that hold the tracker's index; the others hold its generation.
 const INDEX_BITS: u32 = 10;
+/// What the next generation of an identifier adds to it.
+const GENERATION: u16 = 1 << INDEX_BITS;
 /// Trackers of one queue pair, at most. The last index stays unused, so that no identifier is
 /// FFFFh, which error logs use for "no command" (Base 2.0, figure 206).
 pub(super) const TRACKERS_MAX: usize = (1 << INDEX_BITS) - 1;
 /// Whose command it is: the core's that owns the queue. Guests have other numbers.
 pub(super) const OWN: u16 = 0;
-/// What an idle tracker has for an identifier.
+/// What a tracker without a usual command in flight has for an identifier.
 const IDLE: u16 = u16::MAX;
 
 /// One command in flight.
@@ -23,6 +26,38 @@ struct Tracker {
     next_cid: u16,
     /// [`OWN`], or the guest that it was taken for.
     seat: u16,
+    /// When it was sent first, in ticks.
+    tick: u16,
+    /// Counts the commands sent, to keep their order.
+    sequence: u32,
+}
+
+/// A command as it was sent, in a cache line of its own.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Sent(Command);
+
+/// What became of a command that does not go the usual way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The controller has it, under this identifier, since this tick.
+    Sent { cid: u16, since: u16 },
+    /// It was to end in time and did not, at this tick; the controller still has it.
+    Late { cid: u16, since: u16, abort_asked: bool },
+    /// It is to be sent again, at this tick.
+    Waiting { due: u16 },
+}
+
+/// A command that does not go the usual way: it is late, cancelled, or sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Aside {
+    pub stage: Stage,
+    /// How often it was sent again.
+    pub retries: u8,
+    /// Its user wants it no more.
+    pub cancelled: bool,
+    /// It took longer than it may, the last time or before.
+    pub was_late: bool,
 }
 
 /// The trackers of a queue pair. Taking and completing move one index on a stack, so that the
@@ -30,15 +65,34 @@ struct Tracker {
 pub(super) struct Trackers {
     free: Vec<u16>,
     table: Box<[Tracker]>,
+    sequence: u32,
+    sent: Box<[Sent]>,
+    /// Those whose command does not go the usual way.
+    aside: Box<[Option<Aside>]>,
+    aside_count: usize,
 }
 
 impl Trackers {
     /// `count` idle trackers, 1 to [`TRACKERS_MAX`].
     pub fn new(count: usize) -> Self {
         let count = count.clamp(1, TRACKERS_MAX) as u16;
-        let idle =
-            |index| Tracker { token: Token(0), offset: 0, cid: IDLE, next_cid: index, seat: OWN };
-        Self { free: (0..count).rev().collect(), table: (0..count).map(idle).collect() }
+        let idle = |index| Tracker {
+            token: Token(0),
+            offset: 0,
+            cid: IDLE,
+            next_cid: index,
+            seat: OWN,
+            tick: 0,
+            sequence: 0,
+        };
+        Self {
+            free: (0..count).rev().collect(),
+            table: (0..count).map(idle).collect(),
+            sequence: 0,
+            sent: vec![Sent(Command::default()); count.into()].into(),
+            aside: vec![None; count.into()].into(),
+            aside_count: 0,
+        }
     }
 
     /// The tracker that is taken next: its index.
@@ -47,48 +101,137 @@ impl Trackers {
         self.free.last().map(|index| usize::from(*index))
     }
 
-    /// Takes that tracker for a request and returns the command's identifier.
+    /// Takes that tracker for a command and returns it with its identifier. It is kept, in case
+    /// that it must be sent again.
     #[inline]
-    pub fn take(&mut self, token: Token, offset: u64, seat: u16) -> Option<u16> {
-        let index = self.free.pop()?;
-        let tracker = self.table.get_mut(usize::from(index))?;
+    pub fn take(
+        &mut self,
+        token: Token,
+        offset: u64,
+        seat: u16,
+        tick: u16,
+        command: Command,
+    ) -> Option<Command> {
+        let index = usize::from(self.free.pop()?);
+        let tracker = self.table.get_mut(index)?;
         tracker.token = token;
         tracker.offset = offset;
         tracker.seat = seat;
+        tracker.tick = tick;
         tracker.cid = tracker.next_cid;
-        Some(tracker.cid)
+        self.sequence = self.sequence.wrapping_add(1);
+        tracker.sequence = self.sequence;
+        let command = command.with_cid(tracker.cid);
+        self.sent.get_mut(index)?.0 = command;
+        Some(command)
     }
 
     /// Ends the command with this identifier, and returns whose it was. None for an identifier
-    /// that is out of range, idle, or of another generation (row 15).
+    /// that is out of range, idle, or of another generation (row 15), and for a command that does
+    /// not go the usual way.
     #[inline]
     pub fn complete(&mut self, cid: u16) -> Option<(Token, u64, u16)> {
-        let index = cid & ((1 << INDEX_BITS) - 1);
+        let index = cid & (GENERATION - 1);
         let tracker = self.table.get_mut(usize::from(index))?;
         if tracker.cid != cid && !is_trusting(tracker.cid) {
             return None;
         }
         tracker.cid = IDLE;
-        tracker.next_cid = tracker.next_cid.wrapping_add(1 << INDEX_BITS);
+        tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
         self.free.push(index);
         Some((tracker.token, tracker.offset, tracker.seat))
     }
 
-    /// Commands in flight.
+    /// Commands in flight, those included that wait to be sent again.
     #[inline]
     pub fn in_flight(&self) -> usize {
         self.table.len() - self.free.len()
     }
 
-    /// The identifier of a command in flight for this request, if there is one.
-    pub fn find(&self, token: Token, seat: u16) -> Option<u16> {
-        let mine = |t: &&Tracker| t.cid != IDLE && t.token == token && t.seat == seat;
-        self.table.iter().find(mine).map(|tracker| tracker.cid)
+    /// Whether a command does not go the usual way.
+    pub fn any_aside(&self) -> bool {
+        self.aside_count > 0
+    }
+
+    /// The tracker of a command that the controller has, by its identifier.
+    pub fn locate(&self, cid: u16) -> Option<usize> {
+        let index = usize::from(cid & (GENERATION - 1));
+        (self.cid(index) == Some(cid)).then_some(index)
+    }
+
+    /// The identifier of a tracker's command, if the controller has it.
+    pub fn cid(&self, index: usize) -> Option<u16> {
+        match self.aside.get(index)? {
+            Some(Aside { stage: Stage::Sent { cid, .. } | Stage::Late { cid, .. }, .. }) => {
+                Some(*cid)
+            }
+            Some(Aside { stage: Stage::Waiting { .. }, .. }) => None,
+            None => self.table.get(index).map(|tracker| tracker.cid).filter(|cid| *cid != IDLE),
+        }
+    }
+
+    /// What there is to know of a command besides the usual. None if the tracker has no command.
+    pub fn aside(&self, index: usize) -> Option<Aside> {
+        if let Some(aside) = self.aside.get(index)? {
+            return Some(*aside);
+        }
+        let tracker = self.table.get(index).filter(|tracker| tracker.cid != IDLE)?;
+        let stage = Stage::Sent { cid: tracker.cid, since: tracker.tick };
+        Some(Aside { stage, retries: 0, cancelled: false, was_late: false })
+    }
+
+    /// From here on the command goes this way.
+    pub fn set_aside(&mut self, index: usize, aside: Aside) {
+        if let (Some(tracker), Some(place)) = (self.table.get_mut(index), self.aside.get_mut(index))
+        {
+            tracker.cid = IDLE;
+            self.aside_count += usize::from(place.replace(aside).is_none());
+        }
+    }
+
+    /// The command to send again, under a new identifier.
+    pub fn again(&mut self, index: usize) -> Option<Command> {
+        let tracker = self.table.get_mut(index)?;
+        tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
+        self.sent.get(index).map(|sent| sent.0.with_cid(tracker.next_cid))
+    }
+
+    /// The command as it was sent.
+    pub fn command(&self, index: usize) -> Option<Command> {
+        self.sent.get(index).map(|sent| sent.0)
+    }
+
+    /// When the command was sent first: its tick, and its number among all.
+    pub fn first_sent(&self, index: usize) -> Option<(u16, u32)> {
+        self.table.get(index).map(|tracker| (tracker.tick, tracker.sequence))
+    }
+
+    /// The number of the command that was sent last.
+    pub fn last_sequence(&self) -> u32 {
+        self.sequence
+    }
+
+    /// Ends the command of a tracker, whichever way it goes, and returns whose it was.
+    pub fn end(&mut self, index: usize) -> Option<(Token, u64, u16)> {
+        self.aside(index)?;
+        let tracker = self.table.get_mut(index)?;
+        self.aside_count -= usize::from(self.aside.get_mut(index)?.take().is_some());
+        tracker.cid = IDLE;
+        tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
+        self.free.push(index as u16);
+        Some((tracker.token, tracker.offset, tracker.seat))
+    }
+
+    /// The tracker of this request's command, if there is one.
+    pub fn find(&self, token: Token, seat: u16) -> Option<usize> {
+        self.busy().find(|index| {
+            self.table.get(*index).is_some_and(|t| t.token == token && t.seat == seat)
+        })
     }
 
     /// Whether a command of this seat is in flight.
     pub fn any_of(&self, seat: u16) -> bool {
-        self.table.iter().any(|tracker| tracker.cid != IDLE && tracker.seat == seat)
+        self.busy().any(|index| self.table.get(index).is_some_and(|t| t.seat == seat))
     }
 
     /// Trackers in all.
@@ -96,10 +239,14 @@ impl Trackers {
         self.table.len()
     }
 
-    /// Any command in flight.
-    pub fn any(&self) -> Option<u16> {
-        let busy = self.table.iter().find(|tracker| tracker.cid != IDLE);
-        busy.map(|tracker| tracker.cid)
+    /// The trackers that have a command.
+    fn busy(&self) -> impl Iterator<Item = usize> {
+        (0..self.table.len()).filter(|index| self.aside(*index).is_some())
+    }
+
+    /// Any tracker that has a command.
+    pub fn any(&self) -> Option<usize> {
+        self.busy().next()
     }
 }
 
@@ -131,17 +278,21 @@ pub(super) fn trust_blindly(trust: bool) {
 mod tests {
     use super::*;
 
+    fn take(trackers: &mut Trackers, token: u64, seat: u16) -> Option<u16> {
+        let command = trackers.take(Token(token), token * 512, seat, 0, Command::flush(1));
+        command.map(|command| command.cid())
+    }
+
     #[test]
     fn trackers_run_out_and_come_back() {
         let mut trackers = Trackers::new(3);
-        let cids: Vec<u16> =
-            (0..3).map(|n| trackers.take(Token(n), n * 512, OWN).unwrap()).collect();
+        let cids: Vec<u16> = (0..3).map(|n| take(&mut trackers, n, OWN).unwrap()).collect();
         assert_eq!(trackers.next(), None);
-        assert_eq!(trackers.take(Token(9), 0, OWN), None);
+        assert_eq!(take(&mut trackers, 9, OWN), None);
         assert_eq!(trackers.in_flight(), 3);
         assert_eq!(trackers.complete(cids[1]), Some((Token(1), 512, OWN)));
         assert_eq!(trackers.next(), Some(1));
-        assert_eq!(trackers.find(Token(2), OWN), Some(cids[2]));
+        assert_eq!(trackers.find(Token(2), OWN), Some(2));
         assert_eq!(trackers.find(Token(1), OWN), None);
     }
 
@@ -150,13 +301,35 @@ mod tests {
     #[test]
     fn a_second_completion_is_not_the_next_command() {
         let mut trackers = Trackers::new(1);
-        let first = trackers.take(Token(1), 0, OWN).unwrap();
+        let first = take(&mut trackers, 1, OWN).unwrap();
         assert!(trackers.complete(first).is_some());
         assert_eq!(trackers.complete(first), None);
-        let second = trackers.take(Token(2), 0, 3).unwrap();
+        let second = take(&mut trackers, 2, 3).unwrap();
         assert_ne!(first, second);
         assert_eq!(trackers.complete(first), None);
-        assert_eq!(trackers.complete(second), Some((Token(2), 0, 3)));
+        assert_eq!(trackers.complete(second), Some((Token(2), 1024, 3)));
+    }
+
+    /// A command that is sent again has an identifier of its own each time: a late completion of
+    /// the first must not end the second.
+    #[test]
+    fn a_command_sent_again_answers_to_its_last_identifier_alone() {
+        let mut trackers = Trackers::new(2);
+        let first = take(&mut trackers, 1, OWN).unwrap();
+        let index = trackers.locate(first).unwrap();
+        let aside = trackers.aside(index).unwrap();
+        trackers.set_aside(index, Aside { stage: Stage::Waiting { due: 3 }, ..aside });
+        assert_eq!((trackers.locate(first), trackers.complete(first)), (None, None));
+        assert_eq!((trackers.in_flight(), trackers.cid(index)), (1, None));
+        let second = trackers.again(index).unwrap().cid();
+        let stage = Stage::Sent { cid: second, since: 3 };
+        trackers.set_aside(index, Aside { stage, retries: 1, ..aside });
+        assert_eq!((trackers.locate(first), trackers.locate(second)), (None, Some(index)));
+        assert_eq!(trackers.complete(second), None, "it does not go the usual way");
+        assert_eq!(trackers.end(index), Some((Token(1), 512, OWN)));
+        assert_eq!((trackers.end(index), trackers.any_aside()), (None, false));
+        let third = take(&mut trackers, 2, OWN).unwrap();
+        assert!(third != first && third != second);
     }
 
     #[test]
@@ -165,7 +338,7 @@ mod tests {
         assert_eq!(trackers.table.len(), TRACKERS_MAX);
         for round in 0..200u64 {
             let cids: Vec<u16> =
-                (0..TRACKERS_MAX).map(|_| trackers.take(Token(round), 0, OWN).unwrap()).collect();
+                (0..TRACKERS_MAX).map(|_| take(&mut trackers, round, OWN).unwrap()).collect();
             assert!(cids.iter().all(|cid| *cid != u16::MAX));
             let mut known = 0;
             for cid in 0..=u16::MAX {

@@ -4,11 +4,12 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use oxblock_mem::{Cells, Region};
+use oxblock_mem::{Buf, Cells, Region};
 
 use super::connection::Connection;
+use crate::bar::{check_memory, no_memory};
 use crate::vfio_user::message::{REGION_MMAPS, SparseArea, decode_sparse_areas};
-use crate::{Bar, PciError};
+use crate::{Bar, PciError, PciErrorKind};
 
 /// The largest BAR that is worked with: 1 GiB.
 const LEN_MAX: u64 = 1 << 30;
@@ -25,6 +26,7 @@ pub(super) struct ClientBar {
 struct Window {
     offset: u64,
     len: u64,
+    region: Region,
     words: Cells,
 }
 
@@ -80,9 +82,8 @@ impl Window {
         let inside = offset.checked_add(len).is_some_and(|end| end <= bar_len);
         let at = base.checked_add(offset).filter(|_| inside)?;
         let region = Region::import(file.as_fd(), at, len).ok()?;
-        // The buffer keeps the region.
         let words = Cells::new(region.buf(0, region.len()).ok()?).ok()?;
-        Some(Window { offset, len, words })
+        Some(Window { offset, len, region, words })
     }
 }
 
@@ -127,5 +128,14 @@ impl Bar for ClientBar {
         } else if self.holds(offset, 8) {
             let _ = self.connection.write(self.region, offset, &value.to_le_bytes());
         }
+    }
+
+    fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError> {
+        check_memory(self, offset, len)?;
+        let mut windows = self.windows.iter();
+        let window = windows.find(|w| offset >= w.offset && offset + len <= w.offset + w.len);
+        let window = window.ok_or_else(|| no_memory(offset))?;
+        let buf = window.region.buf((offset - window.offset) as usize, len as usize);
+        buf.map_err(|error| PciError::new(PciErrorKind::Io, error.to_string()))
     }
 }

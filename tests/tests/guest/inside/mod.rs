@@ -6,6 +6,7 @@ mod data;
 pub mod disks;
 mod doctor;
 mod guide;
+mod hipri;
 mod kernel;
 mod machine;
 mod noiommu;
@@ -25,6 +26,7 @@ pub fn tests() -> Vec<Test> {
     guide::add(&mut tests);
     doctor::add(&mut tests);
     kernel::add(&mut tests);
+    hipri::add(&mut tests);
     pci::add(&mut tests);
     vfio::add(&mut tests);
     noiommu::add(&mut tests);

@@ -2,6 +2,7 @@
 //! hand; what it has pushed on the ring meanwhile is carried out when the ring is dropped.
 
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::AtomicI32;
 use std::time::Instant;
 
@@ -10,6 +11,7 @@ use oxblock_mem::{Arena, ArenaOptions, IoVector, Memory, PagePolicy};
 
 use super::super::probe;
 use super::super::syscall::AtOnce;
+use super::super::uring::RingKind;
 use super::*;
 
 /// A queue on a file of 64 KiB, and memory for its requests, which outlives it.
@@ -26,10 +28,10 @@ impl Rig {
     }
 
     fn with(direct_block: Option<u32>, at_once: Option<AtOnce>) -> Rig {
-        Rig::with_ring(direct_block, at_once, false)
+        Rig::with_ring(direct_block, at_once, RingKind::default())
     }
 
-    fn with_ring(direct_block: Option<u32>, at_once: Option<AtOnce>, sqthread_poll: bool) -> Rig {
+    fn with_ring(direct_block: Option<u32>, at_once: Option<AtOnce>, kind: RingKind) -> Rig {
         let file = tempfile::tempfile().expect("a file");
         file.set_len(64 << 10).expect("its length");
         let failed_sync = AtomicI32::new(0);
@@ -40,7 +42,8 @@ impl Rig {
             zeroes_are_data: false,
             at_once,
             workers: None,
-            sqthread_poll,
+            sqthread_poll: kind.sqthread_poll,
+            hipri: kind.polled,
             queue_depth: 4,
             failed_sync,
         };
@@ -85,6 +88,8 @@ impl Rig {
 }
 
 const NONE: OpFlags = OpFlags::empty();
+const SQTHREAD: RingKind = RingKind { sqthread_poll: true, polled: false };
+const POLLED: RingKind = RingKind { sqthread_poll: false, polled: true };
 
 fn kind_of(result: Option<Result<(), Fault>>) -> ErrorKind {
     result.expect("an end").expect_err("a failure").kind
@@ -317,11 +322,11 @@ fn a_wait_ends_with_a_completion_an_event_or_the_time() {
 /// The kernel's thread takes the calls in its own time, and falls asleep in between.
 #[test]
 fn a_thread_of_the_kernel_takes_the_calls() {
-    if let Err(error) = super::super::uring::try_out(true) {
+    if let Err(error) = super::super::uring::try_out(SQTHREAD) {
         eprintln!("skipped: this kernel lets us have no polling thread ({error})");
         return;
     }
-    let mut rig = Rig::with_ring(None, None, true);
+    let mut rig = Rig::with_ring(None, None, SQTHREAD);
     let mut list = rig.list(4096);
     let event = probe::event().expect("an eventfd");
     for round in 0..4u8 {
@@ -347,6 +352,51 @@ fn a_thread_of_the_kernel_takes_the_calls() {
     drop(rig);
 }
 
+/// A ring that polls takes nothing but reads and writes of direct I/O: a file without has all its
+/// reads fail there, by name, while what goes around that ring succeeds.
+#[test]
+fn what_cannot_be_polled_for_goes_around_the_ring_that_polls() {
+    let mut rig = Rig::with_ring(None, None, POLLED);
+    let mut list = rig.list(4096);
+    list.fill(0, 4096, 0x33);
+    let _ = rig.submit(OpKind::Write, OpFlags::FUA, 4096, &list);
+    assert!(!matches!(rig.queue.sleep(), Sleep::Never), "the second ring can be slept on");
+    assert_eq!(rig.settle(), [Ok(())], "a durable write");
+    let _ = rig.submit(OpKind::Flush, NONE, 0, &IoVector::new());
+    assert_eq!(rig.settle(), [Ok(())]);
+    let mut bytes = [0; 4096];
+    rig.queue.shared.file.read_exact_at(&mut bytes, 4096).expect("the file");
+    assert_eq!(bytes, [0x33; 4096]);
+
+    for kind in [OpKind::Read, OpKind::Write] {
+        let _ = rig.submit(kind, NONE, 0, &list);
+        assert!(matches!(rig.queue.sleep(), Sleep::Never) && rig.queue.is_worth_polling());
+        let [result] = rig.settle()[..] else { panic!("one end") };
+        assert_eq!(kind_of(Some(result)), ErrorKind::NotSupported);
+    }
+    drop(rig);
+}
+
+/// The numbers of two rings must not be taken for each other's.
+#[test]
+fn of_two_rings_each_tells_what_it_has_taken() {
+    let mut rig = Rig::with_ring(None, None, POLLED);
+    let list = rig.list(512);
+    let flush = rig.submit(OpKind::Flush, NONE, 0, &IoVector::new());
+    let read = rig.submit(OpKind::Read, NONE, 0, &list);
+    let [flush, read] = [flush, read].map(|slot| rig.queue.entries[usize::from(slot)].call);
+    let taken = |rig: &mut Rig| [flush, read].map(|call| rig.queue.calls.is_taken(call));
+    assert_eq!(taken(&mut rig), [false, false]);
+    rig.queue.kick(&mut rig.pass);
+    assert_eq!(taken(&mut rig), [true, true]);
+    assert_eq!(rig.settle().len(), 2);
+    let again = rig.submit(OpKind::Read, NONE, 0, &list);
+    let again = rig.queue.entries[usize::from(again)].call;
+    assert!(!rig.queue.calls.is_taken(again));
+    rig.settle();
+    drop(rig);
+}
+
 /// A disk that waits for a whole queue's calls before it begins with the first stands still
 /// meanwhile.
 #[test]
@@ -356,7 +406,8 @@ fn the_kernel_has_the_first_calls_before_the_kick() {
     for call in 1..=4 {
         rig.submit(OpKind::Read, NONE, 0, &list);
         let told = if call < HANDED_ON.into() { 0 } else { call };
-        assert_eq!(rig.queue.calls.taken(), told);
+        let taken = (0..call).filter(|&number| rig.queue.calls.is_taken(number)).count();
+        assert_eq!(taken as u64, told);
     }
     assert_eq!(rig.settle().len() + rig.pass.drain().count(), 4);
     drop(rig);

@@ -71,6 +71,8 @@ pub struct State {
     /// Resets of the function; each makes `ready` what `ready_after_reset` says.
     pub resets: u32,
     pub ready_after_reset: Option<Follow>,
+    /// Whether a reset of the function takes RDY away.
+    pub reset_helps: bool,
     pub controller: Box<ControllerPage>,
     pub nvm: Box<ControllerNvm>,
     pub namespaces: BTreeMap<u32, Box<Namespace>>,
@@ -178,7 +180,8 @@ impl Device for Script {
         let mut state = self.state();
         state.resets += 1;
         state.stop();
-        (state.cc, state.csts) = (Cc(0), Csts(0));
+        let rdy = state.csts.rdy() && !state.reset_helps;
+        (state.cc, state.csts) = (Cc(0), Csts(0).with_rdy(rdy));
         if let Some(ready) = state.ready_after_reset {
             state.ready = ready;
         }
@@ -204,6 +207,7 @@ impl State {
             shutdown: Follow::AtOnce,
             resets: 0,
             ready_after_reset: None,
+            reset_helps: true,
             controller,
             nvm: ControllerNvm::boxed(),
             namespaces: [(1, namespace(4096, 9))].into(),

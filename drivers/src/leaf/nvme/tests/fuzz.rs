@@ -23,6 +23,9 @@ use super::device::{Follow, State};
 /// Operations in one run.
 const OPS: u64 = 60;
 
+/// Commands after which a tracker uses an identifier again, less what may be in flight.
+const IDENTIFIERS: usize = 60;
+
 /// SplitMix64.
 #[derive(Clone)]
 struct Random(u64);
@@ -114,7 +117,7 @@ fn check(lba: u64, ended: &Ended) -> Verdict {
 }
 
 /// One move of the device: the right thing, or something else.
-fn lie(state: &mut State, random: &mut Random, executed: &mut Vec<(u16, u16)>) {
+fn lie(state: &mut State, random: &mut Random, executed: &mut Vec<(u16, u16, usize)>) {
     state.poll_shadows();
     let cq_full = state.cqs.get(&1).is_none_or(|cq| cq.is_full());
     match random.below(12) {
@@ -123,13 +126,17 @@ fn lie(state: &mut State, random: &mut Random, executed: &mut Vec<(u16, u16)>) {
             if cq_full {
                 return state.held.push_front((sqid, command));
             }
-            executed.push((sqid, command.cid()));
+            executed.push((sqid, command.cid(), state.io().len()));
             state.execute(sqid, &command);
         }
         _ if cq_full => {}
         // Again what was completed before, with success.
         5..=7 => {
-            let Some(&(sqid, cid)) = executed.get(random.below(64) as usize) else { return };
+            let Some(&(sqid, cid, at)) = executed.get(random.below(64) as usize) else { return };
+            // Commands that are sent again use identifiers up, and those come back.
+            if state.io().len() - at > IDENTIFIERS {
+                return;
+            }
             state.post(sqid, cid, Status::SUCCESS, random.next());
         }
         8 => {

@@ -5,8 +5,8 @@
 //! |---|---|---|
 //! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*` |
 //! | 2 | EN=1, RDY=0 at attach | `attach::a_controller_that_is_becoming_ready_*` |
-//! | 3 | ready timeout | `attach::the_ready_timeout_*` |
-//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `io::a_fatal_*` |
+//! | 3 | ready timeout | `attach::the_ready_timeout_*`, `recovery::a_reset_that_fails_*` |
+//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `recovery::a_fatal_*` |
 //! | 5, 6, 7 | MQES, doorbells, MPSMIN | `attach::mqes_*`, `attach::doorbells_*`, `attach::pages_*` |
 //! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*` |
 //! | 11, 12 | PRP and SGL | `oxblock_nvme::prp`, `oxblock_nvme::sgl`, `io::prps_*`, `io::sgls_*` |
@@ -16,6 +16,8 @@
 //! | 16 | SQHD | `oxblock_nvme::queue`, `io::a_wrong_head_*` |
 //! | 17 | barrier before the doorbell | `oxblock_nvme::queue` with loom |
 //! | 18 | shadow doorbells | `oxblock_nvme::queue` with loom; `io::shadow_*` |
+//! | 19 | timeouts | `recovery::a_late_command_*` |
+//! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*` |
 //! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
 //! | 31 | shutdown | `ending::shutdown_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
@@ -28,6 +30,7 @@ mod ending;
 mod fuzz;
 mod io;
 mod passthrough;
+mod recovery;
 
 use std::cell::Cell;
 use std::future::Future;

@@ -3,9 +3,15 @@
 //! Host threads write what a host may write and leave a note in [`Events`]; the controller's
 //! core reads the notes once a pass, acts, and is the only one that writes CSTS. Nothing waits.
 
+mod memory;
+
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
+use oxblock_nvme::pmr::Pmrsts;
 use oxblock_nvme::regs::{self, Cap, Cc, Crto, Csts};
+
+use memory::MemoryRegisters;
+pub(crate) use memory::{MemoryCapabilities, MemoryControl};
 
 /// Something for the controller's core to look at. Bits of one word, so that a pass without
 /// news costs one load.
@@ -21,6 +27,8 @@ impl Events {
     pub(crate) const STOP: Events = Events(1 << 2);
     /// A notice waits in the mailbox of the owner.
     pub(crate) const NOTICE: Events = Events(1 << 3);
+    /// The control registers of memory in BARs have been written, or the function was reset.
+    pub(crate) const MEMORY: Events = Events(1 << 4);
 
     pub(crate) fn has(self, other: Events) -> bool {
         self.0 & other.0 != 0
@@ -45,6 +53,7 @@ pub(crate) struct Registers {
     aqa: AtomicU32,
     asq: AtomicU64,
     acq: AtomicU64,
+    memory: MemoryRegisters,
     events: AtomicU32,
 }
 
@@ -65,8 +74,9 @@ pub(crate) enum Written {
 }
 
 impl Registers {
-    pub(crate) fn new(cap: Cap, version: u32, crto: Crto) -> Registers {
+    pub(crate) fn new(cap: Cap, version: u32, crto: Crto, memory: MemoryCapabilities) -> Registers {
         Registers {
+            memory: MemoryRegisters::new(memory),
             cap,
             version,
             crto,
@@ -105,12 +115,13 @@ impl Registers {
         self.aqa.store(0, Ordering::Relaxed);
         self.asq.store(0, Ordering::Relaxed);
         self.acq.store(0, Ordering::Relaxed);
+        self.memory.reset();
         let before = self.cc.fetch_update(Ordering::AcqRel, Ordering::Acquire, |old| {
             Some((old >> 32).wrapping_add(1) << 32)
         });
         // The closure always agrees, so both arms hold the former value.
         let (Ok(before) | Err(before)) = before;
-        self.raise(Events::CONTROL);
+        self.raise(Events(Events::CONTROL.0 | Events::MEMORY.0));
         ((before >> 32) as u32).wrapping_add(1)
     }
 
@@ -161,6 +172,17 @@ impl Registers {
         self.csts.store(csts.0, Ordering::Release);
     }
 
+    /// What the host wants of memory in BARs.
+    pub(crate) fn memory_control(&self) -> MemoryControl {
+        self.memory.control()
+    }
+
+    /// By the controller's core only: whether the address of the Controller Memory Buffer is
+    /// invalid, and how the Persistent Memory Region is.
+    pub(crate) fn set_memory_status(&self, cmb_invalid: bool, pmrsts: Pmrsts) {
+        self.memory.set_status(cmb_invalid, pmrsts);
+    }
+
     /// The count of EN's moves that the controller has acted on.
     pub(crate) fn acknowledged(&self) -> u32 {
         self.acknowledged.load(Ordering::Acquire)
@@ -184,7 +206,7 @@ impl Registers {
             regs::ACQ => low(self.acq()),
             ACQ_HIGH => self.acq() >> 32,
             regs::CRTO => u64::from(self.crto.0),
-            _ => 0,
+            _ => self.memory.word(offset),
         }
     }
 
@@ -199,6 +221,10 @@ impl Registers {
             ASQ_HIGH => put_half(&self.asq, 32, value),
             regs::ACQ => put_half(&self.acq, 0, value),
             ACQ_HIGH => put_half(&self.acq, 32, value),
+            _ if self.memory.write(offset, value) => {
+                self.raise(Events::MEMORY);
+                return Written::Event;
+            }
             // Interrupt masks do nothing with MSI-X (3.1.3.3); the rest is read-only or absent.
             _ => {}
         }
@@ -231,7 +257,8 @@ mod tests {
     use super::*;
 
     fn registers() -> Registers {
-        Registers::new(Cap(0x1122_3344_5566_7788), 0x2_0000, Crto(9))
+        let none = MemoryCapabilities::default();
+        Registers::new(Cap(0x1122_3344_5566_7788), 0x2_0000, Crto(9), none)
     }
 
     #[test]
