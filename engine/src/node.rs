@@ -3,12 +3,12 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::{Counter, Driver, ErrorKind, Fault, Limits};
+use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 
 /// A named node of the graph. Cores open a [`Channel`](crate::Channel) on it to do I/O.
 pub struct Node {
     name: Arc<str>,
-    driver: Box<dyn Driver>,
+    body: Body,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
 }
@@ -17,12 +17,19 @@ pub struct Node {
 pub(crate) type Refusal = (ErrorKind, &'static str);
 
 impl Node {
-    /// A node called `name` over `driver`. The limits are read here, and again whenever
+    /// A leaf called `name` over `driver`. The limits are read here, and again whenever
     /// [`Core::refresh`](crate::Core::refresh) is asked to.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
-        let limits = Mutex::new(Arc::new(driver.limits()));
-        let node = Arc::new(Self { name: name.into(), driver, limits, withdrawn: OnceLock::new() });
-        node.driver.joined(&node);
+        Self::with_body(name, Body::Leaf(driver))
+    }
+
+    /// A node of either kind.
+    pub fn with_body(name: impl Into<Arc<str>>, body: Body) -> Arc<Self> {
+        let limits = Mutex::new(Arc::new(body.limits()));
+        let node = Arc::new(Self { name: name.into(), body, limits, withdrawn: OnceLock::new() });
+        if let Body::Leaf(driver) = &node.body {
+            driver.joined(&node);
+        }
         node
     }
 
@@ -37,14 +44,51 @@ impl Node {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the driver counts of the device, for all nodes on it.
+    /// What the drivers of the node's leaves count of their devices, for all nodes on them.
     pub fn counters(&self) -> Vec<Counter> {
-        self.driver.counters()
+        match &self.body {
+            Body::Leaf(driver) => driver.counters(),
+            Body::Over(_, children) => children.iter().flat_map(|c| c.counters()).collect(),
+        }
     }
 
-    /// The driver.
-    pub fn driver(&self) -> &dyn Driver {
-        &*self.driver
+    /// The driver's name, as blockdev-add has it.
+    pub fn driver_name(&self) -> &'static str {
+        match &self.body {
+            Body::Leaf(driver) => driver.name(),
+            Body::Over(format, _) => format.name(),
+        }
+    }
+
+    /// What the node's user should know about how its leaves work here, a line for each that has
+    /// something to say.
+    pub fn notices(&self) -> Vec<String> {
+        match &self.body {
+            Body::Leaf(driver) => driver.notice().map(str::to_owned).into_iter().collect(),
+            Body::Over(_, children) => children.iter().flat_map(|c| c.notices()).collect(),
+        }
+    }
+
+    /// The driver of a leaf.
+    ///
+    /// # Errors
+    /// `Invalid`: the node stands on others.
+    pub fn driver(&self) -> Result<&dyn Driver, Error> {
+        match &self.body {
+            Body::Leaf(driver) => Ok(&**driver),
+            Body::Over(..) => {
+                let error = Error::new(ErrorKind::Invalid, "the node is no leaf of the graph");
+                Err(error.node(&self.name))
+            }
+        }
+    }
+
+    /// The format of a node that stands on others, and those.
+    pub fn format(&self) -> Option<(&Arc<dyn Format>, &[Arc<Node>])> {
+        match &self.body {
+            Body::Leaf(_) => None,
+            Body::Over(format, children) => Some((format, children)),
+        }
     }
 
     /// Why the node takes no operations any more, if it was withdrawn.
@@ -66,8 +110,20 @@ impl Node {
     pub(crate) fn reread(&self) -> (Arc<Limits>, Arc<Limits>) {
         // Read under the lock, so that of two readers the later one's stay.
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Arc::new(self.driver.limits());
+        let new = Arc::new(self.body.limits());
         (std::mem::replace(&mut *limits, new.clone()), new)
+    }
+}
+
+impl Body {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Leaf(driver) => driver.limits(),
+            Self::Over(format, children) => {
+                let limits: Vec<Arc<Limits>> = children.iter().map(|child| child.limits()).collect();
+                format.limits(&limits)
+            }
+        }
     }
 }
 
@@ -75,7 +131,7 @@ impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
             .field("name", &self.name)
-            .field("driver", &self.driver.name())
+            .field("driver", &self.driver_name())
             .finish()
     }
 }
