@@ -836,7 +836,6 @@ fn whole_request(token: Token, op: &Op) -> Request<'_> {
     Request { token, kind, flags, offset, len, data: op.data.whole() }
 }
 
-
 /// A bounce buffer, unless that leaves fewer than `keep`.
 fn take_bounce(pool: &Option<Pool>, keep: usize) -> Option<IoVector> {
     let pool = pool.as_ref().filter(|pool| pool.available() > keep)?;

@@ -9,6 +9,7 @@ use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 pub struct Node {
     name: Arc<str>,
     body: Body,
+    read_only: bool,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
 }
@@ -20,13 +21,14 @@ impl Node {
     /// A leaf called `name` over `driver`. The limits are read here, and again whenever
     /// [`Core::refresh`](crate::Core::refresh) is asked to.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
-        Self::with_body(name, Body::Leaf(driver))
+        Self::with_body(name, Body::Leaf(driver), false)
     }
 
-    /// A node of either kind.
-    pub fn with_body(name: impl Into<Arc<str>>, body: Body) -> Arc<Self> {
-        let limits = Mutex::new(Arc::new(body.limits()));
-        let node = Arc::new(Self { name: name.into(), body, limits, withdrawn: OnceLock::new() });
+    /// A node of either kind; one that is read-only refuses writes whatever its driver says.
+    pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
+        let limits = Mutex::new(Arc::new(body.limits(read_only)));
+        let (name, withdrawn) = (name.into(), OnceLock::new());
+        let node = Arc::new(Self { name, body, read_only, limits, withdrawn });
         if let Body::Leaf(driver) = &node.body {
             driver.joined(&node);
         }
@@ -110,20 +112,22 @@ impl Node {
     pub(crate) fn reread(&self) -> (Arc<Limits>, Arc<Limits>) {
         // Read under the lock, so that of two readers the later one's stay.
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Arc::new(self.body.limits());
+        let new = Arc::new(self.body.limits(self.read_only));
         (std::mem::replace(&mut *limits, new.clone()), new)
     }
 }
 
 impl Body {
-    fn limits(&self) -> Limits {
-        match self {
+    fn limits(&self, read_only: bool) -> Limits {
+        let limits = match self {
             Self::Leaf(driver) => driver.limits(),
             Self::Over(format, children) => {
-                let limits: Vec<Arc<Limits>> = children.iter().map(|child| child.limits()).collect();
+                let limits: Vec<Arc<Limits>> =
+                    children.iter().map(|child| child.limits()).collect();
                 format.limits(&limits)
             }
-        }
+        };
+        Limits { read_only: limits.read_only || read_only, ..limits }
     }
 }
 

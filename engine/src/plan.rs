@@ -131,11 +131,7 @@ impl Rules {
             OpKind::Write => !self.read_only && (!self.emulate_fua || op.flags.is_empty()),
             _ => false,
         };
-        aligned
-            && fits
-            && plain
-            && offset <= self.length - op.len
-            && op.data.len() as u64 == op.len
+        aligned && fits && plain && offset <= self.length - op.len && op.data.len() as u64 == op.len
     }
 
     fn is_straight_memory(&self, op: &Op, offset: u64) -> bool {

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use super::Graph;
 use super::book::{NewChild, new_edge};
 use super::driver_info::{DriverInfo, DriverKind, Drivers, Opening};
 use super::role::ChildRole;
 use super::settings::NodeSettings;
 use super::tables::{NodeEntry, NodeId, Tables, check_name, duplicate};
-use super::Graph;
 use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
 use crate::{Core, Error, ErrorKind, LocalFuture, Node};
 
@@ -94,7 +94,7 @@ impl Graph<Arc<Node>> {
                 children: &nodes,
             };
             let body = (driver.open)(&opening).await?;
-            let node = Node::with_body(name.clone(), body);
+            let node = Node::with_body(name.clone(), body, common.read_only);
             let entry = entry_of(driver, &common, node);
             Ok(Planned::New(Box::new(New { entry, children })))
         })
@@ -165,7 +165,7 @@ fn entry_of(
     NodeEntry {
         name: node.name().clone(),
         driver: driver.name,
-        read_only: common.read_only || node.limits().read_only,
+        read_only: node.limits().read_only,
         force_share: common.force_share,
         implicit: false,
         is_filter: driver.kind == DriverKind::Filter,

@@ -310,7 +310,8 @@ const MAX_NAME: usize = 31;
 /// Refuses what is no name of a node: a letter, then letters, digits, `-`, `.` and `_`. Names
 /// made up by the engine begin with `#`.
 pub(super) fn check_name(name: &str) -> Result<(), Error> {
-    let rest = name.strip_prefix("#block").map(|digits| digits.trim_start_matches(char::is_numeric));
+    let rest =
+        name.strip_prefix("#block").map(|digits| digits.trim_start_matches(char::is_numeric));
     let is_made_up = rest == Some("");
     let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic());
     let is_inner = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);

@@ -252,7 +252,10 @@ impl Io {
     pub(super) fn is_over(&self, index: u32) -> bool {
         let slot = &self.slots[index];
         let stopped = slot.failed || slot.cancelled || slot.cursor == self.total(index);
-        slot.state == State::Running && slot.outstanding == 0 && stopped && slot.step == Step::Direct
+        slot.state == State::Running
+            && slot.outstanding == 0
+            && stopped
+            && slot.step == Step::Direct
     }
 }
 
