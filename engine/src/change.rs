@@ -88,12 +88,7 @@ impl Io {
     /// Takes over what a node says of itself now, if this core has it open.
     fn follow(&mut self, node: &Arc<Node>, arena: &Arena) -> Result<(), Error> {
         let rules = Rules::new(&node.limits());
-        if let Some(index) = self.route_of(node) {
-            if let Some(route) = self.route_mut(index) {
-                route.rules = rules;
-            }
-            return Ok(());
-        }
+        self.follow_routes(node);
         let Some(index) = self.leaf_of(node) else { return Ok(()) };
         let provided = self.provide(&rules, arena);
         if let Some(leaf) = self.leaf_mut(index) {

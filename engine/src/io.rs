@@ -357,10 +357,6 @@ impl Io {
         self.leaves.get_mut(leaf as usize)?.as_mut()
     }
 
-    pub(crate) fn route_mut(&mut self, route: u16) -> Option<&mut Route> {
-        self.routes.get_mut(route as usize)
-    }
-
     pub(crate) fn take_leaf(&mut self, leaf: u16) -> Option<Leaf> {
         self.leaves.get_mut(leaf as usize)?.take()
     }

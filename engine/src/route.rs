@@ -25,7 +25,9 @@ enum Hop {
     Leaf(u16),
     Format {
         format: Arc<dyn Format>,
-        /// Where the children are among the hops.
+        /// Where the first child is among the hops: it is asked for most.
+        first: u16,
+        /// Where all are.
         children: Vec<u16>,
     },
 }
@@ -62,8 +64,9 @@ impl Route {
         let hop = |node: &Arc<Node>| match node.format() {
             None => leaf_of(node).map(Hop::Leaf),
             Some((format, children)) => {
-                let children = children.iter().map(place).collect();
-                Some(Hop::Format { format: format.clone(), children })
+                let children: Vec<u16> = children.iter().map(place).collect();
+                let first = children.first().copied().unwrap_or(NONE);
+                Some(Hop::Format { format: format.clone(), first, children })
             }
         };
         let hops: Vec<Hop> = nodes.iter().map(hop).collect::<Option<_>>()?;
@@ -71,6 +74,18 @@ impl Route {
         collect_flushes(node, leaf_of, &mut flushes);
         let (rules, stats) = (Rules::new(&node.limits()), LeafStats::default());
         Some(Self { node: node.clone(), rules, stats, flushes, hops })
+    }
+
+    /// Whether it is the way of the same node to the same leaves.
+    pub fn is_same(&self, other: &Route) -> bool {
+        let leaves = |route: &Route| -> Vec<Option<u16>> {
+            let leaf = |hop: &Hop| match hop {
+                Hop::Leaf(leaf) => Some(*leaf),
+                Hop::Format { .. } => None,
+            };
+            route.hops.iter().map(leaf).collect()
+        };
+        Arc::ptr_eq(&self.node, &other.node) && leaves(self) == leaves(other)
     }
 
     /// Whether it leads to this leaf.
@@ -83,9 +98,9 @@ impl Route {
     pub fn resolve(&self, offset: u64, len: u64, intent: Intent) -> Place {
         let (mut at, mut offset, mut left) = (0, offset, len);
         loop {
-            let (format, children) = match self.hops.get(at) {
+            let (format, first, children) = match self.hops.get(at) {
                 Some(Hop::Leaf(leaf)) => return Place::Leaf { leaf: *leaf, offset, len: left },
-                Some(Hop::Format { format, children }) => (format, children),
+                Some(Hop::Format { format, first, children }) => (format, *first, children),
                 None => return Place::End,
             };
             let (child, len) = match format.map(offset, left, intent) {
@@ -99,7 +114,11 @@ impl Route {
                 Extent::End => return Place::End,
             };
             left = left.min(len);
-            at = children.get(child).copied().unwrap_or(NONE) as usize;
+            at = match child {
+                0 => first,
+                child => children.get(child).copied().unwrap_or(NONE),
+            }
+            .into();
         }
     }
 }

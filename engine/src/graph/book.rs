@@ -286,6 +286,11 @@ impl<B: Clone> Graph<B> {
         Ok(outcome)
     }
 
+    #[cfg(test)]
+    pub(super) fn tables(&self) -> &Tables<B> {
+        &self.tables
+    }
+
     // --- holding ---
 
     /// Has an edge stay as it is until it was thawed as often.

@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use super::{Io, Leaf};
+use crate::plan::Rules;
 use crate::route::{NONE, Place, Route};
 use crate::slot::{Slot, State, Step, token};
 use crate::{ErrorKind, Fault, Intent, Node, Op, OpFlags, OpKind, Request};
@@ -25,18 +26,20 @@ pub(super) enum Next {
 }
 
 impl Io {
-    /// The index of a node's route on this core; made where there is none. `None` if this core
-    /// has no queue of one of its leaves.
+    /// The index of a node's route on this core; made where there is none to the leaves that are
+    /// open now. `None` if this core has no queue of one of its leaves.
     pub(crate) fn route_to(&mut self, node: &Arc<Node>) -> Option<u16> {
-        let is_used = |index: usize| {
-            let index = index as u16;
-            self.users.iter().any(|user| (user.open || user.in_flight > 0) && user.route == index)
-        };
-        if let Some(index) = self.route_of(node).filter(|&index| is_used(index as usize)) {
-            return Some(index);
-        }
         let route = Route::new(node, &|leaf| self.leaf_of(leaf))?;
-        let unused = (0..self.routes.len()).find(|&index| !is_used(index));
+        let is_used = |index: usize| {
+            let mut users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+            users.any(|user| usize::from(user.route) == index)
+        };
+        let all = || 0..self.routes.len();
+        let same = all().find(|&index| is_used(index) && self.routes[index].is_same(&route));
+        if let Some(same) = same {
+            return Some(same as u16);
+        }
+        let unused = all().find(|&index| !is_used(index));
         match unused {
             Some(index) => self.routes[index] = route,
             None => self.routes.push(route),
@@ -44,10 +47,11 @@ impl Io {
         Some(unused.unwrap_or(self.routes.len() - 1) as u16)
     }
 
-    /// The index of a node's route on this core, if there is one.
-    pub(crate) fn route_of(&self, node: &Arc<Node>) -> Option<u16> {
-        let mut routes = self.routes.iter();
-        routes.position(|route| Arc::ptr_eq(&route.node, node)).map(|index| index as u16)
+    /// A node has other limits now.
+    pub(crate) fn follow_routes(&mut self, node: &Arc<Node>) {
+        for route in self.routes.iter_mut().filter(|route| Arc::ptr_eq(&route.node, node)) {
+            route.rules = Rules::new(&node.limits());
+        }
     }
 
     /// The route of a slot's user, if it has one.
@@ -134,11 +138,11 @@ impl Io {
         // A leaf that is gone says so when it is entered.
         let Some(leaf) = self.leaf(to) else { return Ok(place) };
         let rules = &leaf.rules;
-        let len = len.min(rules.length.saturating_sub(offset));
-        if len == 0 && offset >= rules.length {
+        if offset >= rules.length {
             let reads = Intent::from(slot.op.kind) == Intent::Read;
-            return Ok(if reads { Place::Zero { len: left } } else { Place::End });
+            return Ok(if reads { Place::Zero { len } } else { Place::End });
         }
+        let len = len.min(rules.length - offset);
         let in_blocks = |bytes: u64| bytes.is_multiple_of(rules.block_size);
         if len == 0 || !in_blocks(offset) || !in_blocks(len) {
             return Err("the format answered with no whole blocks of the node beneath");
