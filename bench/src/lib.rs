@@ -58,6 +58,7 @@ mod serving;
 mod shares;
 pub mod stats;
 pub mod steady;
+pub mod terse;
 pub mod text;
 pub mod units;
 pub mod verify;

@@ -3,6 +3,8 @@
 
 #[path = "fio/examples.rs"]
 mod examples;
+#[path = "fio/terse.rs"]
+mod terse;
 #[path = "fio/tools.rs"]
 mod tools;
 #[path = "fio/verify.rs"]

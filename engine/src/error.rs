@@ -285,8 +285,13 @@ impl fmt::Display for FaultSource {
 impl std::error::Error for FaultSource {}
 
 impl From<oxblock_mem::MemError> for Error {
+    /// No room to map memory for a device is no full disk: its ENOSPC is never a user's.
     fn from(error: oxblock_mem::MemError) -> Self {
-        Self::new(ErrorKind::from_errno(error.errno()), error.to_string())
+        let kind = match error.errno() {
+            libc::ENOSPC => ErrorKind::OutOfMemory,
+            errno => ErrorKind::from_errno(errno),
+        };
+        Self::new(kind, error.to_string())
     }
 }
 
@@ -352,6 +357,13 @@ mod tests {
         for errno in [libc::EIO, libc::EINVAL, libc::ENOSPC, libc::EROFS, libc::EBUSY] {
             assert_eq!(ErrorKind::from_errno(errno).errno(), errno);
         }
+    }
+
+    /// The kernel's limit of DMA mappings was reached, and a guest was told that its disk is full.
+    #[test]
+    fn a_full_iommu_is_no_full_disk() {
+        let error = oxblock_mem::MemError::new(libc::ENOSPC, "the limit of mappings is reached");
+        assert_eq!(Error::from(error).errno(), libc::ENOMEM);
     }
 
     #[test]

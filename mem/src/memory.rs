@@ -13,6 +13,8 @@ use crate::{Arena, ArenaOptions, MemError, PageSize, Region, iova, pages};
 const ROOM_TIMEOUT: Duration = Duration::from_millis(200);
 /// How often it looks for room.
 const ROOM_INTERVAL: Duration = Duration::from_millis(1);
+/// All addresses but the last, so that every length fits 64 bits.
+const EVERYTHING: RangeInclusive<u64> = 0..=u64::MAX - 1;
 
 /// Every byte that the devices of one engine may reach. A handle; clones name the same memory.
 #[derive(Clone)]
@@ -81,11 +83,12 @@ impl Memory {
     /// # Errors
     /// `EINVAL` for bad options; `ENOMEM` and others of the system if pages that
     /// [`PagePolicy`](crate::PagePolicy) demands are not there; what a mapper says; `EPERM` if
-    /// its pages are not locked and an attached device needs that.
+    /// its pages are not locked and an attached device needs that; `ENOSPC` as for
+    /// [`register`](Memory::register).
     pub fn add_arena(&self, options: &ArenaOptions) -> Result<Arena, MemError> {
         let (mapping, notice) = pages::map(options)?;
         let region = RegionShared::of_mapping(mapping, Arc::downgrade(&self.shared));
-        let region = self.shared.add(region)?;
+        let region = wait_for_room(|| self.shared.add(region.clone()))?;
         Ok(Arena::new(region, notice))
     }
 
@@ -114,16 +117,10 @@ impl Memory {
             let text = format!("register {len} bytes at {start:#x}: beyond the address space");
             return Err(MemError::new(libc::EINVAL, text));
         }
-        let begun = Instant::now();
-        loop {
+        wait_for_room(|| {
             let region = RegionShared::of_caller(ptr, len, Arc::downgrade(&self.shared));
-            match self.shared.add(region) {
-                Err(error) if error.errno() == libc::ENOSPC && begun.elapsed() < ROOM_TIMEOUT => {
-                    thread::sleep(ROOM_INTERVAL);
-                }
-                outcome => return outcome,
-            }
-        }
+            self.shared.add(region)
+        })
     }
 
     /// Shows all regions, and those that come later, to a device. Every region has one IOVA for
@@ -135,7 +132,20 @@ impl Memory {
     /// is outside the device's windows; `ENOSPC` if no address suits all devices; `EINVAL` if a
     /// region is not a multiple of the device's page; what the mapper says. Nothing stays mapped.
     pub fn attach(&self, mapper: Arc<dyn DmaMapper>) -> Result<Attachment, MemError> {
-        self.shared.attach(&mapper)?;
+        self.attach_within(mapper, &[EVERYTHING])
+    }
+
+    /// As [`attach`](Memory::attach), for a device that can use less than its mapper's windows:
+    /// only what also lies in one of `allowed`.
+    ///
+    /// # Errors
+    /// As [`attach`](Memory::attach).
+    pub fn attach_within(
+        &self,
+        mapper: Arc<dyn DmaMapper>,
+        allowed: &[RangeInclusive<u64>],
+    ) -> Result<Attachment, MemError> {
+        self.shared.attach(&mapper, allowed)?;
         Ok(Attachment { memory: self.shared.clone(), mapper })
     }
 
@@ -185,6 +195,9 @@ struct State {
 
 struct Device {
     mapper: Arc<dyn DmaMapper>,
+    /// What those who attached it can use.
+    allowed: Vec<RangeInclusive<u64>>,
+    /// What of it the mapper has.
     windows: Vec<RangeInclusive<u64>>,
     page_size: u64,
     /// Attachments that share the mapper.
@@ -214,13 +227,16 @@ impl MemoryShared {
         Ok(handle)
     }
 
-    fn attach(&self, mapper: &Arc<dyn DmaMapper>) -> Result<(), MemError> {
+    fn attach(
+        &self,
+        mapper: &Arc<dyn DmaMapper>,
+        allowed: &[RangeInclusive<u64>],
+    ) -> Result<(), MemError> {
         let mut state = self.lock();
         if let Some(at) = state.devices.iter().position(|device| device.is(mapper)) {
-            state.devices[at].share()?;
-            return state.check_windows(at);
+            return state.devices[at].share(allowed);
         }
-        let device = Device::new(mapper.clone());
+        let device = Device::new(mapper.clone(), allowed);
         let regions: Vec<_> =
             state.regions.iter().filter(|region| !region.is_closed()).cloned().collect();
         for region in &regions {
@@ -334,18 +350,6 @@ impl State {
         )
     }
 
-    /// A mapper that several devices share may have become narrower with this one.
-    fn check_windows(&mut self, at: usize) -> Result<(), MemError> {
-        let device = &mut self.devices[at];
-        device.windows = device.mapper.windows();
-        let lies_outside = |region: &&Arc<RegionShared>| {
-            region.iova().is_some_and(|at| !iova::fits(&device.windows, at, region.len() as u64))
-        };
-        let Some(region) = device.mapped.iter().find(lies_outside) else { return Ok(()) };
-        device.users -= 1;
-        Err(outside(region.len(), region.iova().unwrap_or_default(), &device.windows))
-    }
-
     /// Sees to it that the region has an IOVA that suits all devices and `new`.
     fn place(&self, region: &Arc<RegionShared>, new: Option<&Device>) -> Result<(), MemError> {
         let handle = Region::for_device(region.clone());
@@ -364,8 +368,7 @@ impl State {
             }
         }
         let devices = || self.devices.iter().chain(new);
-        let everything: RangeInclusive<u64> = 0..=u64::MAX - 1;
-        let windows = devices().fold(vec![everything], |all, d| iova::intersect(&all, &d.windows));
+        let windows = devices().fold(vec![EVERYTHING], |all, d| iova::intersect(&all, &d.windows));
         let align = devices().map(|device| device.align(region)).max().unwrap_or(1);
         let taken = self.taken(region);
         let Some(iova) = iova::allocate(&windows, &taken, len, align) else {
@@ -416,6 +419,19 @@ impl State {
     }
 }
 
+/// Tries to map again while there is no room: others may be about to unregister.
+fn wait_for_room<T>(mut map: impl FnMut() -> Result<T, MemError>) -> Result<T, MemError> {
+    let begun = Instant::now();
+    loop {
+        match map() {
+            Err(error) if error.errno() == libc::ENOSPC && begun.elapsed() < ROOM_TIMEOUT => {
+                thread::sleep(ROOM_INTERVAL);
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
 /// A region has an address that a device cannot use.
 fn outside(len: usize, iova: u64, windows: &[RangeInclusive<u64>]) -> MemError {
     let windows = iova::words(windows);
@@ -427,19 +443,31 @@ fn outside(len: usize, iova: u64, windows: &[RangeInclusive<u64>]) -> MemError {
 }
 
 impl Device {
-    fn new(mapper: Arc<dyn DmaMapper>) -> Device {
-        let (windows, page_size) = (mapper.windows(), mapper.page_size_min());
-        let page_size = page_size.max(1).next_power_of_two();
-        Device { mapper, windows, page_size, users: 1, mapped: Vec::new() }
+    fn new(mapper: Arc<dyn DmaMapper>, allowed: &[RangeInclusive<u64>]) -> Device {
+        let windows = iova::intersect(&mapper.windows(), allowed);
+        let page_size = mapper.page_size_min().max(1).next_power_of_two();
+        let allowed = allowed.to_vec();
+        Device { mapper, allowed, windows, page_size, users: 1, mapped: Vec::new() }
     }
 
-    /// One attachment more. After a detach that could not unmap everything the mapper is in no
-    /// state to be used again.
-    fn share(&mut self) -> Result<(), MemError> {
+    /// One attachment more, which may make the mapper and what is allowed narrower. After a detach
+    /// that could not unmap everything the mapper is in no state to be used again.
+    fn share(&mut self, allowed: &[RangeInclusive<u64>]) -> Result<(), MemError> {
         if self.users == 0 {
             let text = "attach a device: its mapper failed to unmap memory before; reset it";
             return Err(MemError::new(libc::EBUSY, text));
         }
+        let allowed = iova::intersect(&self.allowed, allowed);
+        let windows = iova::intersect(&self.mapper.windows(), &allowed);
+        let lies_outside = |region: &&Arc<RegionShared>| {
+            region.iova().is_some_and(|at| !iova::fits(&windows, at, region.len() as u64))
+        };
+        if let Some(region) = self.mapped.iter().find(lies_outside) {
+            let error = outside(region.len(), region.iova().unwrap_or_default(), &windows);
+            self.windows = iova::intersect(&self.mapper.windows(), &self.allowed);
+            return Err(error);
+        }
+        (self.allowed, self.windows) = (allowed, windows);
         self.users += 1;
         Ok(())
     }

@@ -601,6 +601,52 @@ fn a_shared_mapper_may_become_narrower() {
     region.try_unregister().unwrap();
 }
 
+/// A device that cuts addresses above 32 bits wrote elsewhere, since its IOMMU takes 48.
+#[test]
+fn a_device_may_use_less_than_its_mapper() {
+    let memory = Memory::new();
+    let table = Arc::new(Table::new(vec![1 << 24..=(1 << 48) - 1]));
+    let wide = memory.attach(table.clone()).unwrap();
+    let pages = Pages::new(3 * 4096);
+    // SAFETY: all are unregistered below, before the pages go.
+    let page = |at: usize| unsafe { memory.register(pages.ptr.add(at * 4096), 4096) }.unwrap();
+    let low = page(0);
+    assert_eq!(low.iova(), Some(1 << 24));
+    let high = 1 << 32..=(1 << 40) - 1;
+    let error = memory.attach_within(table.clone(), std::slice::from_ref(&high)).unwrap_err();
+    assert_eq!(error.errno(), libc::ERANGE);
+    let next = page(1);
+    assert_eq!(next.iova(), Some((1 << 24) + 4096), "who was refused changes nothing");
+    low.try_unregister().unwrap();
+    next.try_unregister().unwrap();
+    let narrow = memory.attach_within(table.clone(), &[high]).unwrap();
+    let region = page(2);
+    assert_eq!(region.iova(), Some(1 << 32));
+    region.try_unregister().unwrap();
+    drop((wide, narrow));
+    let _only = memory.attach_within(table, &[0..=(1 << 30) - 1]).unwrap();
+    let region = page(0);
+    assert_eq!(region.iova(), Some(1 << 24));
+    region.try_unregister().unwrap();
+}
+
+/// An arena was refused while others were about to give mappings back.
+#[test]
+fn an_arena_waits_for_room() {
+    let memory = Memory::new();
+    let table = Table::wide();
+    let _attachment = memory.attach(table.clone()).unwrap();
+    *table.maps_left.lock().unwrap() = 0;
+    let arena = std::thread::scope(|scope| {
+        scope.spawn(|| {
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            *table.maps_left.lock().unwrap() = 1;
+        });
+        memory.add_arena(&ArenaOptions::new(4096))
+    });
+    assert!(arena.unwrap().region().iova().is_some());
+}
+
 /// A device behind no IOMMU: it knows each region by an address that nobody chose.
 struct Physical {
     table: Table,

@@ -35,8 +35,19 @@ pub const FUA: u32 = 1 << 30;
 pub const DEAC: u32 = 1 << 25;
 /// Dword 12: protection information fields.
 pub const PRINFO: u32 = 0xf << 26;
+/// Dword 12, PRINFO: Protection Information Action, the controller inserts and strips it.
+pub const PRACT: u32 = 1 << 29;
+/// Dword 12, PRINFO: check the guard.
+pub const PRCHK_GUARD: u32 = 1 << 28;
+/// Dword 12, PRINFO: check the application tag.
+pub const PRCHK_APP: u32 = 1 << 27;
+/// Dword 12, PRINFO: check the reference tag, which begins as dword 14.
+pub const PRCHK_REF: u32 = 1 << 26;
 /// Dword 12: Storage Tag Check.
 pub const STC: u32 = 1 << 24;
+
+/// Dword 11 of Create I/O Submission Queue: medium priority, where arbitration has any.
+pub const QPRIO_MEDIUM: u32 = 2 << 1;
 
 /// A submission queue entry as eight 64-bit words: word n holds dwords 2n+1 and 2n.
 ///

@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Error, ErrorKind};
+use oxblock_nvme::PAGE_BYTES;
 use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::{Cap, Crto, DOORBELLS};
 use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
@@ -87,10 +88,22 @@ impl Controller {
         self.shared.notify(Notice::NamespaceChanged(nsid));
     }
 
+    /// Sets the critical warnings of the SMART log (its byte 0) that the controller does not come
+    /// to by itself, and tells the host of new ones if it asked for those.
+    pub fn set_critical_warning(&self, bits: u8) {
+        self.shared.notify(Notice::CriticalWarning(bits));
+    }
+
     /// How many flushes have reached the nodes.
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.shared.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How often the host took back, or wrote to, memory that it had lent as Host Memory Buffer.
+    #[must_use]
+    pub fn broken_promises(&self) -> u64 {
+        self.shared.broken_promises.load(Ordering::Relaxed)
     }
 
     /// Stops serving for good: commands in work end, then registers read as all ones. Returns
@@ -107,7 +120,15 @@ impl Controller {
 
     /// Reports an event that did not happen.
     pub(crate) fn raise(&self, event: Event) {
-        self.shared.notify(Notice::Raw(event));
+        self.notify(Notice::Raw(event));
+    }
+
+    pub(crate) fn notify(&self, notice: Notice) {
+        self.shared.notify(notice);
+    }
+
+    pub(crate) fn weak_shared(&self) -> Weak<Shared> {
+        Arc::downgrade(&self.shared)
     }
 
     /// Starts with hooks, and with something around the device. The engine's shutdown stops it.
@@ -177,6 +198,7 @@ impl Controller {
             max_queue_entries: options.max_queue_entries,
             max_in_work: options.max_in_work.unwrap_or(usize::MAX),
             vectors: options.vectors,
+            firmware_pause_ns: u64::from(options.firmware_pause) * 100_000_000,
             poller: Rc::clone(&poller),
         });
         poller.set(Some(core.add_poller(Box::new(service))));
@@ -234,7 +256,11 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
         vectors: options.vectors,
         namespaces,
         volatile_cache,
+        power_transitions: options.power_transitions,
+        keep_alive: options.keep_alive,
+        host_memory: options.host_memory_bytes > 0,
     };
+    let pages = (options.host_memory_bytes / PAGE_BYTES as u64) as u32;
     let identity = Identity {
         serial: options.serial.clone(),
         model: options.model.clone(),
@@ -243,6 +269,11 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
         sgl: options.sgl,
         shadow_doorbells: options.shadow_doorbells && !options.mapped_doorbells,
         volatile_cache,
+        power_transitions: options.power_transitions,
+        keep_alive: options.keep_alive,
+        host_memory: (pages, pages / 2),
+        retry_delays: options.retry_delays,
+        activation: options.firmware_pause.saturating_add(1),
     };
     Admin::new(identity, limits, now_ms)
 }

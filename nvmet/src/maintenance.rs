@@ -27,6 +27,13 @@ pub(crate) const PLACE: u8 = u8::MAX;
 /// The whole of a sanitize's progress.
 const SANITIZE_WHOLE: u32 = 1 << 16;
 
+/// Notice: namespaces have changed.
+pub(crate) const NAMESPACE_EVENT: Event = Event {
+    kind: event::TYPE_NOTICE,
+    information: event::NOTICE_NAMESPACE_CHANGED,
+    log_page: LID_CHANGED_NAMESPACES,
+};
+
 /// One thing to do.
 pub(crate) struct Task {
     /// The command that waits for it; a sanitize has none.
@@ -266,11 +273,7 @@ impl<H: Hooks> Service<H> {
     /// Tells the host that a namespace has changed, if it asked to know.
     pub(crate) fn tell_changed(&mut self, nsid: u32) {
         self.admin.logs.namespace_changed(nsid);
-        self.admin.raise(Event {
-            kind: event::TYPE_NOTICE,
-            information: event::NOTICE_NAMESPACE_CHANGED,
-            log_page: LID_CHANGED_NAMESPACES,
-        });
+        self.admin.raise(NAMESPACE_EVENT);
     }
 
     /// What commands asked for stays undone where it is not done yet; with `all`, a sanitize ends

@@ -145,6 +145,31 @@ pub fn disable(config: &dyn ConfigSpace) -> Result<(), PciError> {
     config.write16(offset::COMMAND, command & !Command::BUS_MASTER)
 }
 
+/// The bus address of a memory BAR (0 to 5); none for an I/O port BAR, one without an address, and
+/// the upper half of another.
+///
+/// # Errors
+/// The back end failed, or there is no such BAR.
+pub fn bar_address(config: &dyn ConfigSpace, index: u8) -> Result<Option<u64>, PciError> {
+    const IS_PORT: u32 = 1;
+    const IS_64_BITS: u32 = 2 << 1;
+    if index > 5 {
+        let text = format!("there is no BAR {index}; a function has BARs 0 to 5");
+        return Err(PciError::new(PciErrorKind::OutOfRange, text));
+    }
+    let at = |index: u8| offset::BAR0 + u16::from(index) * 4;
+    let low = config.read32(at(index))?;
+    if low & IS_PORT != 0 {
+        return Ok(None);
+    }
+    let high = match low & IS_64_BITS != 0 && index < 5 {
+        true => config.read32(at(index + 1))?,
+        false => 0,
+    };
+    let address = u64::from(high) << 32 | u64::from(low & !0xf);
+    Ok((address != 0).then_some(address))
+}
+
 /// The number of a capability (PCI Code and ID Assignment, 2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CapabilityId(pub u8);

@@ -24,7 +24,7 @@ pub mod vfio_user;
 pub use address::Address;
 pub use bar::{Bar, Reg32, Reg64};
 pub use config::{
-    Capability, CapabilityId, Command, ConfigSpace, Ids, capabilities, disable, enable,
+    Capability, CapabilityId, Command, ConfigSpace, Ids, bar_address, capabilities, disable, enable,
 };
 pub use error::{PciError, PciErrorKind};
 pub use event::{EventFd, Events};

@@ -17,6 +17,12 @@ pub struct Shape {
     pub distribution: Distribution,
     /// Random offsets in a hundred, of reads, writes and trims, where `rw` is random.
     pub random_percent: [u8; 3],
+    /// A random place is followed by so many I/Os, itself included, before the next is drawn.
+    pub run: u32,
+    /// Those that follow are at the same place, and not one after the other.
+    pub run_is_identical: bool,
+    /// Bytes left out after each sequential I/O.
+    pub hole: u64,
     /// At most so many I/Os are submitted together.
     pub batch: Option<u32>,
     /// Nothing is submitted before so many have completed since.
@@ -66,6 +72,9 @@ impl Default for Shape {
             align: None,
             distribution: Distribution::Random,
             random_percent: [100; 3],
+            run: 1,
+            run_is_identical: false,
+            hole: 0,
             batch: None,
             batch_complete_min: 1,
             depth_low: None,

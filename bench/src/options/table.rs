@@ -93,9 +93,17 @@ static JOB: &[OptionSpec] = &[
     option!(
         "rw"["readwrite"],
         "MODE",
-        "read, write, trim, rw, trimwrite, or at random: randread, randwrite, randtrim, randrw, randtrimwrite",
-        |job, word| { parse_rw(word).map(|rw| job.rw = rw) }
+        "read, write, trim, rw, trimwrite, or at random: randread, randwrite, randtrim, randrw, randtrimwrite; then :N, the I/Os for each random place, or the bytes left out after each sequential one",
+        |job, word| { set_rw(job, word) }
     ),
+    option!("rw_sequencer"[], "HOW", "With randread:N and such, where the I/Os after the first go: sequential, identical [sequential]", |job, word| {
+        job.shape.run_is_identical = match word {
+            "sequential" => false,
+            "identical" => true,
+            _ => return Err(format!("`{word}` is neither sequential nor identical")),
+        };
+        Ok(())
+    }),
     option!(
         "bs"["blocksize"],
         "SIZE",
@@ -342,6 +350,21 @@ static JOB: &[OptionSpec] = &[
         Ok(())
     }),
 ];
+
+/// A mode, and behind a `:` what fio has there.
+fn set_rw(job: &mut JobOptions, word: &str) -> Result<(), String> {
+    let (mode, more) = word.split_once(':').map_or((word, None), |(mode, more)| (mode, Some(more)));
+    job.rw = parse_rw(mode)?;
+    (job.shape.run, job.shape.hole) = match more {
+        None => (1, 0),
+        Some(more) if job.rw.is_random() => (parse_range(more, 1, u32::MAX)?, 0),
+        Some(more) if more.starts_with('-') => {
+            return Err(format!("`{more}`: going backwards is not offered"));
+        }
+        Some(more) => (1, parse_bytes(more)?),
+    };
+    Ok(())
+}
 
 fn parse_rw(word: &str) -> Result<Rw, String> {
     const ALL: [Rw; 10] = [

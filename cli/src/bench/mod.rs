@@ -18,8 +18,8 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use oxblock_bench::options::{FIO_OPTIONS, OPTIONS, OptionSpec};
 use oxblock_bench::report::Report;
 use oxblock_bench::units;
-use oxblock_bench::{html, json, text};
-use oxblock_engine::{Error, ErrorKind};
+use oxblock_bench::{html, json, terse, text};
+use oxblock_engine::Error;
 
 use crate::target::TargetSpec;
 use rounds::{News, Rounds};
@@ -101,14 +101,22 @@ pub fn command() -> Command {
                 .value_name("FORMAT")
                 .value_parser(Formats::parse)
                 .default_value("normal")
-                .help("normal, json in the shape of fio 3, json+ with all bins; or several: normal,json"),
+                .help("normal, json in the shape of fio 3, json+ with all bins, terse (fio's version 3); or several: normal,json"),
         )
         .arg(
             Arg::new("minimal")
                 .long("minimal")
-                .hide(true)
                 .action(ArgAction::SetTrue)
-                .help("fio's terse output"),
+                .conflicts_with("output-format")
+                .help("The same as --output-format=terse"),
+        )
+        .arg(
+            Arg::new("terse-version")
+                .long("terse-version")
+                .value_name("N")
+                .value_parser(["3"])
+                .default_value("3")
+                .help("Which of fio's terse outputs"),
         )
         .arg(
             Arg::new("eta")
@@ -162,10 +170,6 @@ pub fn command() -> Command {
 pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     if let Some(("compare", matches)) = matches.subcommand() {
         return compare::run(matches);
-    }
-    if matches.get_flag("minimal") {
-        let what = "option `minimal`: terse output is not offered; use --output-format=json";
-        return Err(Error::new(ErrorKind::Invalid, what));
     }
     progress::show(matches.get_one::<String>("eta").map_or("auto", String::as_str));
     let stop = stop_on_signal()?;
@@ -228,6 +232,7 @@ struct Formats {
     json: bool,
     /// With the counts of all bins.
     plus: bool,
+    terse: bool,
 }
 
 impl Formats {
@@ -238,8 +243,8 @@ impl Formats {
                 "normal" => formats.normal = true,
                 "json" => formats.json = true,
                 "json+" => (formats.json, formats.plus) = (true, true),
-                "terse" => return Err("terse is not offered; json has all of it".to_owned()),
-                _ => return Err(format!("`{word}` is none of normal, json, json+")),
+                "terse" => formats.terse = true,
+                _ => return Err(format!("`{word}` is none of normal, json, json+, terse")),
             }
         }
         Ok(formats)
@@ -259,7 +264,10 @@ struct Output {
 
 impl Output {
     fn new(matches: &ArgMatches) -> Result<Output, Error> {
-        let formats = matches.get_one("output-format").copied().unwrap_or_default();
+        let formats = match matches.get_flag("minimal") {
+            true => Formats { terse: true, ..Formats::default() },
+            false => matches.get_one("output-format").copied().unwrap_or_default(),
+        };
         let create = |option: &str| -> Result<Option<(PathBuf, std::fs::File)>, Error> {
             let Some(path) = matches.get_one::<PathBuf>(option) else { return Ok(None) };
             let what = || format!("creating the report file {}", path.display());
@@ -314,6 +322,9 @@ impl Output {
         if self.formats.normal {
             self.write(&format!("{}{}\n", text::reports(&running), text::summary(&running)))?;
         }
+        if self.formats.terse {
+            self.write(&terse::lines(&running))?;
+        }
         if self.formats.json {
             let all: Vec<Report> = self.reports.iter().chain(&running).cloned().collect();
             self.write_document(&all)?;
@@ -340,6 +351,9 @@ impl Output {
     }
 
     fn finish(mut self) -> Result<(), Error> {
+        if self.formats.terse {
+            self.write(&terse::lines(&self.reports))?;
+        }
         if self.formats.json {
             let reports = std::mem::take(&mut self.reports);
             self.write_document(&reports)?;

@@ -28,7 +28,7 @@ use Facts::{Checked, Drawn, Mixed, Ours, Same, Timed};
 
 /// Each file of `bench/jobs`, its facts, what all offsets are multiples of, and where the range
 /// ends.
-const JOBS: [(&str, Facts, u64, u64); 26] = [
+const JOBS: [(&str, Facts, u64, u64); 27] = [
     ("archive", Checked, 64 << 10, 4 << 20),
     ("backup", Same, 64 << 10, 1 << 20),
     ("batches", Same, 4096, 1 << 40),
@@ -46,6 +46,7 @@ const JOBS: [(&str, Facts, u64, u64); 26] = [
     ("mixed-clients", Timed, 4096, 8 << 20),
     ("pattern", Same, 32 << 10, 4 << 20),
     ("random-read", Same, 4096, 8 << 20),
+    ("runs", Same, 4096, 16 << 20),
     ("scan-and-update", Same, 4096, 8 << 20),
     ("several-files", Mixed(0.1), 8192, 1 << 20),
     ("slices", Same, 4096, 8 << 20),

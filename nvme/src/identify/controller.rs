@@ -121,6 +121,13 @@ pub struct PowerState {
     pub reserved23: [u8; 9],
 }
 
+impl PowerState {
+    /// I/O is done in it; else the first command leaves it (Non-Operational State).
+    pub const fn is_operational(&self) -> bool {
+        self.flags & 2 == 0
+    }
+}
+
 /// Identify Controller, CNS 01h: 4096 bytes.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -309,6 +316,13 @@ pub struct Controller {
     pub psd: [PowerState; 32],
     /// Vendor specific.
     pub vs: [u8; 1024],
+}
+
+impl PowerState {
+    /// All zeroes.
+    pub fn zeroed() -> Self {
+        Self::new_zeroed()
+    }
 }
 
 impl Controller {

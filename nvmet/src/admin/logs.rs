@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use oxblock_nvme::log::{self, Effects, ErrorEntry, Smart, Supported};
 use oxblock_nvme::opcode::{admin, nvm};
-use oxblock_nvme::{Command, NSID_ALL, Status, feature};
+use oxblock_nvme::{Command, NSID_ALL, Status};
 use zerocopy::IntoBytes;
 
-use super::features;
+use super::features::{self, Features};
 use crate::namespace::Usage;
 
 /// Entries of the error log (ELPE + 1).
@@ -16,8 +16,10 @@ pub(crate) const ERRORS: usize = 64;
 /// The temperature that is reported, kelvin: there is no sensor.
 pub(crate) const TEMPERATURE: u16 = 313;
 
+/// SMART, critical warning: the spare is below its threshold.
+pub(crate) const SPARE_IS_LOW: u8 = 1 << 0;
 /// SMART, critical warning: the temperature is past a threshold.
-const WARNING_TEMPERATURE: u8 = 1 << 1;
+pub(crate) const WARNING_TEMPERATURE: u8 = 1 << 1;
 
 /// NVMe-MI Commands Supported and Effects; none are.
 const LID_MI_EFFECTS: u8 = 0x13;
@@ -34,6 +36,9 @@ const LIDS: [u8; 9] = [
     LID_MI_EFFECTS,
     log::LID_SANITIZE,
 ];
+
+/// SMART, Available Spare Threshold, percent.
+const SPARE_THRESHOLD: u8 = 10;
 
 /// Feature effects: supported, and where it applies.
 const FEATURE_SUPPORTED: u32 = 1;
@@ -59,7 +64,8 @@ pub(crate) struct Logs {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Health {
     pub(crate) usage: Usage,
-    pub(crate) temperature_warning: bool,
+    /// Critical Warning.
+    pub(crate) warnings: u8,
     pub(crate) powered_on_ms: u64,
 }
 
@@ -142,6 +148,11 @@ impl Logs {
         self.changed.insert(at, nsid);
     }
 
+    /// The list of those that have changed has overflowed.
+    pub(crate) fn overflow_changed(&mut self) {
+        self.changed_overflow = true;
+    }
+
     /// The bytes of a log page, from its beginning.
     pub(crate) fn page(&self, lid: u8, health: &Health) -> Vec<u8> {
         match lid {
@@ -150,7 +161,6 @@ impl Logs {
             log::LID_SMART => self.smart_page(health),
             log::LID_CHANGED_NAMESPACES => self.changed_page(),
             log::LID_EFFECTS => effects_page(),
-            log::LID_FEATURE_EFFECTS => feature_page(),
             _ => vec![0; 4096],
         }
     }
@@ -177,10 +187,10 @@ impl Logs {
         let units = |bytes: u64| u128::from(bytes.div_ceil(512_000)).into();
         let mut smart = Smart::boxed();
         let usage = &health.usage;
-        smart.critical_warning = if health.temperature_warning { WARNING_TEMPERATURE } else { 0 };
+        smart.critical_warning = health.warnings;
         smart.temperature = TEMPERATURE.into();
-        smart.spare = 100;
-        smart.spare_threshold = 10;
+        smart.spare = if health.warnings & SPARE_IS_LOW == 0 { 100 } else { SPARE_THRESHOLD - 1 };
+        smart.spare_threshold = SPARE_THRESHOLD;
         smart.data_units_read = units(usage.bytes_read);
         smart.data_units_written = units(usage.bytes_written);
         smart.host_reads = u128::from(usage.reads).into();
@@ -251,10 +261,11 @@ fn effects_page() -> Vec<u8> {
     page.as_bytes().to_vec()
 }
 
-fn feature_page() -> Vec<u8> {
+/// The Feature Identifiers Supported and Effects log page.
+pub(crate) fn feature_page(features: &Features) -> Vec<u8> {
     let mut page = vec![0; 1024];
-    for fid in features::SUPPORTED {
-        let of_namespace = fid == feature::ERROR_RECOVERY;
+    for fid in (0..=u8::MAX).filter(|fid| features.has(*fid)) {
+        let of_namespace = features::is_of_namespace(fid);
         let scope = if of_namespace { SCOPE_NAMESPACE } else { SCOPE_CONTROLLER };
         let at = usize::from(fid) * 4;
         page[at..at + 4].copy_from_slice(&(FEATURE_SUPPORTED | scope).to_le_bytes());

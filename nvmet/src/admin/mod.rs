@@ -10,12 +10,16 @@ pub(crate) mod firmware;
 pub(crate) mod identify;
 pub(crate) mod logs;
 mod manage;
+pub(crate) mod power;
 pub(crate) mod queues;
 pub(crate) mod sanitize;
+mod settings;
 
 use oxblock_mem::IoVector;
 use oxblock_nvme::event::{self, Event};
-use oxblock_nvme::log::{LID_ERROR, LID_FIRMWARE_SLOT, LID_SANITIZE, LID_SMART};
+use oxblock_nvme::log::{
+    LID_ERROR, LID_FEATURE_EFFECTS, LID_FIRMWARE_SLOT, LID_SANITIZE, LID_SMART,
+};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::{Command, Status};
 
@@ -27,12 +31,19 @@ use aer::AsyncEvents;
 use features::{FeatureLimits, Features, Situation};
 use firmware::{Committed, Firmware};
 use identify::Identity;
-use logs::{Health, Logs, Wanted};
+use logs::{Health, Logs, SPARE_IS_LOW, WARNING_TEMPERATURE, Wanted};
 use sanitize::Sanitize;
 
-/// SMART event: the temperature is past a threshold.
-const TEMPERATURE_EVENT: Event =
-    Event { kind: event::TYPE_SMART, information: 1, log_page: LID_SMART };
+/// SMART events: what each bit of Critical Warning is reported as (Base 2.0, figure 147):
+/// reliability, temperature, or spare.
+const fn smart_event(bit: u8) -> Event {
+    let information = match 1 << bit {
+        SPARE_IS_LOW => 2,
+        WARNING_TEMPERATURE => 1,
+        _ => 0,
+    };
+    Event { kind: event::TYPE_SMART, information, log_page: LID_SMART }
+}
 
 /// Notice: another firmware image is being activated.
 const FIRMWARE_EVENT: Event = Event {
@@ -49,6 +60,10 @@ pub(crate) struct Admin {
     pub(crate) logs: Logs,
     pub(crate) sanitize: Sanitize,
     firmware: Firmware,
+    /// Critical warnings that the owner set.
+    warnings: u8,
+    /// Firmware has just been activated without a reset.
+    activated: bool,
     limits: FeatureLimits,
     /// Largest transfer in bytes; `None` is no limit.
     transfer_max: Option<u64>,
@@ -72,6 +87,8 @@ impl Admin {
             logs: Logs::new(),
             sanitize: Sanitize::new(),
             firmware: Firmware::new(),
+            warnings: 0,
+            activated: false,
             limits,
             transfer_max: (mdts != 0).then(|| 4096 << mdts),
         }
@@ -148,12 +165,13 @@ impl Admin {
         }
         let health = Health {
             usage: around.usage,
-            temperature_warning: self.features.temperature_warning(),
+            warnings: self.critical_warning(),
             powered_on_ms: around.situation.now_ms,
         };
         let page = match wanted.lid {
             LID_FIRMWARE_SLOT => self.firmware.page(),
             LID_SANITIZE => self.sanitize.page(health.usage.writes),
+            LID_FEATURE_EFFECTS => logs::feature_page(&self.features),
             lid => self.logs.page(lid, &health),
         };
         let start = usize::try_from(wanted.offset).ok();
@@ -174,9 +192,15 @@ impl Admin {
 
     fn commit_firmware(&mut self, command: &Command) -> Result<u32, Status> {
         if self.firmware.commit(command)? == Committed::AtOnce {
+            self.activated = true;
             self.raise(FIRMWARE_EVENT);
         }
         Ok(0)
+    }
+
+    /// Whether firmware has been activated without a reset since this was last asked.
+    pub(crate) fn take_activated(&mut self) -> bool {
+        std::mem::take(&mut self.activated)
     }
 
     fn set_features<D: DataPath>(
@@ -189,12 +213,31 @@ impl Admin {
             0 => IoVector::new(),
             len => around.data.map(command, len)?,
         };
-        let before = self.features.temperature_warning();
+        let before = self.critical_warning();
         let dword = self.features.set(command, &data, around.situation)?;
-        if self.features.temperature_warning() && !before {
-            self.raise(TEMPERATURE_EVENT);
-        }
+        self.warn(before);
         Ok(dword)
+    }
+
+    /// Sets the critical warnings that the owner wants.
+    pub(crate) fn set_critical_warning(&mut self, bits: u8) {
+        let before = self.critical_warning();
+        self.warnings = bits;
+        self.warn(before);
+    }
+
+    /// Critical Warning, byte 0 of the SMART log.
+    fn critical_warning(&self) -> u8 {
+        let temperature = self.features.temperature_warning();
+        self.warnings | if temperature { WARNING_TEMPERATURE } else { 0 }
+    }
+
+    /// Tells of critical warnings that are new.
+    fn warn(&mut self, before: u8) {
+        let new = self.critical_warning() & !before;
+        for bit in (0..8).filter(|bit| new & 1 << bit != 0) {
+            self.raise(smart_event(bit));
+        }
     }
 
     fn get_features<D: DataPath>(

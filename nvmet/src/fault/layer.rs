@@ -4,10 +4,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxblock_nvme::regs::CSTS;
-use oxblock_nvme::{Command, Completion, PAGE_BYTES, opcode};
+use oxblock_nvme::{Command, Completion, PAGE_BYTES, Status, opcode};
 use oxblock_pci::soft::{Device, Window};
 
-use super::{CommandFault, CompletionFault, Faults};
+use super::plan::{Chance, Drawn};
+use super::{CommandFault, CompletionFault, Faults, Switches};
 use crate::hooks::{Due, Fate, Hooks, Posting, Transition, Turn};
 
 /// The registers, as the switches show them.
@@ -73,6 +74,14 @@ impl Hooks for FaultHooks {
     fn turn(&mut self, now_ns: u64) -> Turn {
         let mut switches = self.0.lock();
         switches.now_ns = now_ns;
+        switches.come_back();
+        if let Some(event) = switches.chance.as_mut().and_then(|chance| chance.event(now_ns)) {
+            switches.note(format_args!("{event:?}"));
+            switches.take(event);
+            drop(switches);
+            self.0.tell(event);
+            switches = self.0.lock();
+        }
         if switches.gone {
             return Turn::Silent;
         }
@@ -84,7 +93,9 @@ impl Hooks for FaultHooks {
 
     fn wakes_at(&self) -> u64 {
         let switches = self.0.lock();
-        if switches.gone { u64::MAX } else { switches.pace.wakes_at() }
+        let chance = switches.chance.as_ref().map_or(u64::MAX, Chance::wakes_at);
+        let pace = if switches.gone { u64::MAX } else { switches.pace.wakes_at() };
+        chance.min(pace).min(switches.back_at_ns.unwrap_or(u64::MAX))
     }
 
     fn identify(&mut self, command: &Command, page: &mut [u8; PAGE_BYTES]) {
@@ -99,20 +110,29 @@ impl Hooks for FaultHooks {
     fn command(&mut self, sqid: u16, command: &Command) -> Fate {
         let mut switches = self.0.lock();
         *switches.seen.entry((sqid == 0, command.opcode())).or_default() += 1;
-        let mut rules = switches.completions.iter_mut();
-        if let Some(fault) = rules.find_map(|rule| rule.applies(sqid, command)) {
-            switches.pending.insert((sqid, command.cid()), fault);
+        let Switches { commands, completions, chance, .. } = &mut *switches;
+        let mut wrong = completions.iter_mut().find_map(|rule| rule.applies(sqid, command));
+        let mut fault = commands.iter_mut().find_map(|rule| rule.applies(sqid, command));
+        if let Some(chance) = chance.as_mut().filter(|_| sqid != 0) {
+            match chance.command(command) {
+                Some(Drawn::Command(drawn)) => fault = fault.or(Some(drawn)),
+                Some(Drawn::Completion(drawn)) => wrong = wrong.or(Some(drawn)),
+                None => {}
+            }
         }
-        let mut rules = switches.commands.iter_mut();
-        let Some(fault) = rules.find_map(|rule| rule.applies(sqid, command)) else {
-            return Fate::CarryOut;
-        };
+        if let Some(wrong) = wrong {
+            switches.pending.insert((sqid, command.cid()), wrong);
+        }
+        let Some(fault) = fault else { return Fate::CarryOut };
         switches.note(format_args!("{}: {fault:?}", Named(sqid, command.cid(), command.opcode())));
         match fault {
             CommandFault::Answer(dword0, status) => return Fate::Answer(dword0, status),
             CommandFault::Fail => return Fate::Fail,
+            CommandFault::Hang if switches.aborts_are_many(sqid, command.opcode()) => {
+                return Fate::Answer(1, Status::ABORT_LIMIT_EXCEEDED);
+            }
             CommandFault::Hang => {}
-            CommandFault::Vanish => switches.gone = true,
+            CommandFault::Vanish => switches.vanish(),
         }
         switches.hanging.insert((sqid, command.cid()), command.opcode());
         Fate::Hang
@@ -168,7 +188,7 @@ impl Hooks for FaultHooks {
         let mut switches = self.0.lock();
         let reset = std::mem::take(&mut switches.function_reset);
         if what == Transition::Disabled && reset {
-            return true;
+            return switches.pace.go(what);
         }
         let now_ns = switches.now_ns;
         switches.pace.may(what, now_ns)

@@ -1,31 +1,57 @@
 //! Fault switches: a controller that misbehaves as it is told, for tests of drivers.
 //!
+//! | part | where |
+//! |---|---|
+//! | switches, by hand | [`Faults`] |
+//! | which command, and what goes wrong | `rules` |
+//! | random faults from a seed | `plan` |
+//! | the hooks in the controller | `layer` |
+//!
 //! A layer on the controller, not a part of it: [`start`] wraps its registers and hooks into its
 //! commands, and a controller started without it is compiled without the hooks. Switches can be
 //! thrown at any time from any thread.
 
 mod layer;
+mod plan;
 mod rules;
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use oxblock_engine::{Core, CoreWaker, Error};
 use oxblock_nvme::Status;
-use oxblock_nvme::event::Event;
+use oxblock_nvme::event::{self, Event};
+use oxblock_nvme::log::LID_ERROR;
 use oxblock_nvme::regs::CAP;
-use oxblock_pci::soft::Device;
+use oxblock_pci::Function;
+use oxblock_pci::soft::{Device, SoftFunction};
 
+use crate::admin::identify::ABORTS_MAX;
+use crate::admin::logs::SPARE_IS_LOW;
 use crate::hooks::Transition;
+use crate::transport::pci::{Notice, Shared};
 use crate::{Controller, ControllerOptions};
 use layer::{FaultDevice, FaultHooks};
+use plan::Chance;
 use rules::{Pace, Rule};
 
+pub use plan::{Chances, FaultEvent, FaultPlan};
 pub use rules::{CommandFault, CompletionFault, Match, Readiness};
 
 /// Lines that the log keeps.
 const LOG_LINES: usize = 10_000;
+
+/// How late a controller of a plan is ready when it is late.
+const READY_LATE: Duration = Duration::from_millis(700);
+
+/// Something inside is broken for good.
+const PERSISTENT_ERROR: Event = Event {
+    kind: event::TYPE_ERROR,
+    information: event::ERROR_PERSISTENT_INTERNAL,
+    log_page: LID_ERROR,
+};
 
 /// Starts a controller whose faults are switched by `faults`.
 ///
@@ -36,12 +62,16 @@ pub async fn start(
     options: ControllerOptions,
     faults: &Arc<Faults>,
 ) -> Result<Arc<Controller>, Error> {
-    faults.waker.get_or_init(|| core.waker());
     let hooks = FaultHooks(Arc::clone(faults));
     let shared = Arc::clone(faults);
     let wrap =
         move |device| -> Arc<dyn Device> { Arc::new(FaultDevice { device, faults: shared }) };
     let controller = Controller::start_with(core, options, hooks, wrap).await?;
+    *faults.handles() = Some(Handles {
+        waker: core.waker(),
+        function: Arc::downgrade(controller.soft_function()),
+        shared: controller.weak_shared(),
+    });
     Ok(Arc::new(controller))
 }
 
@@ -49,12 +79,22 @@ pub async fn start(
 #[derive(Default)]
 pub struct Faults {
     switches: Mutex<Switches>,
-    waker: OnceLock<CoreWaker>,
+    handles: Mutex<Option<Handles>>,
+}
+
+/// The controller that the switches are for.
+struct Handles {
+    waker: CoreWaker,
+    function: Weak<SoftFunction>,
+    shared: Weak<Shared>,
 }
 
 #[derive(Default)]
 struct Switches {
     gone: bool,
+    /// When it comes back by itself.
+    back_at_ns: Option<u64>,
+    chance: Option<Chance>,
     /// CSTS.CFS is to be shown.
     fail: bool,
     /// The function was reset.
@@ -77,6 +117,50 @@ struct Switches {
 }
 
 impl Switches {
+    /// It is gone, for as long as the plan says; for ever without one.
+    fn vanish(&mut self) {
+        self.gone = true;
+        let gone_for = self.chance.as_ref().map(|chance| chance.gone_for().as_nanos() as u64);
+        self.back_at_ns = gone_for.map(|time| self.now_ns.saturating_add(time));
+    }
+
+    /// It is back, if it is time.
+    fn come_back(&mut self) {
+        let now_ns = self.now_ns;
+        if self.back_at_ns.take_if(|at_ns| *at_ns <= now_ns).is_some() {
+            self.gone = false;
+            self.note(format_args!("back"));
+        }
+    }
+
+    /// An event of the plan, as far as switches go.
+    fn take(&mut self, event: FaultEvent) {
+        match event {
+            FaultEvent::Fatal => self.fail = true,
+            FaultEvent::Gone => self.vanish(),
+            FaultEvent::DisableHangs => self.pace.set_once(Transition::Disabled, Readiness::Never),
+            FaultEvent::ReadyLate => {
+                let late = Readiness::AfterTime(READY_LATE);
+                self.pace.set_once(Transition::Ready, late);
+            }
+            FaultEvent::FunctionResetFails
+            | FaultEvent::PersistentError
+            | FaultEvent::SmartWarning
+            | FaultEvent::BusError
+            | FaultEvent::Removed => {}
+        }
+    }
+
+    /// Whether as many aborts hang as there may be at a time (ACL).
+    fn aborts_are_many(&self, sqid: u16, opcode: u8) -> bool {
+        let aborts = self
+            .hanging
+            .iter()
+            .filter(|((of, _), code)| *of == 0 && **code == oxblock_nvme::opcode::admin::ABORT);
+        let is_abort = sqid == 0 && opcode == oxblock_nvme::opcode::admin::ABORT;
+        is_abort && aborts.count() >= usize::from(ABORTS_MAX)
+    }
+
     /// A line for the log.
     fn note(&mut self, what: fmt::Arguments<'_>) {
         if self.log.len() < LOG_LINES {
@@ -168,6 +252,14 @@ impl Faults {
         self.lock().identify.push((cns, offset, bytes.to_vec()));
     }
 
+    /// Faults and events come by chance from now on, as a plan says.
+    pub fn follow(&self, plan: FaultPlan) {
+        self.change(|switches| {
+            switches.note(format_args!("{plan:?}"));
+            switches.chance = Some(Chance::new(plan, switches.now_ns));
+        });
+    }
+
     /// Throws all switches off. What was counted stays, and so do commands that hang.
     pub fn clear(&self) {
         self.change(|switches| {
@@ -200,9 +292,32 @@ impl Faults {
     /// Throws a switch, and has the controller look.
     fn change(&self, throw: impl FnOnce(&mut Switches)) {
         throw(&mut self.lock());
-        if let Some(waker) = self.waker.get() {
-            waker.wake();
+        if let Some(handles) = &*self.handles() {
+            handles.waker.wake();
         }
+    }
+
+    /// An event of a plan, as far as the function and the host go.
+    fn tell(&self, event: FaultEvent) {
+        let handles = self.handles();
+        let Some(Handles { function, shared, .. }) = &*handles else { return };
+        let (Some(function), Some(shared)) = (function.upgrade(), shared.upgrade()) else { return };
+        drop(handles);
+        match event {
+            FaultEvent::FunctionResetFails => function.fail_next_resets(1),
+            FaultEvent::PersistentError => shared.notify(Notice::Raw(PERSISTENT_ERROR)),
+            FaultEvent::SmartWarning => shared.notify(Notice::CriticalWarning(SPARE_IS_LOW)),
+            FaultEvent::BusError => function.events().error.signal(),
+            FaultEvent::Removed => function.set_present(false),
+            FaultEvent::Fatal
+            | FaultEvent::Gone
+            | FaultEvent::DisableHangs
+            | FaultEvent::ReadyLate => {}
+        }
+    }
+
+    fn handles(&self) -> MutexGuard<'_, Option<Handles>> {
+        self.handles.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, Switches> {
@@ -214,5 +329,11 @@ impl Controller {
     /// Reports an event that did not happen, as far as the host asked for its kind.
     pub fn report(&self, event: Event) {
         self.raise(event);
+    }
+
+    /// More namespaces have changed than the log of them holds: it overflows, and the host is
+    /// told.
+    pub fn report_too_many_changed(&self) {
+        self.notify(Notice::TooManyChanged);
     }
 }

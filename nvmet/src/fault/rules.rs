@@ -131,6 +131,8 @@ pub(super) struct Pace {
     ready: Readiness,
     disabled: Readiness,
     shut_down: Readiness,
+    /// The change of state that goes at once again, after the next time.
+    once: Option<Transition>,
     waiting: Option<Waiting>,
 }
 
@@ -145,14 +147,20 @@ struct Waiting {
 impl Pace {
     pub(super) fn set(&mut self, what: Transition, pace: Readiness) {
         *self.of(what) = pace;
-        self.waiting = None;
+        (self.once, self.waiting) = (None, None);
+    }
+
+    /// The same for the next time only.
+    pub(super) fn set_once(&mut self, what: Transition, pace: Readiness) {
+        self.set(what, pace);
+        self.once = Some(what);
     }
 
     /// Whether a change of state that is due may happen by now.
     pub(super) fn may(&mut self, what: Transition, now_ns: u64) -> bool {
         let pace = *self.of(what);
         let first = match pace {
-            Readiness::AtOnce => return self.go(),
+            Readiness::AtOnce => return self.go(what),
             Readiness::After(_) => 0,
             Readiness::AfterTime(time) => now_ns.saturating_add(time.as_nanos() as u64),
             Readiness::Never => u64::MAX,
@@ -165,15 +173,19 @@ impl Pace {
             _ => waiting.due_ns <= now_ns,
         };
         self.waiting = Some(waiting);
-        over && self.go()
+        over && self.go(what)
     }
 
     pub(super) fn wakes_at(&self) -> u64 {
         self.waiting.as_ref().map_or(u64::MAX, |waiting| waiting.due_ns)
     }
 
-    fn go(&mut self) -> bool {
+    /// A change of state happens, whatever held it up.
+    pub(super) fn go(&mut self, what: Transition) -> bool {
         self.waiting = None;
+        if self.once.take_if(|once| *once == what).is_some() {
+            *self.of(what) = Readiness::AtOnce;
+        }
         true
     }
 

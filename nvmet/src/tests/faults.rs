@@ -1,13 +1,15 @@
 use std::time::Duration;
 
-use oxblock_nvme::event::{self, Event};
+use oxblock_nvme::event::{self, Event, EventMask};
 use oxblock_nvme::feature::{self, QueueCounts};
 use oxblock_nvme::opcode::{admin, nvm};
 use oxblock_nvme::regs::{self, Cap, Csts};
 use oxblock_nvme::{Command, Status};
 
 use super::options;
-use crate::fault::{CommandFault, CompletionFault, Faults, Match, Readiness};
+use crate::fault::{
+    Chances, CommandFault, CompletionFault, FaultEvent, FaultPlan, Faults, Match, Readiness,
+};
 use crate::host::Host;
 
 fn host() -> (Host, std::sync::Arc<Faults>) {
@@ -294,4 +296,122 @@ fn a_function_that_is_put_back_begins_anew() {
     assert_eq!((host.reg32(regs::CC).read(), host.reg64(regs::ASQ).read()), (0, 0));
     host.enable();
     assert_eq!(host.status(0, Command::delete_sq(1)), Status::INVALID_QID);
+}
+
+#[test]
+fn no_more_aborts_hang_than_the_controller_takes() {
+    let (mut host, faults) = host();
+    host.enable();
+    faults.command(Match::admin(admin::ABORT), CommandFault::Hang);
+    let aborts: Vec<u16> = (0..4).map(|cid| host.submit(0, Command::abort(1, cid))).collect();
+    assert_eq!(host.status(0, Command::abort(1, 9)), Status::ABORT_LIMIT_EXCEEDED);
+    assert!(aborts.into_iter().all(|cid| host.take(0, cid).is_none()));
+}
+
+/// Random faults until the plan is over; then all goes well, and the log can tell.
+#[test]
+fn a_plan_makes_trouble_and_comes_to_its_end() {
+    for seed in 0..50 {
+        let faults = Faults::new();
+        let (mut host, clock) = Host::with_faults_in_time(options().0, &faults);
+        host.enable();
+        host.create_io(1, 16);
+        let mut plan = FaultPlan::from_seed(seed);
+        plan.chances = Chances { late: 200, lost: 30, hung: 30, fatal: 10, ..plan.chances };
+        plan.events.push(FaultEvent::Gone);
+        faults.follow(plan);
+        for _ in 0..300 {
+            let cid = host.submit(1, Command::flush(1));
+            let done = (0..20).any(|_| {
+                host.turns(3);
+                clock.advance(1_000_000);
+                host.take(1, cid).is_some()
+            });
+            if host.csts().cfs() || !done {
+                recover(&mut host, &clock);
+            }
+        }
+        faults.clear();
+        recover(&mut host, &clock);
+        assert!(host.run(1, Command::flush(1)).status().is_success(), "{}", faults.log());
+        let lines = faults.log().lines().count();
+        assert!((2..=102).contains(&lines), "seed {seed}: {lines} lines");
+    }
+}
+
+/// Disables, by a reset of the function if it must be, and enables again.
+fn recover(host: &mut Host, clock: &oxblock_engine::SimulatedClock) {
+    while host.csts().is_gone() {
+        clock.advance(10_000_000);
+        host.turns(2);
+    }
+    host.reg32(regs::CC).write(0);
+    host.turns(20);
+    if host.csts().rdy() {
+        host.function.reset().unwrap();
+    }
+    for _ in 0..100 {
+        clock.advance(1_000_000);
+        host.turns(1);
+    }
+    if host.csts().rdy() {
+        return recover(host, clock);
+    }
+    host.set_admin_queues();
+    host.reg32(regs::CC).write(Host::cc().0);
+    for _ in 0..1000 {
+        clock.advance(1_000_000);
+        host.turns(1);
+        if host.csts().0 & 3 != 0 {
+            break;
+        }
+    }
+    // A write to one that was gone for a moment went nowhere; one that still resets itself, and
+    // for ever, looks just as one that is disabled.
+    let csts = host.csts();
+    if !csts.rdy() {
+        host.function.reset().unwrap();
+    }
+    if csts.is_gone() || csts.cfs() || !csts.rdy() {
+        return recover(host, clock);
+    }
+    let pair = host.pair(1, 16);
+    let at = |words: &oxblock_mem::Cells| words.iova().unwrap();
+    let (sq, cq) = (at(pair.sq.words()), at(pair.cq.words()));
+    let created = [Command::create_cq(1, 16, cq, None), Command::create_sq(1, 16, sq, 1)];
+    for command in created {
+        let cid = host.submit(0, command);
+        host.turns(4);
+        if host.take(0, cid).is_none_or(|done| !done.status().is_success()) {
+            return recover(host, clock);
+        }
+    }
+    host.pairs.truncate(1);
+    host.pairs.push(Some(pair));
+}
+
+#[test]
+fn events_of_the_function_and_of_its_health_are_reported() {
+    let (mut host, _faults) = host();
+    host.enable();
+    let mask = (EventMask::SPARE | EventMask::RELIABILITY | EventMask::NAMESPACE).bits();
+    host.ok(Command::set_features(feature::ASYNC_EVENT_CONFIGURATION, 0, mask));
+    let request = host.submit(0, Command::async_event());
+    host.controller.set_critical_warning(1);
+    let smart = |information| Event { kind: event::TYPE_SMART, information, log_page: 2 };
+    assert_eq!(host.wait(0, request).dw0(), smart(2).to_dword());
+    let log = host.page(Command::log_page(2, oxblock_nvme::NSID_ALL, 512, 0, false));
+    assert!(log[0] == 1 && log[3] < log[4], "spare {} of {}", log[3], log[4]);
+    // Only what is new is told.
+    let request = host.submit(0, Command::async_event());
+    host.controller.set_critical_warning(1 | 1 << 3);
+    assert_eq!(host.wait(0, request).dw0(), smart(0).to_dword());
+
+    let request = host.submit(0, Command::async_event());
+    host.controller.report_too_many_changed();
+    let changed = Event { kind: event::TYPE_NOTICE, information: 0, log_page: 4 };
+    assert_eq!(host.wait(0, request).dw0(), changed.to_dword());
+    let log = Command::log_page(4, oxblock_nvme::NSID_ALL, 4096, 0, false);
+    assert_eq!(host.page(log)[..8], [0xff, 0xff, 0xff, 0xff, 0, 0, 0, 0]);
+    assert_eq!(host.page(log)[..4], [0; 4]);
 }

@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     notices: Mutex<Vec<Notice>>,
     /// Flushes that reached a node.
     pub(crate) flushes: AtomicU64,
+    /// How often a host took back memory that it had lent.
+    pub(crate) broken_promises: AtomicU64,
 }
 
 /// Something that the owner of the controller wants its host to know.
@@ -44,6 +46,10 @@ pub(crate) struct Shared {
 pub(crate) enum Notice {
     /// A namespace has changed.
     NamespaceChanged(u32),
+    /// More namespaces have changed than there is room to tell.
+    TooManyChanged,
+    /// The critical warnings of the SMART log are these.
+    CriticalWarning(u8),
     /// Any event, for tests.
     Raw(Event),
 }
@@ -65,6 +71,7 @@ impl Shared {
             server: thread::current().id(),
             notices: Mutex::default(),
             flushes: AtomicU64::new(0),
+            broken_promises: AtomicU64::new(0),
         }
     }
 

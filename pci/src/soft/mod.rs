@@ -93,7 +93,7 @@ impl SoftFunction {
             device,
             present: AtomicBool::new(true),
             decodes: AtomicBool::new(false),
-            resets: AtomicBool::new(true),
+            failing_resets: AtomicU32::new(0),
         });
         let msix = Arc::new(MsixBar::new(interrupts.count(), Arc::clone(&shared)));
         bar_len[usize::from(MSIX_BAR)] = msix.len();
@@ -125,7 +125,12 @@ impl SoftFunction {
 
     /// Whether a reset of the function works, as it does at first, or fails and changes nothing.
     pub fn set_reset_works(&self, works: bool) {
-        self.shared.resets.store(works, Ordering::Release);
+        self.fail_next_resets(if works { 0 } else { u32::MAX });
+    }
+
+    /// So many resets of the function fail from now on, and change nothing; `u32::MAX` is all.
+    pub fn fail_next_resets(&self, count: u32) {
+        self.shared.failing_resets.store(count, Ordering::Release);
     }
 
     /// The vectors, as the device signals them.
@@ -187,7 +192,7 @@ impl Function for SoftFunction {
                 format!("{} is gone; nothing is left to reset", self.address),
             ));
         }
-        if !self.shared.resets.load(Ordering::Acquire) {
+        if self.shared.next_reset_fails() {
             return Err(PciError::new(
                 PciErrorKind::Io,
                 format!("{} did not come back from a reset; power-cycle it", self.address),
@@ -204,11 +209,20 @@ struct Shared {
     present: AtomicBool,
     /// Memory decoding, from the command register.
     decodes: AtomicBool,
-    /// A reset of the function works.
-    resets: AtomicBool,
+    /// How many resets of the function fail from now on; all ones is all.
+    failing_resets: AtomicU32,
 }
 
 impl Shared {
+    fn next_reset_fails(&self) -> bool {
+        let left = |count: u32| match count {
+            0 => None,
+            u32::MAX => Some(u32::MAX),
+            count => Some(count - 1),
+        };
+        self.failing_resets.fetch_update(Ordering::AcqRel, Ordering::Acquire, left).is_ok()
+    }
+
     /// Whether an access of `size` bytes at `offset` of a BAR of `len` bytes is answered.
     #[inline]
     fn answers(&self, offset: u64, size: u64, len: u64) -> bool {

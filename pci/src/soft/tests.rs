@@ -4,7 +4,7 @@ use std::sync::atomic::AtomicUsize;
 use oxblock_mem::{ArenaOptions, ArenaSource, IoVector, Memory, PagePolicy, Region};
 
 use super::*;
-use crate::{CapabilityId, Reg32, Reg64, capabilities, enable};
+use crate::{CapabilityId, Reg32, Reg64, bar_address, capabilities, enable};
 
 const IDS: Ids = Ids {
     vendor: 0x1234,
@@ -89,6 +89,19 @@ fn registers_answer_only_while_memory_decoding_is_on() {
 }
 
 #[test]
+fn a_bar_has_the_address_that_it_was_given() {
+    let (function, ..) = function();
+    let config = function.config();
+    assert_eq!(bar_address(config, 0).unwrap(), None);
+    config.write32(0x10, 0xfe00_0000).unwrap();
+    config.write32(0x14, 0x0000_0002).unwrap();
+    let is_64_bits = config.read32(0x10).unwrap() & 6 == 4;
+    let high = if is_64_bits { 2 << 32 } else { 0 };
+    assert_eq!(bar_address(config, 0).unwrap(), Some(high | 0xfe00_0000));
+    assert!(bar_address(config, 6).is_err());
+}
+
+#[test]
 fn an_absent_function_reads_as_all_ones() {
     let (function, ..) = function();
     enable(function.config()).unwrap();
@@ -116,6 +129,8 @@ fn a_reset_can_fail() {
     assert_eq!(device.resets.load(Ordering::Relaxed), 0);
     function.set_reset_works(true);
     function.reset().unwrap();
+    function.fail_next_resets(2);
+    assert_eq!([(); 4].map(|()| function.reset().is_ok()), [false, false, true, true]);
 }
 
 #[test]

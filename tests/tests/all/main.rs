@@ -5,6 +5,7 @@ mod conformance;
 mod devices;
 mod engines;
 mod faults;
+mod features;
 mod files;
 mod registered;
 mod sharing;

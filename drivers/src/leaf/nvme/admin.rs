@@ -256,6 +256,11 @@ impl Admin {
         self.outstanding.store(0, Ordering::SeqCst);
     }
 
+    /// The controller's registers.
+    pub fn hardware(&self) -> &Arc<Hardware> {
+        &self.hardware
+    }
+
     /// How long a command may take that says nothing else.
     pub fn timeout(&self) -> Duration {
         self.timeout

@@ -54,6 +54,9 @@ impl Commands {
             OpKind::Read => self.transfer(nvm::READ, 0, request, index).map(Some),
             OpKind::Write => self.transfer(nvm::WRITE, fua, request, index).map(Some),
             OpKind::Compare => self.transfer(nvm::COMPARE, 0, request, index).map(Some),
+            OpKind::WriteZeroes if self.shape.zeroes_by_deallocate => {
+                self.deallocate(request, index).map(Some)
+            }
             OpKind::WriteZeroes => self.write_zeroes(fua, request).map(Some),
             OpKind::Discard => self.deallocate(request, index).map(Some),
             OpKind::Flush if self.shape.volatile_cache => Ok(Some(Command::flush(self.shape.nsid))),
@@ -72,7 +75,10 @@ impl Commands {
         index: usize,
     ) -> Result<Command, Fault> {
         let (slba, blocks) = self.range(request, request.data.len() as u64)?;
-        let command = Command::nvm(opcode, self.shape.nsid, slba, blocks, cdw12);
+        let protection = &self.shape.protection;
+        let cdw12 = cdw12 | protection.prinfo;
+        let command = Command::nvm(opcode, self.shape.nsid, slba, blocks, cdw12)
+            .with_cdw14_15((slba & protection.tag_mask) as u32, 0);
         if request.len > 2 * prp::PAGE
             && let Some(data) = self.sgl(request, index)
         {
@@ -101,8 +107,11 @@ impl Commands {
         let (slba, blocks) = self.range(request, request.len)?;
         let unmap = request.flags.contains(OpFlags::MAY_UNMAP) && self.shape.deallocate_zeroes;
         let deac = if unmap { command::DEAC } else { 0 };
-        let nsid = self.shape.nsid;
-        Ok(Command::write_zeroes(nsid, slba, blocks, fua | deac))
+        let protection = &self.shape.protection;
+        // Inserted, but there is nothing to check.
+        let pract = protection.prinfo & command::PRACT;
+        let command = Command::write_zeroes(self.shape.nsid, slba, blocks, fua | deac | pract);
+        Ok(command.with_cdw14_15((slba & protection.tag_mask) as u32, 0))
     }
 
     /// Deallocates, in as many ranges as the longest range makes it take.

@@ -10,13 +10,14 @@ use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
 use oxblock_mem::Attachment;
 use oxblock_nvme::feature::QueueCounts;
 use oxblock_nvme::identify::{Controller as ControllerPage, Oacs, read_ascii};
-use oxblock_nvme::{Command, feature};
+use oxblock_nvme::{Command, feature, regs};
 use oxblock_pci::{Function, Ids};
 
 use super::admin::Admin;
 use super::doorbell::ShadowPages;
 use super::ending::DELETE_NS;
 use super::events::{self, EventLog, EventRecord};
+use super::features::Features;
 use super::hardware::{Hardware, pci_error};
 use super::health::Health;
 use super::home::{HomePoller, Ward};
@@ -26,7 +27,7 @@ use super::queue_pair::{self, QueueCounters};
 use super::recovery::{self, Recovery};
 use super::retry::Patience;
 use super::station::Stations;
-use super::{NvmeOptions, identify};
+use super::{NvmeOptions, Quirks, identify, memory};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
@@ -34,6 +35,8 @@ const CLASS_NVME: u32 = 0x01_08_02;
 const EVENTS_ARMED: u8 = 4;
 /// How long a shutdown may take at least.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a shutdown may take at most, whatever RTD3E says.
+const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 
 /// An attached NVMe controller.
 ///
@@ -59,6 +62,7 @@ pub struct Controller {
     orphans: AtomicUsize,
     counters: Arc<QueueCounters>,
     events: Arc<EventLog>,
+    features: Features,
     home: usize,
     poller: PollerId,
     shutdown_timeout: Duration,
@@ -227,12 +231,28 @@ impl Controller {
         }
     }
 
+    /// What is known of the device, as the driver heeds it.
+    pub fn quirks(&self) -> Quirks {
+        self.hardware.quirks()
+    }
+
+    /// What the controller has, or should have, and the driver does not use, and why: a line each.
+    pub fn notices(&self) -> Vec<String> {
+        self.features.notices()
+    }
+
+    /// Bytes of memory that the controller was given for its own use (host memory buffer).
+    pub fn host_memory(&self) -> u64 {
+        self.features.host_memory()
+    }
+
     /// The last asynchronous events, oldest first.
     pub fn events(&self) -> Vec<EventRecord> {
         self.events.recent()
     }
 
-    /// Ends the controller in good order: deletes its queues, tells it to shut down, waits until
+    /// Ends the controller in good order: deletes its queues, takes back the memory that it was
+    /// given, tells it to shut down, which writes its volatile cache to the medium, waits until
     /// it has, and disables it. I/O still in flight fails. A second call does nothing.
     ///
     /// # Errors
@@ -254,11 +274,37 @@ impl Controller {
                 for qid in open {
                     let _ = queue_pair::delete(core, &self.admin, qid).await;
                 }
-                self.hardware.shut_down(core, self.shutdown_timeout).await
+                self.features.withdraw(core, &self.admin).await;
+                self.hardware.shut_down(core, regs::SHN_NORMAL, self.shutdown_timeout).await
             }
             Health::Gone => Err(Error::from(Health::Gone.fault(0))),
             _ => Ok(()),
         };
+        self.end(core, outcome).await
+    }
+
+    /// Ends the controller as fast as it can be, for power that is about to fail: tells it so at
+    /// once, whatever is in flight, waits until it is prepared, and disables it. I/O in flight
+    /// fails; what was acknowledged and flushed is kept.
+    ///
+    /// # Errors
+    /// As [`Controller::shutdown`].
+    pub async fn shutdown_abruptly(&self, core: &Core) -> Result<(), Error> {
+        if mem::replace(&mut self.queue_ids().closing, true) {
+            return Ok(());
+        }
+        let outcome = match self.hardware.health() {
+            Health::Live => {
+                self.hardware.shut_down(core, regs::SHN_ABRUPT, self.shutdown_timeout).await
+            }
+            Health::Gone => Err(Error::from(Health::Gone.fault(0))),
+            _ => Ok(()),
+        };
+        self.end(core, outcome).await
+    }
+
+    /// The controller was shut down, or cannot be.
+    async fn end(&self, core: &Core, outcome: Result<(), Error>) -> Result<(), Error> {
         if !self.hardware.health().is_over() {
             recovery::give_up(core, self).await;
         }
@@ -279,6 +325,10 @@ impl Controller {
 
     pub(super) fn function(&self) -> &Arc<dyn Function> {
         &self.function
+    }
+
+    pub(super) fn features(&self) -> &Features {
+        &self.features
     }
 
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
@@ -309,6 +359,7 @@ impl Controller {
             options: &self.options,
             before: Some((self.identity.io_queues, self.shadow.as_ref())),
             events: &self.events,
+            features: &self.features,
         }
     }
 
@@ -453,18 +504,20 @@ async fn attach(
         return Err(Error::new(ErrorKind::NotSupported, text));
     }
     oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    let hardware = Arc::new(Hardware::open(&*function, core.waker())?);
+    let quirks = (Quirks::of_function(&ids) | options.quirks) - options.without_quirks;
+    let hardware = Arc::new(Hardware::open(&*function, core.waker(), quirks)?);
     check_capabilities(&hardware)?;
     let attachment = HeldAttachment {
         hardware: hardware.clone(),
-        attachment: Some(core.memory().attach(function.iommu())?),
+        attachment: Some(memory::attach(core, &*function, &hardware).await?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
     let ward = Ward::default();
     let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
     let poller = core.add_poller(Box::new(poller));
     let events = Arc::default();
-    let known = Known { options: &options, before: None, events: &events };
+    let features = Features::new(&function, &options);
+    let known = Known { options: &options, before: None, events: &events, features: &features };
     let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
         Ok(setup) => setup,
@@ -490,7 +543,7 @@ async fn attach(
         },
         vendor: page.vid.get(),
         io_queues: setup.io_queues,
-        queue_entries: entries.min(hardware.cap().mqes().saturating_add(1)),
+        queue_entries: entries.min(hardware.entries_max()),
         shadow_doorbells: setup.shadow.is_some(),
     };
     let controller = Arc::new(Controller {
@@ -513,9 +566,10 @@ async fn attach(
         orphans: AtomicUsize::new(0),
         counters: Arc::default(),
         events,
+        features,
         home: core.id(),
         poller,
-        shutdown_timeout: rtd3e.max(SHUTDOWN_TIMEOUT),
+        shutdown_timeout: rtd3e.clamp(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_MAX),
         error_log_entries: u16::from(page.elpe) + 1,
         options,
     });
@@ -531,7 +585,9 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         format!("its smallest memory page is {} bytes, the host's is 4096", 4096u64 << cap.mpsmin())
     } else if cap.css_admin_only() || !(cap.css_nvm() || cap.css_io()) {
         format!("it has no NVM command set (CAP.CSS {:#x})", cap.css())
-    } else if cap.mqes() == 0 {
+    } else if hardware.quirks().contains(Quirks::WIDE_ENTRIES) {
+        "its submission queue entries have 128 bytes; this driver knows those of 64".into()
+    } else if hardware.entries_max() < 2 {
         // Row 5.
         "its I/O queues have one entry (CAP.MQES 0); NVMe requires two at least".into()
     } else if hardware.qid_max() == 0 {
@@ -585,6 +641,7 @@ pub(super) struct Known<'a> {
     /// After a reset: the I/O queue pairs and the shadow doorbells that there were.
     before: Option<(u16, Option<&'a ShadowPages>)>,
     events: &'a Arc<EventLog>,
+    features: &'a Features,
 }
 
 /// What the admin queue told and set up.
@@ -611,8 +668,11 @@ pub(super) async fn set_up(
     hardware: &Arc<Hardware>,
     known: Known<'_>,
 ) -> Result<Setup, Error> {
-    let Known { options, before, events } = known;
+    let Known { options, before, events, features } = known;
     let page = identify::controller(core, admin).await?;
+    let named = Quirks::of_identity(page.vid.get(), &read_ascii(&page.mn));
+    hardware.set_quirks((hardware.quirks() | named) - options.without_quirks);
+    features.set_up(core, admin, hardware, &page).await?;
     admin.set_abort_limit(page.acl);
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
@@ -652,7 +712,8 @@ async fn find_namespaces(
     page: &ControllerPage,
 ) -> Result<Found, Error> {
     let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-    let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin: hardware.cap().mpsmin(), sgl };
+    let (mpsmin, quirks) = (hardware.cap().mpsmin(), hardware.quirks());
+    let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin, sgl, quirks };
     let mut found = BTreeMap::new();
     for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
         let csi = identify::command_set(core, admin, hardware, nsid).await?;

@@ -1,12 +1,14 @@
 //! The registers of a controller, and the ways to stop and start it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use oxblock_engine::{Core, CoreWaker, Error, ErrorKind};
 use oxblock_nvme::regs::{self, Cap, Cc, Crto, Csts};
 use oxblock_pci::{Bar, Function, PciError, Reg32, Reg64};
 
+use super::Quirks;
 use super::health::{Health, Heart, Pulse};
 
 /// How often a wait looks at CSTS.
@@ -16,6 +18,8 @@ const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 const READY_UNIT: Duration = Duration::from_millis(500);
 /// How long the drop of a controller that was never shut down waits for RDY=0.
 const DROP_WAIT: Duration = Duration::from_millis(200);
+/// How long some devices must be left alone after CC.EN was cleared.
+const READY_DELAY: Duration = Duration::from_millis(2300);
 
 /// The registers of one controller.
 pub(super) struct Hardware {
@@ -30,6 +34,8 @@ pub(super) struct Hardware {
     ready_timeout: Duration,
     cc: Reg32,
     csts: Reg32,
+    /// What is known of the device; more, once it has said who it is.
+    quirks: AtomicU32,
 }
 
 impl Hardware {
@@ -38,7 +44,7 @@ impl Hardware {
     ///
     /// # Errors
     /// The function has no BAR 0 with registers, or reads as all ones.
-    pub fn open(function: &dyn Function, home: CoreWaker) -> Result<Self, Error> {
+    pub fn open(function: &dyn Function, home: CoreWaker, quirks: Quirks) -> Result<Self, Error> {
         let bar = function.bar(0).map_err(pci_error)?;
         let reg32 = |offset| Reg32::new(&bar, offset).map_err(pci_error);
         let cap = Reg64::new(&bar, regs::CAP).map_err(pci_error)?.read();
@@ -60,6 +66,7 @@ impl Hardware {
             ready_timeout: READY_UNIT * units.max(1),
             cc,
             csts,
+            quirks: AtomicU32::new(quirks.bits()),
             bar,
         })
     }
@@ -79,9 +86,34 @@ impl Hardware {
         self.version
     }
 
+    /// What is known of the device.
+    pub fn quirks(&self) -> Quirks {
+        Quirks::from_bits_truncate(self.quirks.load(Ordering::Relaxed))
+    }
+
+    /// This is known of it from now on.
+    pub fn set_quirks(&self, quirks: Quirks) {
+        self.quirks.store(quirks.bits(), Ordering::Relaxed);
+    }
+
+    /// Entries of the largest I/O queue (row 5).
+    pub fn entries_max(&self) -> u16 {
+        let quirks = self.quirks();
+        match self.cap.mqes() {
+            0 if quirks.contains(Quirks::MQES_IS_64) => 64,
+            _ if quirks.contains(Quirks::TWO_ENTRIES) => 2,
+            mqes => mqes.saturating_add(1),
+        }
+    }
+
     /// A 32-bit register, such as a doorbell.
     pub fn register(&self, offset: u64) -> Result<Reg32, Error> {
         Reg32::new(&self.bar, offset).map_err(pci_error)
+    }
+
+    /// A 64-bit register.
+    pub fn register64(&self, offset: u64) -> Result<Reg64, Error> {
+        Reg64::new(&self.bar, offset).map_err(pci_error)
     }
 
     /// The largest I/O queue ID whose doorbells lie inside the BAR; 0 if there is none.
@@ -207,6 +239,9 @@ impl Hardware {
         let cc = Cc(self.read(&self.cc)?);
         if cc.en() {
             self.cc.write(cc.with_shn(regs::SHN_NONE).with_en(false).0);
+            if self.quirks().contains(Quirks::DELAY_BEFORE_READY) {
+                core.sleep(READY_DELAY).await;
+            }
         }
         let down = |csts: Csts| !csts.rdy();
         self.wait(core, self.ready_timeout, "disabling (RDY=0)", down).await
@@ -217,10 +252,9 @@ impl Hardware {
     /// # Errors
     /// The controller is gone, fatally failed, or did not become ready in time.
     pub async fn enable(&self, core: &Core, aqa: u32, asq: u64, acq: u64) -> Result<(), Error> {
-        let reg64 = |offset| Reg64::new(&self.bar, offset).map_err(pci_error);
         self.register(regs::AQA)?.write(aqa);
-        reg64(regs::ASQ)?.write(asq);
-        reg64(regs::ACQ)?.write(acq);
+        self.register64(regs::ASQ)?.write(asq);
+        self.register64(regs::ACQ)?.write(acq);
         let css = if self.cap.css_io() { regs::CSS_ALL } else { regs::CSS_NVM };
         let cc = Cc::default().with_css(css).with_iosqes(6).with_iocqes(4);
         self.cc.write(cc.with_en(true).0);
@@ -233,14 +267,13 @@ impl Hardware {
         Ok(())
     }
 
-    /// Tells the controller to shut down normally and waits until it has (row 31), then disables
-    /// it.
+    /// Tells the controller to shut down (SHN) and waits until it has (row 31), then disables it.
     ///
     /// # Errors
     /// The controller is gone, or did not shut down or disable in time.
-    pub async fn shut_down(&self, core: &Core, timeout: Duration) -> Result<(), Error> {
+    pub async fn shut_down(&self, core: &Core, shn: u8, timeout: Duration) -> Result<(), Error> {
         let cc = Cc(self.read(&self.cc)?);
-        self.cc.write(cc.with_shn(regs::SHN_NORMAL).0);
+        self.cc.write(cc.with_shn(shn).0);
         let done = |csts: Csts| csts.shst() == regs::SHST_COMPLETE || csts.cfs();
         let what = "shutting down (SHST=10b)";
         let mut outcome = self.wait(core, timeout, what, done).await;

@@ -14,7 +14,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::admin::Admin;
 use super::hardware::Hardware;
-use super::status;
+use super::{Quirks, status};
 
 /// Namespaces that are looked at, at most.
 const NAMESPACES_MAX: usize = 4096;
@@ -90,7 +90,9 @@ pub(super) async fn controller_nvm(
     admin: &Arc<Admin>,
     hardware: &Hardware,
 ) -> Result<(Box<ControllerNvm>, bool), Error> {
-    if hardware.version() >= regs::version(2, 0, 0) || hardware.cap().css_io() {
+    let is_basic = hardware.quirks().contains(Quirks::IDENTIFY_BASIC);
+    let is_new = hardware.version() >= regs::version(2, 0, 0) || hardware.cap().css_io();
+    if is_new && !is_basic {
         let command = Command::identify(CNS_CONTROLLER_CSI, 0, CSI_NVM);
         if let Ok(page) = structure(core, admin, command).await? {
             return Ok((page, true));
@@ -131,7 +133,8 @@ pub(super) async fn namespace_ids(
     page: &Controller,
     hardware: &Hardware,
 ) -> Result<Vec<u32>, Error> {
-    if hardware.version() < regs::version(1, 1, 0) {
+    let is_basic = hardware.quirks().contains(Quirks::IDENTIFY_BASIC);
+    if is_basic || hardware.version() < regs::version(1, 1, 0) {
         return Ok((1..=page.nn.get().min(NAMESPACES_MAX as u32)).collect());
     }
     let mut ids = Vec::new();
@@ -163,7 +166,8 @@ pub(super) async fn command_set(
     hardware: &Hardware,
     nsid: u32,
 ) -> Result<u8, Error> {
-    if !hardware.cap().css_io() {
+    let broken = Quirks::IDENTIFY_BASIC | Quirks::NO_DESCRIPTORS;
+    if !hardware.cap().css_io() || hardware.quirks().intersects(broken) {
         return Ok(CSI_NVM);
     }
     let command = Command::identify(CNS_DESCRIPTORS, nsid, 0);

@@ -15,28 +15,40 @@
 //! be sent again is, the rest fails, and requests that come meanwhile wait (`recovery`). One that
 //! cannot be reset, or is gone, fails all I/O.
 //!
+//! What else a controller has (memory of its own, power states, write protection) is used where it
+//! pays and tamed where it hurts (`features`); devices that are known to differ from the
+//! specification are treated as they need ([`Quirks`]). What could not be used is said by
+//! [`Controller::notices`].
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
 
 mod admin;
+mod cmb;
 mod commands;
 mod controller;
 mod doorbell;
 mod ending;
 mod events;
+mod features;
 mod guest;
 mod hardware;
 mod health;
 mod home;
+mod host_memory;
 mod identify;
+mod keep_alive;
 mod leaf;
 mod lending;
 mod memory;
 mod namespace;
 mod parking;
 mod passthrough;
+mod pmr;
+mod power;
 mod queue_pair;
+mod quirks;
 mod recovery;
 mod retry;
 mod station;
@@ -44,12 +56,15 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod tracker;
+mod write_protect;
 
 use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
+pub use pmr::PersistentMemory;
+pub use quirks::Quirks;
 
 /// How a controller is used.
 #[derive(Clone, Debug)]
@@ -65,6 +80,27 @@ pub struct NvmeOptions {
     pub sgl: bool,
     /// How long an admin command may take before the controller counts as failed, and is reset.
     pub admin_timeout: Duration,
+    /// Put submission queues into the controller's own memory where it offers that. The controller
+    /// then fetches a command without a way across the bus, which shortens each; but writing one
+    /// costs the core more, since BARs are not cached. Off by default: a core that is busy polling
+    /// loses more than a lone command gains.
+    pub controller_memory: bool,
+    /// Memory that a controller may ask for and keep for its own use (host memory buffer), in
+    /// bytes; 0 is none. It also gets no more than a quarter of what is free in the engine's
+    /// arena: give the engine a larger arena where a device without memory of its own is slow.
+    pub host_memory: u64,
+    /// How long a power state that an idle controller enters on its own may take to leave. None,
+    /// the default, allows no such state: who polls for completions would wait for the wake-up
+    /// longer than for any I/O.
+    pub power_latency: Option<Duration>,
+    /// Within this time the controller hears from the driver (Keep Alive Timer), and is reset if it
+    /// does not answer. None, the default, is no timer: on PCI Express a controller that hangs is
+    /// noticed by its registers and by commands that take too long.
+    pub keep_alive: Option<Duration>,
+    /// Treat the device as one with these quirks too.
+    pub quirks: Quirks,
+    /// Treat the device as one without these quirks, whatever is known of it.
+    pub without_quirks: Quirks,
     /// How long a read, write or compare may take before it is aborted. Times of I/O commands are
     /// counted in steps of 50 ms, up to 25 minutes.
     pub io_timeout: Duration,
@@ -85,6 +121,12 @@ impl Default for NvmeOptions {
             shadow_doorbells: true,
             sgl: true,
             admin_timeout: Duration::from_secs(60),
+            controller_memory: false,
+            host_memory: 128 << 20,
+            power_latency: None,
+            keep_alive: None,
+            quirks: Quirks::empty(),
+            without_quirks: Quirks::empty(),
             io_timeout: Duration::from_secs(30),
             slow_timeout: Duration::from_secs(60),
             abort_timeout: Duration::from_secs(10),

@@ -3,11 +3,12 @@
 use std::sync::Arc;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
+use oxblock_nvme::command::{PRACT, PRCHK_GUARD, PRCHK_REF};
 use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namespace, Oncs};
 use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
-use super::{guest, queue_pair};
+use super::{Quirks, guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
 const BLOCKS_MAX: u64 = 65_536;
@@ -24,10 +25,31 @@ pub(super) struct Shape {
     pub volatile_cache: bool,
     /// Write zeroes may deallocate.
     pub deallocate_zeroes: bool,
+    /// Zeroes are written by deallocating: there is no other command for it.
+    pub zeroes_by_deallocate: bool,
+    /// What commands with data ask for.
+    pub protection: Protection,
     /// Ranges in one deallocate command.
     pub ranges_max: u32,
     /// Blocks in one range of it.
     pub range_blocks_max: u32,
+}
+
+/// Protection information (NVM Command Set 1.0, 5.2) that the controller inserts into what is
+/// written and strips from what is read (PRACT), so that no metadata crosses the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Protection {
+    /// Bits of dword 12.
+    pub prinfo: u32,
+    /// The bits of the first LBA that dword 14 has as its reference tag.
+    pub tag_mask: u64,
+}
+
+impl Protection {
+    const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
+    const GUARD: Protection = Protection { prinfo: PRACT | PRCHK_GUARD, tag_mask: 0 };
+    const GUARD_AND_REFERENCE: Protection =
+        Protection { prinfo: PRACT | PRCHK_GUARD | PRCHK_REF, tag_mask: u32::MAX as u64 };
 }
 
 /// A namespace of an attached controller, or why it cannot be used.
@@ -45,6 +67,7 @@ pub(super) struct Bounds<'a> {
     pub mpsmin: u8,
     /// SGLs may be used.
     pub sgl: bool,
+    pub quirks: Quirks,
 }
 
 impl NamespaceInfo {
@@ -65,24 +88,26 @@ impl NamespaceInfo {
             );
             return Err(refuse(text));
         }
-        if format.ms.get() != 0 {
-            let text = format!(
-                "{} bytes of metadata for each block are not supported; format it without",
-                format.ms.get()
-            );
-            return Err(refuse(text));
-        }
-        if namespace.dps & 7 != 0 {
-            let text = "protection information is not supported; format it without";
-            return Err(refuse(text.into()));
-        }
+        let protection = match (format.ms.get(), namespace.dps & 7) {
+            (0, 0) => Protection::NONE,
+            // The controller makes it, checks it, and keeps it to itself.
+            (8, 1 | 2) => Protection::GUARD_AND_REFERENCE,
+            (8, 3) => Protection::GUARD,
+            (bytes, kind) => {
+                let text = format!(
+                    "{bytes} bytes of metadata for each block with protection type {kind} are not \
+                     supported; none are, and 8 with type 1, 2 or 3; format it so"
+                );
+                return Err(refuse(text));
+            }
+        };
         let block_shift = u32::from(format.lbads);
         let blocks = namespace.nsze.get();
         if blocks > u64::MAX >> block_shift {
             let text = format!("a size of {blocks} blocks is past 2^64 bytes");
             return Err(refuse(text));
         }
-        let shape = shape(nsid, block_shift, namespace, bounds);
+        let shape = Shape { protection, ..shape(nsid, block_shift, namespace, bounds) };
         let limits = limits(&shape, namespace, bounds);
         Ok(Self { shape, limits })
     }
@@ -98,6 +123,8 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
         sgl_align: sgl.then(|| u64::from(sgls.alignment())),
         volatile_cache: bounds.page.has_volatile_cache(),
         deallocate_zeroes: namespace.dlfeat & Namespace::DEAC != 0,
+        zeroes_by_deallocate: bounds.quirks.contains(Quirks::DEALLOCATE_ZEROES),
+        protection: Protection::NONE,
         ranges_max: unlimited(bounds.nvm.dmrl.into(), dsm::RANGES_MAX as u32),
         range_blocks_max: unlimited(bounds.nvm.dmrsl.get(), u32::MAX),
     }
@@ -122,13 +149,19 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
     let mut limits = Limits::new(namespace.nsze.get() << shape.block_shift, block as u32);
     limits.max_transfer = max_transfer as u32;
     // Row 10: any number of blocks; the engine divides by it.
-    limits.boundary = bytes(namespace.noiob.get());
+    limits.boundary = match bytes(namespace.noiob.get()) {
+        0 if bounds.quirks.contains(Quirks::STRIPES) && mdts <= most => max_transfer as u32,
+        noiob => noiob,
+    };
     (limits.memory, limits.max_segments) = memory_rule(shape);
-    if oncs.contains(Oncs::WRITE_ZEROES) {
-        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
-    }
     if oncs.contains(Oncs::DATASET_MANAGEMENT) {
         limits.max_discard = max_discard(shape, bounds);
+    }
+    if shape.zeroes_by_deallocate {
+        limits.max_write_zeroes = limits.max_discard;
+    } else if oncs.contains(Oncs::WRITE_ZEROES) && !bounds.quirks.contains(Quirks::NO_WRITE_ZEROES)
+    {
+        limits.max_write_zeroes = max_write_zeroes(bounds, mdts, most) / block * block;
     }
     if has(Namespace::OPTIMAL) {
         limits.optimal_transfer = bytes0(namespace.nows.get());
@@ -143,8 +176,10 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
         limits.atomic_write_power_fail = bytes0(awupf);
     }
     limits.volatile_cache = shape.volatile_cache;
-    limits.fua = true;
-    limits.compare = oncs.contains(Oncs::COMPARE);
+    // A deallocation cannot be forced to the medium.
+    limits.fua = !(shape.zeroes_by_deallocate && shape.volatile_cache);
+    // What is compared with protection information in between is not said.
+    limits.compare = oncs.contains(Oncs::COMPARE) && shape.protection == Protection::NONE;
     limits.read_only = namespace.nsattr & 1 != 0;
     limits
 }
@@ -235,7 +270,7 @@ mod tests {
     use super::*;
 
     fn bounds<'a>(page: &'a ControllerPage, nvm: &'a ControllerNvm) -> Bounds<'a> {
-        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true }
+        Bounds { page, nvm, has_nvm: true, mpsmin: 0, sgl: true, quirks: Quirks::empty() }
     }
 
     fn controller() -> Box<ControllerPage> {
@@ -268,8 +303,12 @@ mod tests {
         for lbads in [0, 1, 8, 13, 16, 255] {
             assert!(refusal(|ns| ns.lbaf[0].lbads = lbads).contains("blocks of 2^"));
         }
-        assert!(refusal(|ns| ns.lbaf[0].ms = 8.into()).contains("8 bytes of metadata"));
-        assert!(refusal(|ns| ns.dps = 1).contains("protection information"));
+        for (bytes, kind) in [(8, 0), (0, 1), (16, 1), (64, 3), (8, 4), (8, 7), (u16::MAX, 2)] {
+            let text = refusal(|ns| (ns.lbaf[0].ms, ns.dps) = (bytes.into(), kind));
+            let word =
+                format!("{bytes} bytes of metadata for each block with protection type {kind}");
+            assert!(text.contains(&word), "{text}");
+        }
         assert!(refusal(|ns| ns.flbas = 3).contains("past the list"));
         assert!(refusal(|ns| ns.nsze = u64::MAX.into()).contains("past 2^64"));
     }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use oxblock_engine::{Busy, Core, Error, Pass, Request, Sleep, Token};
 use oxblock_mem::Cells;
+use oxblock_nvme::command::QPRIO_MEDIUM;
 use oxblock_nvme::queue::{CompletionQueue, SubmissionQueue};
 use oxblock_nvme::{Command, Completion};
 
@@ -22,8 +23,8 @@ use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::retry::Patience;
 use super::station::Station;
-use super::status;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
+use super::{Quirks, status};
 
 /// How often a queue pair that was being opened when a reset began looks whether it is over.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
@@ -156,11 +157,13 @@ fn make(
     let page = |len: usize| len.next_multiple_of(4096);
     let sq_len = page(usize::from(entries) * Command::BYTES);
     let cq_len = page(usize::from(entries) * Completion::BYTES);
+    let theirs = controller.features().controller_queue(qid, sq_len);
     let total = Commands::list_bytes(trackers) + sq_len + cq_len;
     let mut memory = DeviceMemory::new(core.arena(), total, &hardware)?;
     let commands = Commands::new(shape, &mut memory, trackers)?;
-    let (sq, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
-    let (sq_iova, cq_iova) = (memory.iova_of(&sq)?, memory.iova_of(&cq)?);
+    let (ours, cq) = (memory.cells(sq_len)?, memory.cells(cq_len)?);
+    let (our_iova, cq_iova) = (memory.iova_of(&ours)?, memory.iova_of(&cq)?);
+    let (sq, sq_iova) = theirs.unwrap_or((ours, our_iova));
     let waker = core.waker();
     let station = Station::new(qid, entries.into(), cq_iova, sq_iova, shape, waker);
     let station = Arc::new(station);
@@ -232,7 +235,10 @@ pub(super) async fn create_queues(
         let status = done.completion.status();
         return Ok(Created::Neither(status::error("create completion queue", status)));
     }
-    let command = Command::create_sq(qid, entries, station.sq, qid);
+    let mut command = Command::create_sq(qid, entries, station.sq, qid);
+    if admin.hardware().quirks().contains(Quirks::MEDIUM_PRIORITY) {
+        command = command.with_cdw10_11(command.cdw10(), command.cdw11() | QPRIO_MEDIUM);
+    }
     let done = admin.execute(core, command, None).await?;
     if done.completion.is_success() {
         return Ok(Created::Both);

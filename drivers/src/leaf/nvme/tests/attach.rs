@@ -4,6 +4,7 @@ use oxblock_engine::{ErrorKind, Op};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::regs::{Cap, Cc};
 use oxblock_nvme::status::Status;
+use oxblock_pci::soft::SoftIommuOptions;
 
 use super::device::{Follow, Seen, namespace};
 use super::{Rig, kind};
@@ -190,6 +191,18 @@ fn pages_that_the_host_does_not_have_are_refused() {
     let mut rig = Rig::new(|state| state.cap = state.cap.with_mpsmin(4).with_mpsmax(4));
     let error = rig.refusal();
     assert!(error.to_string().contains("65536 bytes, the host's is 4096"), "{error}");
+    assert!(rig.device.state().seen.is_empty(), "nothing was written");
+}
+
+/// Row 34: no room in the IOMMU was reported as no room on the disk.
+#[test]
+fn a_full_iommu_is_waited_for_and_is_no_full_disk() {
+    let full = SoftIommuOptions { mappings_max: 0, ..SoftIommuOptions::default() };
+    let mut rig = Rig::behind(0x1b36, 0, full);
+    let error = rig.refusal();
+    assert_eq!(error.kind(), ErrorKind::OutOfMemory);
+    assert!(error.to_string().contains("all 0 DMA mappings are taken"), "{error}");
+    assert!((1000..1100).contains(&rig.now_ms()), "{}", rig.now_ms());
     assert!(rig.device.state().seen.is_empty(), "nothing was written");
 }
 

@@ -39,8 +39,10 @@ pub enum Follow {
 pub enum Seen {
     /// A write of CC.
     Cc(Cc),
-    /// An admin command, by opcode.
+    /// An admin command, by opcode; Set Features too.
     Admin(u8),
+    /// A feature that was set, by its identifier, and dword 11.
+    Feature(u8, u32),
     /// An I/O command.
     Io(Command),
     /// A write of CC.EN=0 while the controller was becoming ready (row 2) or shutting down.
@@ -77,6 +79,10 @@ pub struct State {
     pub nvm: Box<ControllerNvm>,
     pub namespaces: BTreeMap<u32, Box<Namespace>>,
     pub queues_granted: u16,
+    /// Features that were set, by identifier: the command, and its data.
+    pub features: BTreeMap<u8, (Command, Vec<u8>)>,
+    /// Features that are refused, by identifier.
+    pub refused_features: BTreeMap<u8, Status>,
     /// Admin commands that are answered with a status, by opcode and how often.
     pub refused: HashMap<u8, (Status, u32)>,
     /// I/O commands that are answered with a status, by opcode.
@@ -89,8 +95,14 @@ pub struct State {
     pub mangle: Option<Mangle>,
     pub disk: Vec<u8>,
     pub seen: Vec<Seen>,
+    /// Registers that are memory, by offset: 32 bits each.
+    pub registers: BTreeMap<u64, u32>,
     /// Register accesses, reads and writes.
     pub mmio: u64,
+    /// Identify commands, by CNS.
+    pub identified: Vec<u8>,
+    /// The last Create I/O Submission Queue.
+    pub created_sq: Option<Command>,
     /// Event requests that are armed.
     pub armed: Vec<Command>,
     pub shadow: Option<[Arc<Cells>; 2]>,
@@ -98,7 +110,7 @@ pub struct State {
     asq: u64,
     acq: u64,
     countdown: u32,
-    translator: Translator,
+    pub translator: Translator,
     sqs: BTreeMap<u16, Sq>,
     pub cqs: BTreeMap<u16, CompletionSink<Cells>>,
 }
@@ -111,10 +123,19 @@ struct Sq {
 impl Script {
     /// A well-behaved device of one namespace of 4096 blocks of 512 bytes, and its function.
     pub fn new(bar_len: u64) -> (Arc<Script>, Arc<SoftFunction>) {
-        let iommu = SoftIommu::new(SoftIommuOptions::default());
+        let ids = Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() };
+        Script::with(ids, SoftIommuOptions::default(), bar_len)
+    }
+
+    /// The same with an identity and an IOMMU of one's own.
+    pub fn with(
+        ids: Ids,
+        iommu: SoftIommuOptions,
+        bar_len: u64,
+    ) -> (Arc<Script>, Arc<SoftFunction>) {
+        let iommu = SoftIommu::new(iommu);
         let state = State::new(iommu.translator());
         let script = Arc::new(Script { bar_len, state: Mutex::new(state) });
-        let ids = Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() };
         let device: Arc<dyn Device> = script.clone();
         let interrupts = SoftInterrupts::new(1);
         let function = SoftFunction::new("soft:7", device, ids, iommu, interrupts);
@@ -152,11 +173,14 @@ impl Device for Script {
             regs::CC => state.cc.0.into(),
             regs::CSTS => state.read_csts().0.into(),
             regs::CRTO => state.crto.into(),
-            _ => 0,
+            _ => {
+                let word = |at| u64::from(*state.registers.get(&at).unwrap_or(&0));
+                if size == 8 { word(offset) | word(offset + 4) << 32 } else { word(offset) }
+            }
         }
     }
 
-    fn write(&self, _bar: u8, offset: u64, _size: u8, value: u64) {
+    fn write(&self, _bar: u8, offset: u64, size: u8, value: u64) {
         let mut state = self.state();
         state.mmio += 1;
         if state.gone {
@@ -167,6 +191,12 @@ impl Device for Script {
             regs::AQA => state.aqa = value as u32,
             regs::ASQ => state.asq = value,
             regs::ACQ => state.acq = value,
+            _ if offset < regs::DOORBELLS => {
+                state.registers.insert(offset, value as u32);
+                if size == 8 {
+                    state.registers.insert(offset + 4, (value >> 32) as u32);
+                }
+            }
             _ => {
                 if let Some((qid, is_cq)) = regs::doorbell_at(offset, state.cap.dstrd()) {
                     state.seen.push(Seen::Doorbell(qid, is_cq, value as u32));
@@ -212,6 +242,8 @@ impl State {
             nvm: ControllerNvm::boxed(),
             namespaces: [(1, namespace(4096, 9))].into(),
             queues_granted: 8,
+            features: BTreeMap::new(),
+            refused_features: BTreeMap::new(),
             refused: HashMap::new(),
             failed: HashMap::new(),
             hold: false,
@@ -220,7 +252,10 @@ impl State {
             mangle: None,
             disk: vec![0; 4096 * 512],
             seen: Vec::new(),
+            registers: BTreeMap::new(),
             mmio: 0,
+            identified: Vec::new(),
+            created_sq: None,
             armed: Vec::new(),
             shadow: None,
             aqa: 0,
@@ -326,6 +361,7 @@ impl State {
         self.cqs.clear();
         self.held.clear();
         self.armed.clear();
+        self.features.clear();
         self.shadow = None;
     }
 
@@ -425,6 +461,7 @@ impl State {
             admin::IDENTIFY => (self.identify(command), 0),
             admin::CREATE_CQ => made(self.create_cq(qid, command.prp1(), entries)),
             admin::CREATE_SQ => {
+                self.created_sq = Some(*command);
                 let cqid = (command.cdw11() >> 16) as u16;
                 made(self.create_sq(qid, command.prp1(), entries, cqid))
             }
@@ -438,7 +475,12 @@ impl State {
                 let counts = QueueCounts { submission: granted, completion: granted };
                 (Status::SUCCESS, counts.to_dword().into())
             }
-            admin::SET_FEATURES | admin::ABORT | admin::GET_LOG_PAGE => (Status::SUCCESS, 0),
+            admin::SET_FEATURES => (self.set_feature(command), 0),
+            admin::GET_FEATURES => {
+                let set = self.features.get(&(command.cdw10() as u8));
+                (Status::SUCCESS, set.map_or(0, |(command, _)| command.cdw11().into()))
+            }
+            admin::ABORT | admin::GET_LOG_PAGE | admin::KEEP_ALIVE => (Status::SUCCESS, 0),
             admin::DOORBELL_BUFFER_CONFIG => {
                 let page = |iova| self.translator.cells(iova, 4096).ok().map(Arc::new);
                 let [first, second] = [command.prp1(), command.prp2()].map(page);
@@ -449,8 +491,31 @@ impl State {
         }
     }
 
+    fn set_feature(&mut self, command: &Command) -> Status {
+        let id = command.cdw10() as u8;
+        self.seen.push(Seen::Feature(id, command.cdw11()));
+        if let Some(status) = self.refused_features.get(&id) {
+            return *status;
+        }
+        let mut data = match id {
+            feature::AUTONOMOUS_POWER_STATE_TRANSITION => vec![0; 256],
+            _ => Vec::new(),
+        };
+        if !data.is_empty() && self.translator.read(command.prp1(), &mut data).is_err() {
+            return Status::DATA_TRANSFER_ERROR;
+        }
+        if id == feature::NAMESPACE_WRITE_PROTECTION
+            && let Some(namespace) = self.namespaces.get_mut(&command.nsid())
+        {
+            namespace.nsattr = u8::from(command.cdw11() & 7 != 0);
+        }
+        self.features.insert(id, (*command, data));
+        Status::SUCCESS
+    }
+
     fn identify(&mut self, command: &Command) -> Status {
         let iova = command.prp1();
+        self.identified.push(command.cdw10() as u8);
         let bytes = match command.cdw10() as u8 {
             identify::CNS_CONTROLLER => self.controller.as_bytes().to_vec(),
             identify::CNS_CONTROLLER_CSI => self.nvm.as_bytes().to_vec(),

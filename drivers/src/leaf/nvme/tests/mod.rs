@@ -19,17 +19,25 @@
 //! | 19 | timeouts | `recovery::a_late_command_*` |
 //! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*` |
 //! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
-//! | 31 | shutdown | `ending::shutdown_*` |
+//! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*`, `features::a_keep_alive_that_fails_*` |
+//! | 31 | shutdown | `ending::shutdown_*`, `features::an_abrupt_shutdown_*`, `features::host_memory_*` |
+//! | 32 | power states | `super::power::tests`, `features::power_states_*` |
+//! | 34 | a full IOMMU | `attach::a_full_iommu_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
 //! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests` |
+//! | 37 | memory of the controller | `oxblock_nvme::cmb`, `own_memory` |
+//! | 38 | quirks | `super::quirks::tests`, `quirks` |
 
 mod attach;
 mod cost;
 mod device;
 mod ending;
+mod features;
 mod fuzz;
 mod io;
+mod own_memory;
 mod passthrough;
+mod quirks;
 mod recovery;
 
 use std::cell::Cell;
@@ -39,7 +47,8 @@ use std::sync::Arc;
 
 use oxblock_engine::{Channel, Completion, Core, Error, ErrorKind, Node, Op, Options, Simulation};
 use oxblock_mem::{ArenaOptions, Buf};
-use oxblock_pci::soft::SoftFunction;
+use oxblock_pci::Ids;
+use oxblock_pci::soft::{SoftFunction, SoftIommuOptions};
 
 use super::{Controller, NvmeOptions};
 use device::{Script, State};
@@ -58,7 +67,26 @@ impl Rig {
     }
 
     fn with(cores: usize, bar_len: u64, change: impl FnOnce(&mut State)) -> Rig {
-        let (device, function) = Script::new(bar_len);
+        Rig::over(cores, Script::new(bar_len), change)
+    }
+
+    /// With a device that has the identity of another: PCI vendor and device.
+    fn posing_as(vendor: u16, device: u16, change: impl FnOnce(&mut State)) -> Rig {
+        let ids = Ids { vendor, device, class: 0x01_08_02, ..Ids::default() };
+        Rig::over(1, Script::with(ids, SoftIommuOptions::default(), 0x4000), change)
+    }
+
+    /// The same behind an IOMMU of one's own.
+    fn behind(vendor: u16, device: u16, iommu: SoftIommuOptions) -> Rig {
+        let ids = Ids { vendor, device, class: 0x01_08_02, ..Ids::default() };
+        Rig::over(1, Script::with(ids, iommu, 0x4000), |_| {})
+    }
+
+    fn over(
+        cores: usize,
+        (device, function): (Arc<Script>, Arc<SoftFunction>),
+        change: impl FnOnce(&mut State),
+    ) -> Rig {
         change(&mut device.state());
         let arena = ArenaOptions::new(16 << 20);
         let options = Options { arena, slots: 64, ..Options::default() };

@@ -1,0 +1,136 @@
+//! Features of controllers, between the NVMe driver and the software controller.
+
+use std::sync::Arc;
+
+use oxblock_drivers::memory::{self, MemoryOptions};
+use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
+use oxblock_engine::{Channel, Core, Engine, Node, Options};
+use oxblock_mem::ArenaOptions;
+use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
+
+const LEN: usize = 64 << 10;
+
+fn engine() -> Engine {
+    let options = Options { arena: ArenaOptions::new(16 << 20), ..Options::default() };
+    Engine::with_cores(2, options).expect("an engine")
+}
+
+/// A controller of core 1, over a memory disk of 1 MiB.
+async fn target(core: &Core, options: ControllerOptions) -> Arc<Target> {
+    let disk = MemoryOptions { size: 1 << 20, block_size: 512 };
+    let node = Node::new("memory0", memory::open(disk).expect("a memory disk"));
+    let namespaces = vec![NamespaceOptions::new(node, 512)];
+    let options = ControllerOptions { namespaces, max_queue_entries: 64, ..options };
+    let start = move |core: Core| async move { Target::start(&core, options).await };
+    core.call(1, start).await.and_then(|result| result).expect("a controller")
+}
+
+async fn attach(core: &Core, target: &Target, options: NvmeOptions) -> (Arc<Host>, Channel) {
+    let host = Host::attach(core, target.function(), options).await.expect("the driver");
+    let node = Node::new("nvme0n1", host.namespace(1).expect("namespace 1"));
+    (host, core.open(&node).await.expect("a queue"))
+}
+
+/// Writes, and reads back.
+async fn exercise(core: &Core, channel: &Channel, byte: u8) {
+    for at in 0..16 {
+        let mut buf = core.arena().alloc(LEN, 4096).expect("memory");
+        buf.fill(0, LEN, byte);
+        channel.write(at * LEN as u64, buf).await.1.expect("a write");
+    }
+    for at in 0..16 {
+        let buf = core.arena().alloc(LEN, 4096).expect("memory");
+        let (list, result) = channel.read(at * LEN as u64, buf).await;
+        result.expect("a read");
+        let mut bytes = vec![0; LEN];
+        list.read_at(0, &mut bytes);
+        assert!(bytes.iter().all(|b| *b == byte));
+    }
+}
+
+/// Row 37. The submission queue is in the controller's memory, before and after resets of the
+/// controller and of its function.
+#[test]
+fn queues_work_in_controller_memory() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let bytes = 64 << 10;
+        let target =
+            target(&core, ControllerOptions { cmb_bytes: bytes, ..Default::default() }).await;
+        let options = NvmeOptions { controller_memory: true, ..NvmeOptions::default() };
+        let (host, channel) = attach(&core, &target, options).await;
+        assert!(host.notices().is_empty(), "{:?}", host.notices());
+        let bar = target.function().bar(2).expect("the memory");
+        let commands = || (0..64).filter(|n| bar.read64(n * 64) & 0xff != 0).count();
+        assert_eq!(commands(), 0);
+        exercise(&core, &channel, 0x5a).await;
+        assert!(commands() >= 32, "{} of 64 entries were used", commands());
+        for n in 0..3 {
+            host.reset(&core).await.expect("a reset");
+            exercise(&core, &channel, n).await;
+        }
+        drop(channel);
+        host.shutdown(&core).await.expect("a shutdown");
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// A buffer that has room for the queue of one core only: the other's is in memory of the host.
+#[test]
+fn controller_memory_that_is_full_is_no_obstacle() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let target =
+            target(&core, ControllerOptions { cmb_bytes: 4096, ..Default::default() }).await;
+        let options = NvmeOptions { controller_memory: true, ..NvmeOptions::default() };
+        let (host, channel) = attach(&core, &target, options).await;
+        let node = channel.node().clone();
+        exercise(&core, &channel, 1).await;
+        let other = move |core: Core| async move {
+            let channel = core.open(&node).await.expect("a queue");
+            exercise(&core, &channel, 2).await;
+        };
+        core.call(1, other).await.expect("the other core");
+        assert_eq!(host.stats().queues, 2);
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// What is in the persistent memory region outlives resets and hosts, and I/O reaches it.
+#[test]
+fn persistent_memory_outlives_hosts_and_resets() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let pmr_bytes = 64 << 10;
+        let target = target(&core, ControllerOptions { pmr_bytes, ..Default::default() }).await;
+        let (host, channel) = attach(&core, &target, NvmeOptions::default()).await;
+        exercise(&core, &channel, 0x77).await;
+        let region = host.persistent_memory(&core).await.expect("a region");
+        assert_eq!(region.len(), pmr_bytes);
+        let mut memory = region.memory(4096, 8192).expect("its memory");
+        assert!(region.memory(4096, pmr_bytes).is_err() && region.memory(0, 100).is_err());
+        memory.write_at(8000, b"kept");
+        region.flush().expect("a flush");
+        let (list, result) = channel.read(0, region.memory(0, 4096).expect("memory")).await;
+        result.expect("a read into it");
+        drop(list);
+        host.reset(&core).await.expect("a reset");
+        region.flush().expect("a flush after the reset");
+        target.function().reset().expect("a reset of the function");
+        host.reset(&core).await.expect("a reset");
+        region.flush().expect("it was enabled again");
+        drop((region, channel));
+        host.shutdown(&core).await.expect("a shutdown");
+        let (host, _channel) = attach(&core, &target, NvmeOptions::default()).await;
+        let region = host.persistent_memory(&core).await.expect("a region");
+        let mut bytes = [0; 4];
+        region.memory(4096, 8192).expect("its memory").read_at(8000, &mut bytes);
+        assert_eq!(&bytes, b"kept");
+        region.memory(0, 4096).expect("its memory").read_at(100, &mut bytes);
+        assert_eq!(bytes, [0x77; 4]);
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
