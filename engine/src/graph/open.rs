@@ -44,7 +44,7 @@ impl Graph<Arc<Node>> {
         drivers: &Drivers,
         options: NodeOptions,
     ) -> Result<NodeId, Error> {
-        let mut planned = self.plan(core, drivers, options, None).await?;
+        let mut planned = self.plan(core, drivers, options, false).await?;
         if let Planned::New(new) = &mut planned {
             new.entry.owned = true;
         }
@@ -56,10 +56,10 @@ impl Graph<Arc<Node>> {
         core: &'a Core,
         drivers: &'a Drivers,
         mut options: NodeOptions,
-        default_driver: Option<&'static str>,
+        is_child: bool,
     ) -> LocalFuture<'a, Result<Planned, Error>> {
         Box::pin(async move {
-            let driver = driver_of(drivers, &mut options, default_driver)?;
+            let driver = driver_of(drivers, &mut options, is_child)?;
             let name = self.name_of(&mut options)?;
             let common = NodeSettings::take(&mut options)?;
             if driver.needs_filename && options.text("filename").is_none_or(str::is_empty) {
@@ -76,9 +76,7 @@ impl Graph<Arc<Node>> {
                     ChildOptions::Reference(name) => self.known(&name)?,
                     ChildOptions::Inline(mut inline) => {
                         common.inherit(driver.kind, role, &mut inline);
-                        // Where a format is not told what it lies on, that is a file.
-                        let plain = inline.get("filename").is_some().then_some(Drivers::PLAIN);
-                        self.plan(core, drivers, inline, plain).await?
+                        self.plan(core, drivers, inline, true).await?
                     }
                     ChildOptions::Absent | ChildOptions::None => continue,
                 };
@@ -126,13 +124,17 @@ impl Graph<Arc<Node>> {
 fn driver_of(
     drivers: &Drivers,
     options: &mut NodeOptions,
-    default: Option<&'static str>,
+    is_child: bool,
 ) -> Result<&'static DriverInfo, Error> {
     let given = options.text("driver").map(str::to_owned);
     options.take("driver");
-    match given.as_deref().or(default) {
-        Some(name) => drivers.find(name),
-        None if options.keys().any(|key| key == "file" || key.starts_with("file.")) => {
+    match given {
+        Some(name) => drivers.find(&name),
+        // Where a format is not told what it lies on, that is a file.
+        None if is_child && options.get("filename").is_some() => drivers.find(Drivers::PLAIN),
+        None if !is_child
+            && options.keys().any(|key| key == "file" || key.starts_with("file.")) =>
+        {
             Err(invalid(
                 "Parameter 'driver' is missing: the format is not guessed from the image; for an \
                  image without one give 'driver=raw'",

@@ -92,7 +92,7 @@ pub(super) fn parse_number(text: &str) -> Result<u64, NumberError> {
 pub(super) fn parse_size(text: &str) -> Result<u64, NumberError> {
     let (negative, digits) = sign(text);
     let size = unsigned_size(digits)?;
-    if negative && size > 0 { Err(NumberError::Range) } else { Ok(size) }
+    if negative { Err(NumberError::Range) } else { Ok(size) }
 }
 
 fn unsigned_size(text: &str) -> Result<u64, NumberError> {
@@ -174,14 +174,13 @@ mod tests {
             ("0x10", 16),
             ("010", 10),
             (" +1", 1),
-            ("-0", 0),
         ] {
             assert_eq!(parse_size(text), Ok(size), "{text}");
         }
         for text in ["", "k", ".", "1x", "1 k", "1k ", "1.5", "1e3", "0x1k", "0x", "1kb", "--1"] {
             assert_eq!(parse_size(text), Err(Malformed), "{text}");
         }
-        for text in ["-1", "16E", "99999999999999999999", "0x10000000000000000"] {
+        for text in ["-1", "-0", "16E", "99999999999999999999", "0x10000000000000000"] {
             assert_eq!(parse_size(text), Err(Range), "{text}");
         }
     }

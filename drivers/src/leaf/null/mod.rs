@@ -51,9 +51,11 @@ fn open_node(opening: &Opening<'_>) -> Result<Body, Error> {
     let defaults = NullOptions::default();
     let number = |name| opening.settings.number(name);
     let size = number("size").unwrap_or(defaults.size);
-    let size = size.checked_next_multiple_of(defaults.block_size.into()).ok_or_else(|| {
-        Error::new(ErrorKind::Invalid, format!("null: a size of {size} bytes is too large"))
-    })?;
+    if size > i64::MAX as u64 {
+        let text = format!("null: a size of {size} bytes is too large; the most is 2^63 - 1");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    let size = size.next_multiple_of(defaults.block_size.into());
     let read_zeroes = opening.settings.bool("read-zeroes") == Some(true);
     let latency_ns = number("latency-ns").unwrap_or(0);
     let options = NullOptions { size, latency_ns, read_zeroes, ..defaults };
