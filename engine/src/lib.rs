@@ -88,6 +88,37 @@
 //! # }
 //! ```
 //!
+//! # A format
+//! A node may stand on others: its [`Format`] says where each range of it lives, and the engine
+//! goes there. Nodes of both kinds are opened by name from options, see [`graph`]:
+//!
+//! ```
+//! use oxblock_engine::*;
+//! use std::sync::Arc;
+//!
+//! /// Leaves out the first 4 KiB of its child.
+//! struct Behind;
+//!
+//! impl Format for Behind {
+//!     fn name(&self) -> &'static str { "behind" }
+//!     fn limits(&self, children: &[Arc<Limits>]) -> Limits {
+//!         let file = children[0].as_ref().clone();
+//!         Limits { length: file.length - 4096, ..file }
+//!     }
+//!     fn map(&self, offset: u64, len: u64, _: Intent) -> Extent {
+//!         Extent::Data { child: 0, offset: offset + 4096, len }
+//!     }
+//!     fn flushes(&self) -> &[usize] { &[0] }
+//!     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+//!         Box::pin(async { Ok(()) })
+//!     }
+//! }
+//!
+//! let put_over = |file: Arc<Node>| {
+//!     Node::with_body("top0", Body::Over(Arc::new(Behind), vec![file]), false)
+//! };
+//! ```
+//!
 //! # Limits
 //! A leaf says in its [`Limits`] what one request may ask, and sees nothing else: the
 //! engine splits what is too long or crosses a boundary, takes a bounce buffer for memory
@@ -201,6 +232,7 @@ mod slot;
 mod stats;
 mod task;
 mod timer;
+mod watched;
 
 pub use self::core::Core;
 pub use channel::{Channel, Run};

@@ -50,7 +50,7 @@ impl Node {
     pub fn counters(&self) -> Vec<Counter> {
         match &self.body {
             Body::Leaf(driver) => driver.counters(),
-            Body::Over(_, children) => children.iter().flat_map(|c| c.counters()).collect(),
+            Body::Over(_, children) => children.iter().flat_map(|node| node.counters()).collect(),
         }
     }
 
@@ -85,11 +85,19 @@ impl Node {
         }
     }
 
-    /// The format of a node that stands on others, and those.
-    pub fn format(&self) -> Option<(&Arc<dyn Format>, &[Arc<Node>])> {
+    /// The format of a node that stands on others.
+    pub fn format(&self) -> Option<&Arc<dyn Format>> {
         match &self.body {
             Body::Leaf(_) => None,
-            Body::Over(format, children) => Some((format, children)),
+            Body::Over(format, _) => Some(format),
+        }
+    }
+
+    /// What the node stands on, in the order that its format counts them in.
+    pub fn children(&self) -> &[Arc<Node>] {
+        match &self.body {
+            Body::Leaf(_) => &[],
+            Body::Over(_, children) => children,
         }
     }
 

@@ -50,8 +50,7 @@ impl Route {
         let mut nodes = vec![node.clone()];
         let mut at = 0;
         while let Some(node) = nodes.get(at).cloned() {
-            let children = node.format().map(|(_, children)| children).unwrap_or_default();
-            for child in children {
+            for child in node.children() {
                 if !nodes.iter().any(|known| Arc::ptr_eq(known, child)) {
                     nodes.push(child.clone());
                 }
@@ -63,8 +62,8 @@ impl Route {
         };
         let hop = |node: &Arc<Node>| match node.format() {
             None => leaf_of(node).map(Hop::Leaf),
-            Some((format, children)) => {
-                let children: Vec<u16> = children.iter().map(place).collect();
+            Some(format) => {
+                let children: Vec<u16> = node.children().iter().map(place).collect();
                 let first = children.first().copied().unwrap_or(NONE);
                 Some(Hop::Format { format: format.clone(), first, children })
             }
@@ -129,7 +128,8 @@ fn collect_flushes(
     flushes: &mut Vec<u16>,
 ) {
     match node.format() {
-        Some((format, children)) => {
+        Some(format) => {
+            let children = node.children();
             for child in format.flushes().iter().filter_map(|&child| children.get(child)) {
                 collect_flushes(child, leaf_of, flushes);
             }

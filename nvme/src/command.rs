@@ -207,6 +207,13 @@ impl Command {
         self.0[7] = cdw14 as u64 | (cdw15 as u64) << 32;
         self
     }
+    /// With the initial reference tag of an NVM command (dword 14), 32 bits; dword 15 is zero. A
+    /// whole word, since two halves would hold up the copy into the ring.
+    #[inline]
+    pub const fn with_reference_tag(mut self, tag: u64) -> Self {
+        self.0[7] = tag & 0xffff_ffff;
+        self
+    }
     /// With a starting LBA.
     #[inline]
     pub const fn with_slba(mut self, slba: u64) -> Self {

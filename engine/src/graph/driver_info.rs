@@ -32,7 +32,7 @@ pub struct DriverInfo {
     /// What stands before the colon in names that are its own.
     pub protocols: &'static [&'static str],
     /// Turns such a name, whole, into options. Without it the name becomes `filename`.
-    pub parse_filename: Option<fn(&str, &mut NodeOptions) -> Result<(), Error>>,
+    pub parse_filename: Option<FilenameParser>,
     /// Whether a name without protocol is its own rather than that of [`Drivers::PLAIN`].
     pub claims: Option<fn(&str) -> bool>,
     /// What it takes to open a node.
@@ -46,6 +46,9 @@ pub struct DriverInfo {
     /// Makes a node's body; may wait.
     pub open: Constructor,
 }
+
+/// Turns a name with a protocol into options.
+pub type FilenameParser = fn(&str, &mut NodeOptions) -> Result<(), Error>;
 
 /// Makes the body of a node.
 pub type Constructor = for<'a> fn(&'a Opening<'a>) -> LocalFuture<'a, Result<Body, Error>>;

@@ -25,7 +25,9 @@ mod tests;
 
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
-pub use driver_info::{ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, Opening};
+pub use driver_info::{
+    ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
+};
 pub use permission::{Access, Permissions};
 pub use role::{ChildAsk, ChildRole, ChildRule, default_access};
 pub use settings::{DetectZeroes, NodeSettings};

@@ -75,7 +75,7 @@ impl Graph<Arc<Node>> {
                 let child = match described {
                     ChildOptions::Reference(name) => self.known(&name)?,
                     ChildOptions::Inline(mut inline) => {
-                        common.inherit(driver.kind, role, &mut inline);
+                        common.inherit(role, &mut inline);
                         self.plan(core, drivers, inline, true).await?
                     }
                     ChildOptions::Absent | ChildOptions::None => continue,

@@ -1,6 +1,5 @@
 //! The options that every node has, and what children inherit.
 
-use super::driver_info::DriverKind;
 use super::role::ChildRole;
 use crate::Error;
 use crate::options::{NodeOptions, OptionSpec, Settings, invalid};
@@ -86,10 +85,12 @@ impl NodeSettings {
     }
 
     /// Gives a child what it inherits and was not told otherwise.
-    pub(super) fn inherit(&self, kind: DriverKind, role: ChildRole, child: &mut NodeOptions) {
+    pub(super) fn inherit(&self, role: ChildRole, child: &mut NodeOptions) {
         child.set_default("cache.direct", self.direct);
         child.set_default("cache.no-flush", self.no_flush);
         child.set_default("force-share", self.force_share);
+        // The parent drops the discards that its own settings do not let through.
+        child.set_default("discard", "unmap");
         if role.contains(ChildRole::COW) {
             child.set_default("read-only", true);
             child.set_default("auto-read-only", false);
@@ -97,9 +98,5 @@ impl NodeSettings {
         }
         child.set_default("read-only", self.read_only);
         child.set_default("auto-read-only", self.auto_read_only);
-        // A format sends discards only where its own settings let it.
-        let from_format = kind == DriverKind::Format && !role.contains(ChildRole::FILTERED);
-        let discard = from_format || self.discard;
-        child.set_default("discard", if discard { "unmap" } else { "ignore" });
     }
 }

@@ -315,7 +315,8 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
     let is_made_up = rest == Some("");
     let begins_well = name.starts_with(|first: char| first.is_ascii_alphabetic());
     let is_inner = |char: char| char.is_ascii_alphanumeric() || "-._".contains(char);
-    if !is_made_up && !(begins_well && name.chars().all(is_inner)) {
+    let is_given = begins_well && name.chars().all(is_inner);
+    if !is_made_up && !is_given {
         let text = format!("Invalid node-name: '{name}'");
         return Err(Error::new(ErrorKind::Invalid, text));
     }

@@ -7,6 +7,7 @@ mod engines;
 mod faults;
 mod features;
 mod files;
+mod interrupts;
 mod options;
 mod registered;
 mod sharing;

@@ -21,6 +21,7 @@ use super::features::Features;
 use super::hardware::{Hardware, pci_error};
 use super::health::Health;
 use super::home::{HomePoller, Ward};
+use super::interrupts::Vectors;
 use super::lending::Lender;
 use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo, Shape};
 use super::queue_pair::{self, QueueCounters};
@@ -48,6 +49,7 @@ pub struct Controller {
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
     function: Arc<dyn Function>,
+    vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
     namespaces: Mutex<Found>,
@@ -117,6 +119,12 @@ pub struct ControllerStats {
     pub late_completions: u64,
     /// Asynchronous events.
     pub events: u64,
+    /// Interrupts of I/O queue pairs that ended a wait.
+    pub interrupts: u64,
+    /// How often an I/O queue pair waited for an interrupt rather than poll.
+    pub sleeps: u64,
+    /// Interrupts that did not come: their completions were found by looking, later.
+    pub lost_interrupts: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
     /// Queues of cores that share another core's queue pair.
@@ -226,6 +234,9 @@ impl Controller {
             retries: load(&self.counters.retries),
             late_completions: load(&self.counters.late),
             events: self.events.count(),
+            interrupts: load(&self.vectors.counters().taken),
+            sleeps: load(&self.vectors.counters().sleeps),
+            lost_interrupts: load(&self.vectors.counters().lost),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
@@ -325,6 +336,15 @@ impl Controller {
 
     pub(super) fn function(&self) -> &Arc<dyn Function> {
         &self.function
+    }
+
+    pub(super) fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    /// Whether it is to gather completions for an interrupt.
+    pub(super) fn coalesces(&self) -> bool {
+        self.options.coalescing.is_some()
     }
 
     pub(super) fn features(&self) -> &Features {
@@ -513,7 +533,9 @@ async fn attach(
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
     let ward = Ward::default();
-    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
+    let mut vectors = Vectors::new(&function, core.id(), options.interrupt_mode);
+    let event = vectors.admin_event();
+    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
     let poller = core.add_poller(Box::new(poller));
     let events = Arc::default();
     let features = Features::new(&function, &options);
@@ -530,6 +552,7 @@ async fn attach(
             return Err(error);
         }
     };
+    vectors.enable_io(setup.io_queues);
     let page = &setup.page;
     let rtd3e = Duration::from_micros(page.rtd3e.get().into());
     let entries = options.queue_entries.clamp(2, 1024);
@@ -551,6 +574,7 @@ async fn attach(
         hardware,
         admin,
         function,
+        vectors,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
@@ -697,6 +721,10 @@ pub(super) async fn set_up(
         }
         None => None,
     };
+    if let Some(coalescing) = options.coalescing {
+        // A controller that has none of it works as well.
+        admin.execute(core, coalescing.command(), None).await?;
+    }
     events::configure(core, admin, page.oaes.get()).await;
     for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
         drop(core.spawn(events::watch(core.clone(), admin.clone(), events.clone())));

@@ -46,7 +46,8 @@ pub(super) struct Protection {
 }
 
 impl Protection {
-    const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
+    /// None at all.
+    pub const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
     const GUARD: Protection = Protection { prinfo: PRACT | PRCHK_GUARD, tag_mask: 0 };
     const GUARD_AND_REFERENCE: Protection =
         Protection { prinfo: PRACT | PRCHK_GUARD | PRCHK_REF, tag_mask: u32::MAX as u64 };
@@ -249,6 +250,10 @@ impl Driver for NamespaceDriver {
 
     fn limits(&self) -> Limits {
         self.limits.clone()
+    }
+
+    fn notice(&self) -> Option<&str> {
+        self.controller.vectors().notice()
     }
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
