@@ -10,5 +10,6 @@ mod files;
 mod interrupts;
 mod options;
 mod registered;
+mod resets;
 mod sharing;
 mod vfio_user;
