@@ -8,6 +8,7 @@ mod faults;
 mod features;
 mod files;
 mod interrupts;
+mod options;
 mod registered;
 mod resets;
 mod sharing;
