@@ -6,6 +6,7 @@ use oxblock_drivers::nvme::{Controller, NvmeOptions};
 use oxblock_engine::{Engine, Error, Node};
 
 use crate::function::{FunctionSpec, Functions};
+use crate::tuning::NvmeTuning;
 
 /// Entries of an I/O queue: enough for any depth that is usual, and the most of the driver.
 const QUEUE_ENTRIES: (u32, u32) = (256, 1024);
@@ -29,10 +30,11 @@ impl Attached {
         function: &FunctionSpec,
         nsids: &[u32],
         depth: u32,
+        tuning: NvmeTuning,
     ) -> Result<Vec<Attached>, Error> {
         let opened = Functions::default().open(function)?;
         let queue_entries = (depth + 1).clamp(QUEUE_ENTRIES.0, QUEUE_ENTRIES.1) as u16;
-        let options = NvmeOptions { queue_entries, ..NvmeOptions::default() };
+        let options = tuning.apply(NvmeOptions { queue_entries, ..NvmeOptions::default() });
         let controller = engine.run(0, move |core| async move {
             Controller::attach(&core, opened, options).await
         })??;

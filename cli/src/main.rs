@@ -12,6 +12,7 @@ mod nvmet;
 mod pci;
 mod soft;
 mod target;
+mod tuning;
 
 use std::process::ExitCode;
 

@@ -174,8 +174,8 @@ fn open(engine: &Engine, word: &str, matches: &ArgMatches) -> Result<(Arc<Node>,
     let (read_only, direct) = (matches.get_flag("read-only"), matches.get_flag("direct"));
     let wants = Wants::to_serve(matches.get_one("size").copied(), read_only, direct, DEPTH);
     match TargetSpec::parse(word)? {
-        TargetSpec::Nvme { function, nsid } => {
-            let attached = Attached::open(engine, &function, &[nsid], DEPTH)?;
+        TargetSpec::Nvme { function, nsid, tuning } => {
+            let attached = Attached::open(engine, &function, &[nsid], DEPTH, tuning)?;
             let first = attached.into_iter().next();
             first.map(|attached| (attached.node, attached.words)).ok_or_else(|| {
                 Error::new(ErrorKind::NotFound, format!("there is no namespace {nsid} at `{word}`"))

@@ -6,6 +6,8 @@ use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
 use oxblock_engine::{Engine, Error, Node};
 use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
 
+use crate::tuning::NvmeTuning;
+
 /// The smallest logical block of a namespace, bytes.
 const SMALLEST_BLOCK: u32 = 512;
 /// Entries of a queue pair that every controller of ours has, and the most that the driver takes.
@@ -22,6 +24,8 @@ pub struct SoftOptions {
     pub jobs: usize,
     /// I/Os in flight on each.
     pub depth: u32,
+    /// How the driver is to work.
+    pub tuning: NvmeTuning,
 }
 
 /// A controller in software, and the driver's view of it.
@@ -38,7 +42,7 @@ impl Soft {
     ///
     /// Errors: what the controller or the driver says.
     pub fn start(engine: &Engine, below: Arc<Node>, options: SoftOptions) -> Result<Soft, Error> {
-        let SoftOptions { home, server, jobs, depth } = options;
+        let SoftOptions { home, server, jobs, depth, tuning } = options;
         let queues = jobs.clamp(16, 2047) as u16;
         let controller = engine.run(server, move |core| async move {
             let block_size = below.limits().block_size.max(SMALLEST_BLOCK);
@@ -57,7 +61,7 @@ impl Soft {
         let entries = (depth + 1).clamp(QUEUE_ENTRIES.0, QUEUE_ENTRIES.1) as u16;
         let driver = engine.run(home, move |core| async move {
             let options = NvmeOptions { queue_entries: entries, ..NvmeOptions::default() };
-            Host::attach(&core, function, options).await?.namespace(1)
+            Host::attach(&core, function, tuning.apply(options)).await?.namespace(1)
         })??;
         Ok(Soft { node: Node::new("soft", driver), _controller: controller })
     }

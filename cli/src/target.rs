@@ -18,6 +18,7 @@ use crate::function::FunctionSpec;
 use crate::interrupts;
 use crate::node::NodeSpec;
 use crate::soft::{Soft, SoftOptions};
+use crate::tuning::{NvmeNode, NvmeTuning};
 
 /// The length of a target in memory or in a temporary file, where no size is given.
 const DEFAULT_LENGTH: u64 = 256 << 20;
@@ -28,13 +29,15 @@ const DEFAULT_NULL_LENGTH: u64 = 1 << 40;
 #[derive(Clone, Debug, PartialEq)]
 pub enum TargetSpec {
     /// The software NVMe controller in this process, over another target.
-    Soft(Box<TargetSpec>),
+    Soft(Box<TargetSpec>, NvmeTuning),
     /// A namespace of an NVMe controller behind a PCI function.
     Nvme {
         /// The controller.
         function: FunctionSpec,
         /// The namespace.
         nsid: u32,
+        /// How it is driven.
+        tuning: NvmeTuning,
     },
     /// A device that keeps nothing.
     Null,
@@ -57,20 +60,23 @@ impl TargetSpec {
     pub fn parse(word: &str) -> Result<TargetSpec, Error> {
         let invalid =
             |text: &str| Err(Error::new(ErrorKind::Invalid, format!("target `{word}`: {text}")));
+        let is_driven = ["soft", "nvme:", "vfio-user:"].iter().any(|begin| word.starts_with(begin));
+        let (word, tuning) =
+            if is_driven { NvmeTuning::split(word)? } else { (word, NvmeTuning::default()) };
         match word.split_once(':') {
-            _ if word.starts_with('{') => NodeSpec::parse(word).map(TargetSpec::Node),
-            _ if word == "soft" => Ok(TargetSpec::Soft(Box::new(TargetSpec::Memory))),
+            _ if word.starts_with('{') => TargetSpec::parse_json(word),
+            _ if word == "soft" => Ok(TargetSpec::Soft(Box::new(TargetSpec::Memory), tuning)),
             _ if word == "null" => Ok(TargetSpec::Null),
             _ if word == "memory" => Ok(TargetSpec::Memory),
             Some(("soft", below)) => match TargetSpec::parse(below)? {
-                TargetSpec::Soft(_) | TargetSpec::Nvme { .. } => {
+                TargetSpec::Soft(..) | TargetSpec::Nvme { .. } => {
                     invalid("a controller over a controller is not offered")
                 }
-                below => Ok(TargetSpec::Soft(Box::new(below))),
+                below => Ok(TargetSpec::Soft(Box::new(below), tuning)),
             },
-            Some(("nvme", place)) => TargetSpec::parse_nvme(place)
+            Some(("nvme", place)) => TargetSpec::parse_nvme(place, tuning)
                 .map_err(|error| error.context(format!("target `{word}`"))),
-            Some(("vfio-user", place)) => TargetSpec::parse_vfio_user(place)
+            Some(("vfio-user", place)) => TargetSpec::parse_vfio_user(place, tuning)
                 .map_err(|error| error.context(format!("target `{word}`"))),
             _ if word.is_empty() => invalid(
                 "give soft, nvme://ADDRESS, vfio-user:SOCKET, null, memory, a path or a node as \
@@ -82,12 +88,17 @@ impl TargetSpec {
 }
 
 impl TargetSpec {
+    /// The software controller over another target.
+    pub fn soft(below: TargetSpec) -> TargetSpec {
+        TargetSpec::Soft(Box::new(below), NvmeTuning::default())
+    }
+
     /// What a job runs against that names these targets; `default` if it names none.
     ///
     /// Errors: as [`TargetSpec::parse`]; a controller among several files.
     pub fn of(words: &[String], default: &TargetSpec) -> Result<TargetSpec, Error> {
         let parse = |word: &String| match TargetSpec::parse(word) {
-            Ok(TargetSpec::Soft(_) | TargetSpec::Nvme { .. }) => {
+            Ok(TargetSpec::Soft(..) | TargetSpec::Nvme { .. }) => {
                 let text = format!("target `{word}`: several files are paths, null or memory");
                 Err(Error::new(ErrorKind::Invalid, text))
             }
@@ -103,7 +114,10 @@ impl TargetSpec {
     /// Whether both are namespaces of one controller, which has one driver and one engine.
     pub fn shares_with(&self, other: &TargetSpec) -> bool {
         match (self, other) {
-            (TargetSpec::Nvme { function: a, .. }, TargetSpec::Nvme { function: b, .. }) => a == b,
+            (
+                TargetSpec::Nvme { function: a, tuning: of_a, .. },
+                TargetSpec::Nvme { function: b, tuning: of_b, .. },
+            ) => (a, of_a) == (b, of_b),
             _ => false,
         }
     }
@@ -116,20 +130,29 @@ impl TargetSpec {
         }
     }
 
+    /// Reads a node of any driver.
+    fn parse_json(json: &str) -> Result<TargetSpec, Error> {
+        let Some(node) = NvmeNode::parse(json)? else {
+            return NodeSpec::parse(json).map(TargetSpec::Node);
+        };
+        let place = format!("{}/{}", node.device, node.namespace);
+        TargetSpec::parse_nvme(&place, node.tuning()?)
+    }
+
     /// Reads `//ADDRESS` or `//ADDRESS/NAMESPACE`.
-    fn parse_nvme(place: &str) -> Result<TargetSpec, Error> {
+    fn parse_nvme(place: &str, tuning: NvmeTuning) -> Result<TargetSpec, Error> {
         let place = place.strip_prefix("//").unwrap_or(place);
         let (address, nsid) = place.split_once('/').unwrap_or((place, "1"));
         let nsid = nsid.parse().ok().filter(|nsid| *nsid > 0).ok_or_else(|| {
             let text = format!("`{nsid}` is no namespace; give a number, as in nvme://01:00.0/1");
             Error::new(ErrorKind::Invalid, text)
         })?;
-        Ok(TargetSpec::Nvme { function: FunctionSpec::parse(address)?, nsid })
+        Ok(TargetSpec::Nvme { function: FunctionSpec::parse(address)?, nsid, tuning })
     }
 
     /// Reads `SOCKET` or `SOCKET/NAMESPACE`. What is there by the whole name is the socket: those
     /// of SPDK lie in folders that are called 0, 1 and so on.
-    fn parse_vfio_user(place: &str) -> Result<TargetSpec, Error> {
+    fn parse_vfio_user(place: &str, tuning: NvmeTuning) -> Result<TargetSpec, Error> {
         let number = |nsid: &str| nsid.parse().ok().filter(|nsid| *nsid > 0);
         let (socket, nsid) = match place.rsplit_once('/') {
             Some((socket, nsid)) if !Path::new(place).exists() => match number(nsid) {
@@ -139,13 +162,13 @@ impl TargetSpec {
             _ => (place, 1),
         };
         let function = FunctionSpec::parse(&format!("vfio-user:{socket}"))?;
-        Ok(TargetSpec::Nvme { function, nsid })
+        Ok(TargetSpec::Nvme { function, nsid, tuning })
     }
 
     /// Whether its controller is a program, which wants a processor of its own.
     pub fn is_software(&self) -> bool {
         match self {
-            TargetSpec::Soft(_) => true,
+            TargetSpec::Soft(..) => true,
             TargetSpec::Nvme { function, .. } => function.is_software(),
             _ => false,
         }
@@ -247,14 +270,15 @@ impl Target {
         let Some(spec) = specs.first() else {
             return Err(Error::new(ErrorKind::Invalid, "there is no target"));
         };
-        if let TargetSpec::Nvme { function, .. } = spec {
+        if let TargetSpec::Nvme { function, tuning, .. } = spec {
             let nsids: Vec<u32> = specs.iter().filter_map(TargetSpec::nsid).collect();
-            return Target::attach(function, &nsids, wants);
+            return Target::attach(function, &nsids, *tuning, wants);
         }
-        let (below, is_soft) = match spec {
-            TargetSpec::Soft(below) => (&**below, true),
-            other => (other, false),
+        let (below, soft_tuning) = match spec {
+            TargetSpec::Soft(below, tuning) => (&**below, Some(*tuning)),
+            other => (other, None),
         };
+        let is_soft = soft_tuning.is_some();
         let files = match below {
             TargetSpec::Several(files) => &files[..],
             one => std::slice::from_ref(one),
@@ -283,8 +307,8 @@ impl Target {
         };
         let mut nodes: Vec<Arc<Node>> = leaves.into_iter().map(|leaf| leaf.node).collect();
         let mut soft = None;
-        if let ([node], true) = (&mut nodes[..], is_soft) {
-            let options = SoftOptions { home: 0, server: jobs, jobs, depth: wants.depth };
+        if let ([node], Some(tuning)) = (&mut nodes[..], soft_tuning) {
+            let options = SoftOptions { home: 0, server: jobs, jobs, depth: wants.depth, tuning };
             let started = Soft::start(&engine, node.clone(), options)?;
             *node = started.node.clone();
             soft = Some(started);
@@ -295,10 +319,17 @@ impl Target {
     }
 
     /// Attaches the driver to a controller; the first reactor wanted becomes its home.
-    fn attach(function: &FunctionSpec, nsids: &[u32], wants: &Wants) -> Result<Target, Error> {
+    fn attach(
+        function: &FunctionSpec,
+        nsids: &[u32],
+        tuning: NvmeTuning,
+        wants: &Wants,
+    ) -> Result<Target, Error> {
         let suited = |options| function.engine_options(options);
-        let (engine, notices) = start_engine(&wants.cpus, wants, suited)?;
-        let attached = Attached::open(&engine, function, nsids, wants.depth)?;
+        let (engine, mut notices) = start_engine(&wants.cpus, wants, suited)?;
+        let attached = Attached::open(&engine, function, nsids, wants.depth, tuning)?;
+        let notice = attached.first().and_then(|first| first.node.driver().notice());
+        notices.extend(notice.map(|text| format!("{function}: {text}")));
         let opened = attached.into_iter().map(|Attached { node, words }| {
             let words = format!("{words}, {}", format_bytes(node.limits().length));
             Opened { nodes: vec![node], words }
@@ -425,7 +456,7 @@ impl Leaf {
                 let fresh = matches!(node, NodeSpec::Memory { .. });
                 Ok(leaf(name, driver, fresh, &words))
             }
-            TargetSpec::Soft(_) | TargetSpec::Nvme { .. } | TargetSpec::Several(_) => {
+            TargetSpec::Soft(..) | TargetSpec::Nvme { .. } | TargetSpec::Several(_) => {
                 Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
             }
         }
@@ -515,7 +546,7 @@ mod tests {
 
     #[test]
     fn words_name_targets() {
-        let soft = |below| Some(TargetSpec::Soft(Box::new(below)));
+        let soft = |below| Some(TargetSpec::soft(below));
         let parse = |word| TargetSpec::parse(word).ok();
         assert_eq!(parse("soft"), soft(TargetSpec::Memory));
         assert_eq!(parse("soft:null"), soft(TargetSpec::Null));
@@ -527,11 +558,17 @@ mod tests {
         assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
         let nvme = |nsid| {
             let function = FunctionSpec::parse("01:00.0").expect("an address");
-            Some(TargetSpec::Nvme { function, nsid })
+            Some(TargetSpec::Nvme { function, nsid, tuning: NvmeTuning::default() })
         };
         assert_eq!(parse("nvme://0000:01:00.0/1"), nvme(1));
         assert_eq!(parse("nvme:01:00.0"), nvme(1));
         assert_eq!(parse("nvme://01:00.0/7"), nvme(7));
+        let json = r#"{"driver":"nvme","device":"0000:01:00.0","namespace":7}"#;
+        assert_eq!(parse(json), nvme(7));
+        let slow = parse("nvme://01:00.0/7?interrupt-mode=poll");
+        assert!(slow.is_some() && slow != nvme(7));
+        assert_eq!(slow, parse("nvme:01:00.0/7?interrupt-mode=poll"));
+        assert!(slow.zip(nvme(7)).is_some_and(|(a, b)| !a.shares_with(&b)));
         for bad in ["", "soft:", "soft:soft", "soft:nvme:01:00.0", "{}"] {
             assert!(parse(bad).is_none(), "{bad}");
         }

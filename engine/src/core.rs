@@ -41,6 +41,8 @@ pub(crate) struct CoreInner {
     /// Rings from the other cores.
     pub inboxes: RefCell<Vec<spsc::Consumer<Message>>>,
     pub random: Cell<u64>,
+    /// How often the reactor slept.
+    pub sleeps: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
 }
@@ -292,9 +294,9 @@ impl Core {
         self.0.shared.add_closer(Closer { core: self.id(), close: Box::new(close) });
     }
 
-    /// What the slot table holds and saw.
+    /// What the slot table holds and saw, and how often the reactor slept.
     pub fn stats(&self) -> CoreStats {
-        self.0.io.borrow().stats()
+        CoreStats { sleeps: self.0.sleeps.get(), ..self.0.io.borrow().stats() }
     }
 
     pub(crate) fn timers(&self) -> &Timers {

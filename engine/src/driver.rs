@@ -75,16 +75,20 @@ pub trait Queue {
 
     /// Whether what is in flight may end so soon that it pays to poll for it a while before
     /// going to sleep. A slow device's completions gather meanwhile, and cost less together.
-    fn is_worth_polling(&self) -> bool {
+    /// Asked now and then, at `now_ns` of the core's clock, while the reactor has nothing to do.
+    fn is_worth_polling(&self, now_ns: u64) -> bool {
+        let _ = now_ns;
         true
     }
 
-    /// Asked when the reactor has nothing to do: may it sleep, and what wakes it?
+    /// Asked when the reactor has nothing to do: may it sleep, and what wakes it? A queue that
+    /// gives a descriptor has looked for completions after the last moment at which one would
+    /// not make it readable.
     fn sleep(&mut self) -> Sleep<'_>;
 
     /// Blocks in the reactor's stead, where the queue can wait for its completions at less than
     /// its descriptor's cost: until there is news, or `event` turns readable, or the time is up;
-    /// sooner is no harm. Asked right after [`sleep`](Queue::sleep) gave a descriptor that is the
+    /// sooner is no harm. Asked right after [`sleep`](Queue::sleep) gave a [`Sleep::Fd`] that is the
     /// only one to watch. `false`, at once, where it cannot.
     fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
         let _ = (event, timeout);
@@ -134,6 +138,8 @@ pub enum Sleep<'a> {
     Fd(BorrowedFd<'a>),
     /// Must be polled at this time, in ns of the core's clock.
     Until(u64),
+    /// Either, whichever comes first.
+    FdUntil(BorrowedFd<'a>, u64),
 }
 
 /// One turn of the reactor as the leaves see it: the time, and where completions go.

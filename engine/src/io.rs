@@ -279,21 +279,18 @@ impl Io {
         self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
     }
 
-    /// Lets the leaf that has a descriptor wait, which is the only one: see [`Queue::wait`].
-    pub fn wait(&mut self, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
-        let mut queues = self.leaves.iter_mut().flatten().map(|leaf| &mut leaf.queue);
-        let waiter = queues.find_map(|queue| match queue.sleep() {
-            Sleep::Fd(_) => Some(queue),
-            _ => None,
-        });
-        waiter.is_some_and(|queue| queue.wait(event, timeout))
+    /// Lets the leaf wait whose place among [`sleeps`](Self::sleeps) this is: see
+    /// [`Queue::wait`].
+    pub fn wait(&mut self, at: usize, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
+        let leaf = self.leaves.iter_mut().flatten().nth(at);
+        leaf.is_some_and(|leaf| leaf.queue.wait(event, timeout))
     }
 
     /// Whether to poll a while before sleep: always, unless all that is in flight is slow.
-    pub fn is_worth_polling(&self) -> bool {
+    pub fn is_worth_polling(&self, now_ns: u64) -> bool {
         let mut busy =
             self.leaves.iter().flatten().filter(|leaf| leaf.queue.in_flight() > 0).peekable();
-        busy.peek().is_none() || busy.any(|leaf| leaf.queue.is_worth_polling())
+        busy.peek().is_none() || busy.any(|leaf| leaf.queue.is_worth_polling(now_ns))
     }
 
     /// What the slot table holds and saw.
@@ -303,6 +300,7 @@ impl Io {
             slots_used: self.slots.used(),
             slots_to_serve: self.slots.free(),
             spurious_completions: self.spurious,
+            sleeps: 0,
         }
     }
 

@@ -197,6 +197,7 @@ mod slot;
 mod stats;
 mod task;
 mod timer;
+mod watched;
 
 pub use self::core::Core;
 pub use channel::{Channel, Run};

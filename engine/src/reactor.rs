@@ -8,21 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
-
 use crate::clock::{Clock, ClockSource, Time};
 use crate::core::{Core, CoreInner};
 use crate::io::Io;
 use crate::remote::Message;
 use crate::shared::EngineShared;
 use crate::task::Tasks;
+use crate::watched::Watched;
 use crate::{CoreWaker, Error, Sleep};
+use oxblock_mem::{Arena, ArenaOptions, Memory, spsc};
 
 /// How long the devices get to stop when an engine ends with I/O in flight.
 const STOP_DEVICES: Duration = Duration::from_secs(5);
-/// Descriptors that a sleeping reactor watches; with more, it polls.
-const MAX_DESCRIPTORS: usize = 32;
 /// Empty turns of which one looks at the clock.
 const TURNS_PER_READING: u32 = 16;
 /// Slots of a core unless asked for otherwise.
@@ -147,6 +144,7 @@ impl Reactor {
             outboxes: rings.to.into_iter().map(Into::into).collect(),
             inboxes: rings.from.into(),
             opening: Default::default(),
+            sleeps: Cell::new(0),
             random: Cell::new(plan.seed ^ (id as u64).wrapping_mul(0xa076_1d64_78bd_642f)),
         };
         Self {
@@ -243,7 +241,7 @@ impl Reactor {
         let since_ns = self.idle_since_ns.get().unwrap_or(now_ns);
         self.idle_since_ns.set(Some(since_ns));
         let is_over = now_ns - since_ns >= u64::from(spin_us) * 1000
-            || !self.core.0.io.borrow().is_worth_polling();
+            || !self.core.0.io.borrow().is_worth_polling(now_ns);
         if is_over && !self.core.0.time.is_simulated() {
             self.try_sleep();
         } else {
@@ -270,7 +268,9 @@ impl Reactor {
             mailbox.awake();
             return self.idle_since_ns.set(None);
         }
-        if !self.sleep() {
+        if self.sleep() {
+            inner.sleeps.set(inner.sleeps.get() + 1);
+        } else {
             // Something must be polled: look again for sleep only after another spin.
             self.idle_since_ns.set(Some(self.core.now()));
             self.relax();
@@ -282,39 +282,41 @@ impl Reactor {
     fn sleep(&self) -> bool {
         let inner = &*self.core.0;
         let (mut io, mut pollers) = (inner.io.borrow_mut(), inner.pollers.borrow_mut());
-        let (mut watched, mut until_ns) = (0, inner.timers.next().unwrap_or(u64::MAX));
-        for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
-            match sleep {
-                Sleep::Woken => {}
-                Sleep::Never => return false,
-                Sleep::Until(at_ns) => until_ns = until_ns.min(at_ns),
-                Sleep::Fd(_) => watched += 1,
-            }
-        }
         let event = inner.mailbox().event();
-        let timeout = (until_ns < u64::MAX)
-            .then(|| Duration::from_nanos(until_ns.saturating_sub(inner.time.now())));
-        if watched == 1 && io.wait(event, timeout) {
-            return true;
-        }
-        if watched >= MAX_DESCRIPTORS {
-            return false;
-        }
-        let event = PollFd::from_borrowed_fd(event, PollFlags::IN);
-        let mut descriptors: [_; MAX_DESCRIPTORS] = std::array::from_fn(|_| event.clone());
-        let mut count = 1;
-        for sleep in pollers.iter_mut().map(|(_, poller)| poller.sleep()).chain(io.sleeps()) {
-            if let Sleep::Fd(fd) = sleep
-                && let Some(descriptor) = descriptors.get_mut(count)
-            {
-                *descriptor = PollFd::from_borrowed_fd(fd, PollFlags::IN);
-                count += 1;
+        let mut may_wait = true;
+        loop {
+            let mut until_ns = inner.timers.next().unwrap_or(u64::MAX);
+            let mut watched = Watched::new(event);
+            let mut waiter = None;
+            let leaves = io.sleeps().enumerate().map(|(at, sleep)| (Some(at), sleep));
+            let others = pollers.iter_mut().map(|(_, poller)| (None, poller.sleep()));
+            for (leaf, sleep) in others.chain(leaves) {
+                match sleep {
+                    Sleep::Woken => {}
+                    Sleep::Never => return false,
+                    Sleep::Until(at_ns) => until_ns = until_ns.min(at_ns),
+                    Sleep::Fd(fd) => {
+                        waiter = leaf;
+                        watched.add(fd);
+                    }
+                    Sleep::FdUntil(fd, at_ns) => {
+                        until_ns = until_ns.min(at_ns);
+                        watched.add(fd);
+                    }
+                }
             }
+            let timeout = (until_ns < u64::MAX)
+                .then(|| Duration::from_nanos(until_ns.saturating_sub(inner.time.now())));
+            let Some(leaf) = waiter.filter(|_| may_wait && watched.is_one()) else {
+                watched.wait(timeout);
+                return true;
+            };
+            drop(watched);
+            if io.wait(leaf, event, timeout) {
+                return true;
+            }
+            may_wait = false;
         }
-        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-        // An interrupted or failed wait is a turn too early, no more.
-        let _ = poll(&mut descriptors[..count], timeout.as_ref());
-        true
     }
 
     /// What everything on this core says about sleep, its timers included.

@@ -114,7 +114,9 @@ impl Simulation {
         let mut spinning = false;
         for reactor in &self.reactors {
             reactor.deadlines(|sleep| match sleep {
-                Sleep::Until(at_ns) => next = Some(next.map_or(at_ns, |n: u64| n.min(at_ns))),
+                Sleep::Until(at_ns) | Sleep::FdUntil(_, at_ns) => {
+                    next = Some(next.map_or(at_ns, |n: u64| n.min(at_ns)))
+                }
                 Sleep::Never => spinning = true,
                 Sleep::Woken | Sleep::Fd(_) => {}
             });

@@ -47,7 +47,7 @@ pub struct Counter {
     pub value: u64,
 }
 
-/// What a core's slot table holds, and what it saw that should not be.
+/// What a core's slot table holds, what it saw that should not be, and how often it slept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CoreStats {
     /// Slots of the table.
@@ -58,4 +58,6 @@ pub struct CoreStats {
     pub slots_to_serve: usize,
     /// Completions from a leaf that named no request in flight.
     pub spurious_completions: u64,
+    /// How often its reactor found nothing to do and slept until it was woken.
+    pub sleeps: u64,
 }

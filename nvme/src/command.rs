@@ -35,6 +35,14 @@ pub const FUA: u32 = 1 << 30;
 pub const DEAC: u32 = 1 << 25;
 /// Dword 12: protection information fields.
 pub const PRINFO: u32 = 0xf << 26;
+/// Dword 12, PRINFO: Protection Information Action, the controller inserts and strips it.
+pub const PRACT: u32 = 1 << 29;
+/// Dword 12, PRINFO: check the guard.
+pub const PRCHK_GUARD: u32 = 1 << 28;
+/// Dword 12, PRINFO: check the application tag.
+pub const PRCHK_APP: u32 = 1 << 27;
+/// Dword 12, PRINFO: check the reference tag, which begins as dword 14.
+pub const PRCHK_REF: u32 = 1 << 26;
 /// Dword 12: Storage Tag Check.
 pub const STC: u32 = 1 << 24;
 
@@ -197,6 +205,13 @@ impl Command {
     /// With dwords 14 and 15.
     pub const fn with_cdw14_15(mut self, cdw14: u32, cdw15: u32) -> Self {
         self.0[7] = cdw14 as u64 | (cdw15 as u64) << 32;
+        self
+    }
+    /// With the initial reference tag of an NVM command (dword 14), 32 bits; dword 15 is zero. A
+    /// whole word, since two halves would hold up the copy into the ring.
+    #[inline]
+    pub const fn with_reference_tag(mut self, tag: u64) -> Self {
+        self.0[7] = tag & 0xffff_ffff;
         self
     }
     /// With a starting LBA.

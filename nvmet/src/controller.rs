@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Error, ErrorKind};
+use oxblock_nvme::PAGE_BYTES;
 use oxblock_nvme::event::Event;
 use oxblock_nvme::regs::{Cap, Crto, DOORBELLS};
 use oxblock_pci::soft::{Device, SoftFunction, SoftInterrupts, SoftIommu};
@@ -97,6 +98,12 @@ impl Controller {
     #[must_use]
     pub fn flushes(&self) -> u64 {
         self.shared.flushes.load(Ordering::Relaxed)
+    }
+
+    /// How often the host took back, or wrote to, memory that it had lent as Host Memory Buffer.
+    #[must_use]
+    pub fn broken_promises(&self) -> u64 {
+        self.shared.broken_promises.load(Ordering::Relaxed)
     }
 
     /// Stops serving for good: commands in work end, then registers read as all ones. Returns
@@ -191,6 +198,7 @@ impl Controller {
             max_queue_entries: options.max_queue_entries,
             max_in_work: options.max_in_work.unwrap_or(usize::MAX),
             vectors: options.vectors,
+            firmware_pause_ns: u64::from(options.firmware_pause) * 100_000_000,
             poller: Rc::clone(&poller),
         });
         poller.set(Some(core.add_poller(Box::new(service))));
@@ -248,7 +256,11 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
         vectors: options.vectors,
         namespaces,
         volatile_cache,
+        power_transitions: options.power_transitions,
+        keep_alive: options.keep_alive,
+        host_memory: options.host_memory_bytes > 0,
     };
+    let pages = (options.host_memory_bytes / PAGE_BYTES as u64) as u32;
     let identity = Identity {
         serial: options.serial.clone(),
         model: options.model.clone(),
@@ -257,6 +269,11 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
         sgl: options.sgl,
         shadow_doorbells: options.shadow_doorbells && !options.mapped_doorbells,
         volatile_cache,
+        power_transitions: options.power_transitions,
+        keep_alive: options.keep_alive,
+        host_memory: (pages, pages / 2),
+        retry_delays: options.retry_delays,
+        activation: options.firmware_pause.saturating_add(1),
     };
     Admin::new(identity, limits, now_ms)
 }

@@ -139,6 +139,12 @@ impl<'a> Fuzz<'a> {
             max_io_queues: 3,
             max_queue_entries: 32,
             mdts: 4,
+            cmb_bytes: u64::from(data.get(1).is_some_and(|byte| byte % 2 == 0)) * (64 << 10),
+            pmr_bytes: u64::from(data.get(2).is_some_and(|byte| byte % 2 == 0)) * (16 << 10),
+            power_transitions: true,
+            keep_alive: true,
+            host_memory_bytes: 16 << 10,
+            firmware_pause: 1,
             ..ControllerOptions::default()
         };
         let core = reactor.core().clone();
@@ -170,7 +176,7 @@ impl<'a> Fuzz<'a> {
     }
 
     fn step(&mut self) {
-        match self.input.byte() % 21 {
+        match self.input.byte() % 23 {
             0 => self.write_register(),
             1 if !self.host.csts().rdy() || self.input.byte() < 32 => self.enable(),
             2 | 3 => self.create_queues(),
@@ -184,8 +190,35 @@ impl<'a> Fuzz<'a> {
             17 => self.reap(),
             18 if self.input.byte() < 64 => self.disable(),
             20 => self.manage(),
+            21 => self.place_memory(),
+            22 => self.lend_memory(),
             _ => self.rarely(),
         }
+    }
+
+    /// Memory in BARs comes, goes and moves, mostly to where nothing else is.
+    fn place_memory(&mut self) {
+        const AT: u64 = 0x1234_0000_0000;
+        let control = u64::from(self.input.byte() % 4);
+        let base = if self.input.byte() < 16 { self.address() } else { AT };
+        match self.input.byte() % 4 {
+            0 | 1 => self.host.reg64(regs::CMBMSC).write(base & !0xfff | control),
+            2 => self.host.reg32(regs::PMRCTL).write(control as u32),
+            _ => {
+                self.host.reg32(regs::PMRMSCU).write((base >> 32) as u32);
+                self.host.reg32(regs::PMRMSCL).write(base as u32 | control as u32);
+            }
+        }
+    }
+
+    /// A Host Memory Buffer in the window, which other commands write over, too.
+    fn lend_memory(&mut self) {
+        let base = self.window.iova().unwrap_or(0);
+        let piece = [base + 8192, 2 + u64::from(self.input.byte() % 4)];
+        self.window.write_at(4096, &piece.map(u64::to_le_bytes).concat());
+        let flags = u32::from(self.input.byte() % 4);
+        let pages = 2 + u32::from(self.input.byte() % 4);
+        self.push(0, Command::host_memory_buffer(flags, pages, base + 4096, 1));
     }
 
     fn write_register(&mut self) {
@@ -336,6 +369,9 @@ impl<'a> Fuzz<'a> {
 
     /// An address that is mapped more often than not, and page aligned as often.
     fn address(&mut self) -> u64 {
+        if self.input.byte() < 16 {
+            return 0x1234_0000_0000 + u64::from(self.input.half());
+        }
         let base = self.window.iova().unwrap_or(0);
         let offset = u64::from(self.input.half()) * 4 % WINDOW as u64;
         match self.input.byte() % 16 {

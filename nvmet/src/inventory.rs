@@ -4,6 +4,7 @@
 //! node; deleted, its range is free again. Nothing of this outlives the controller.
 
 use oxblock_engine::Limits;
+use oxblock_nvme::feature::WriteProtection;
 use oxblock_nvme::{NSID_ALL, Status};
 
 use crate::namespace::{FORMATS, Geometry, Part, permits};
@@ -145,6 +146,16 @@ impl Inventory {
         if let Some(entry) = self.entry_mut(nsid) {
             entry.attached = attached;
             entry.settle(closed);
+        }
+    }
+
+    /// Write protects a namespace that is not read-only anyway, or lifts that.
+    pub(crate) fn protect(&mut self, nsid: u32, protection: WriteProtection) {
+        if let Some(entry) = self.entry_mut(nsid) {
+            let was = entry.geometry.protection != WriteProtection::None;
+            let by_nature = entry.geometry.read_only && !was;
+            entry.geometry.protection = protection;
+            entry.geometry.read_only = by_nature || protection != WriteProtection::None;
         }
     }
 

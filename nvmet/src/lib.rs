@@ -16,6 +16,8 @@
 //! | admin commands | `admin` |
 //! | namespaces that come, go and change: format, sanitize | `inventory`, `maintenance`, `erase` |
 //! | I/O commands | `nvm`, `namespace` |
+//! | Host Memory Buffer | `host_buffer` |
+//! | keep alive, power, coalescing: what time brings | `timers` |
 //! | fault switches for tests | [`fault`] |
 //!
 //! It believes nothing that a host writes: entries are copied out once before they are looked
@@ -38,6 +40,7 @@ pub mod fuzz;
 mod hooks;
 #[cfg(any(test, feature = "fuzz"))]
 mod host;
+mod host_buffer;
 mod inventory;
 mod lifecycle;
 mod maintenance;
@@ -52,6 +55,7 @@ mod service;
 mod status;
 #[cfg(test)]
 mod tests;
+mod timers;
 mod transport;
 
 pub use controller::Controller;

@@ -22,6 +22,8 @@ pub(crate) enum Phase {
     Enabling,
     /// Commands are taken.
     Ready,
+    /// No commands are taken for a while (CSTS.PP): firmware is being activated.
+    Paused,
     /// No commands are taken; those in work end, then the controller is disabled.
     Resetting,
     /// No commands are taken; those in work complete, then caches are flushed.
@@ -185,11 +187,14 @@ impl<H: Hooks> Service<H> {
     fn finish_reset(&mut self, now_ms: u64) {
         self.forget_queues();
         self.admin.reset(now_ms);
+        self.stop_timers();
+        self.give_back_host_memory();
         self.rules.write_cache = self.admin.features.write_cache();
         self.start_over(self.shared.registers.control());
     }
 
     fn begin_shutdown(&mut self, abrupt: bool) {
+        self.resume();
         let csts = self.shared.registers.csts();
         match self.phase {
             Phase::Ready => {
@@ -329,10 +334,14 @@ impl<H: Hooks> Service<H> {
             gone |= !shadow.is_mapped(translator);
         }
         if !gone {
+            if self.has_host_memory() {
+                self.check_host_memory(usize::MAX);
+            }
             return;
         }
         // The memory must not be held on to, or its owner could not have it back.
-        if matches!(self.phase, Phase::Ready | Phase::ShuttingDown { .. } | Phase::ShutDown) {
+        let serves = matches!(self.phase, Phase::Ready | Phase::Paused);
+        if serves || matches!(self.phase, Phase::ShuttingDown { .. } | Phase::ShutDown) {
             self.fail();
         }
         self.forget_queues();

@@ -2,6 +2,7 @@
 
 use oxblock_engine::{Channel, Limits};
 use oxblock_nvme::Status;
+use oxblock_nvme::feature::WriteProtection;
 
 use crate::options::NamespaceOptions;
 
@@ -39,6 +40,8 @@ pub(crate) struct Geometry {
     /// A format that it has besides the usual ones.
     pub(crate) extra_format: Option<u32>,
     pub(crate) read_only: bool,
+    /// Whether it is so by a feature that the host set.
+    pub(crate) protection: WriteProtection,
     pub(crate) noiob: u16,
     pub(crate) limits: Limits,
 }
@@ -90,6 +93,7 @@ impl Geometry {
             shift,
             extra_format,
             read_only,
+            protection: WriteProtection::None,
             noiob: 0,
             limits,
         };
@@ -111,6 +115,7 @@ impl Geometry {
             shift,
             extra_format: None,
             read_only: limits.read_only,
+            protection: WriteProtection::None,
             noiob: 0,
             limits,
         };

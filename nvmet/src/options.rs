@@ -18,6 +18,9 @@ const MDTS_MAX: u8 = 16;
 const PAGE: u64 = 4096;
 const BAR_MEMORY_MAX: u64 = 1 << 30;
 
+/// The largest Host Memory Buffer that can be asked for, in bytes.
+const HOST_MEMORY_MAX: u64 = 256 << 20;
+
 /// A controller and its namespaces.
 #[derive(Clone)]
 pub struct ControllerOptions {
@@ -56,6 +59,19 @@ pub struct ControllerOptions {
     /// Bytes of a Persistent Memory Region, a power of two from 4 KiB to 1 GiB; 0 is none. It is
     /// BAR 2, and lasts as long as the controller.
     pub pmr_bytes: u64,
+    /// Whether there are five power states, two of them not operational, and autonomous
+    /// transitions between them (APST); there is one state otherwise.
+    pub power_transitions: bool,
+    /// Whether there is a Keep Alive Timer. One that expires is fatal.
+    pub keep_alive: bool,
+    /// Bytes that the controller would like as Host Memory Buffer, a multiple of 8 KiB; half of it
+    /// is the least that it takes. 0 is no such buffer.
+    pub host_memory_bytes: u64,
+    /// Command Retry Delay Times 1 to 3 (CRDT), units of 100 ms.
+    pub retry_delays: [u16; 3],
+    /// How long the controller pauses (CSTS.PP) when firmware is activated without a reset: units
+    /// of 100 ms, of which it reports one more as the longest time (MTFA).
+    pub firmware_pause: u16,
     /// CAP.DSTRD: doorbells are 4 << dstrd bytes apart, 0 to 15.
     pub dstrd: u8,
     /// Interrupt vectors, 1 to 2048.
@@ -106,6 +122,11 @@ impl Default for ControllerOptions {
             mapped_doorbells: false,
             cmb_bytes: 0,
             pmr_bytes: 0,
+            power_transitions: false,
+            keep_alive: false,
+            host_memory_bytes: 0,
+            retry_delays: [0; 3],
+            firmware_pause: 0,
             dstrd: 0,
             vectors: 17,
             volatile_cache: None,
@@ -134,6 +155,9 @@ impl ControllerOptions {
             !(both && self.mapped_doorbells),
             "mapped doorbells leave room for cmb_bytes or pmr_bytes, not for both",
         )?;
+        let host_memory = self.host_memory_bytes;
+        let fits = host_memory.is_multiple_of(2 * PAGE) && host_memory <= HOST_MEMORY_MAX;
+        require(fits, "host_memory_bytes must be a multiple of 8192, at most 256 MiB")?;
         require((1..=2048).contains(&self.vectors), "vectors must be 1 to 2048")?;
         require(ascii(&self.serial, 20), "serial must be ASCII, at most 20 characters")?;
         require(ascii(&self.model, 40), "model must be ASCII, at most 40 characters")?;

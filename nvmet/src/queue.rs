@@ -210,8 +210,10 @@ pub(crate) struct CompletionQueue {
     pub(crate) overflow: VecDeque<Completion>,
     /// Completions that a hook holds back.
     held_back: Vec<(Due, Completion)>,
-    /// Something was posted since the last interrupt.
-    pub(crate) posted: bool,
+    /// Completions since the last interrupt.
+    pub(crate) posted: u32,
+    /// When the interrupt for them was first held back, if it is.
+    pub(crate) since_ns: Option<u64>,
     pub(crate) shadow: Option<ShadowSource<Cells>>,
     pub(crate) refused: Option<u32>,
 }
@@ -231,7 +233,8 @@ impl CompletionQueue {
             users: 0,
             overflow: VecDeque::new(),
             held_back: Vec::new(),
-            posted: false,
+            posted: 0,
+            since_ns: None,
             shadow: None,
             refused: None,
         }
@@ -240,7 +243,7 @@ impl CompletionQueue {
     /// Posts a completion, or puts it in line behind those that found the ring full.
     #[inline]
     pub(crate) fn post(&mut self, completion: Completion) {
-        self.posted = true;
+        self.posted = self.posted.wrapping_add(1);
         if !self.overflow.is_empty() || !self.sink.post(completion) {
             self.overflow.push_back(completion);
         }
@@ -262,7 +265,7 @@ impl CompletionQueue {
             if !self.sink.post(completion) {
                 break;
             }
-            self.posted = true;
+            self.posted = self.posted.wrapping_add(1);
             self.overflow.pop_front();
         }
         Ok(())

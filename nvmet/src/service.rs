@@ -20,6 +20,7 @@ use crate::admin::Admin;
 use crate::admin::dbbuf::ShadowPages;
 use crate::data::HostMemory;
 use crate::hooks::{Fate, Hooks, Turn};
+use crate::host_buffer::HostBuffer;
 use crate::inventory::Inventory;
 use crate::lifecycle::Phase;
 use crate::maintenance::{self, Maintenance};
@@ -29,6 +30,7 @@ use crate::nvm::{self as commands, Rules};
 use crate::queue::{LONG, Queues, Tag, Work};
 use crate::registers::Events;
 use crate::status;
+use crate::timers::Timers;
 use crate::transport::pci::Shared;
 
 /// How often mapped doorbells are looked at by a core that would sleep, in ns.
@@ -67,6 +69,12 @@ pub(crate) struct Service<H: Hooks> {
     /// Deletions of submission queues that wait for commands in work.
     pub(crate) deletions: u32,
     pub(crate) maintenance: Maintenance,
+    pub(crate) timers: Timers,
+    pub(crate) host_buffer: HostBuffer,
+    /// How interrupts of I/O queues are coalesced, if they are.
+    pub(crate) coalescing: Option<(u32, u64)>,
+    /// How long an activation of firmware without a reset takes, ns.
+    pub(crate) firmware_pause_ns: u64,
     pub(crate) max_queue_entries: u32,
     max_in_work: usize,
     pub(crate) vectors: u16,
@@ -107,6 +115,7 @@ pub(crate) struct Parts<H> {
     pub(crate) max_queue_entries: u32,
     pub(crate) max_in_work: usize,
     pub(crate) vectors: u16,
+    pub(crate) firmware_pause_ns: u64,
     /// Where the name of the poller will be, so that it can end itself.
     pub(crate) poller: Rc<Cell<Option<PollerId>>>,
 }
@@ -134,6 +143,10 @@ impl<H: Hooks> Service<H> {
             stalled: std::collections::VecDeque::new(),
             deletions: 0,
             maintenance: Maintenance::default(),
+            timers: Timers::default(),
+            host_buffer: HostBuffer::default(),
+            coalescing: None,
+            firmware_pause_ns: parts.firmware_pause_ns,
             max_queue_entries: parts.max_queue_entries,
             max_in_work: parts.max_in_work,
             vectors: parts.vectors,
@@ -444,7 +457,8 @@ impl<H: Hooks> Service<H> {
     /// Looks how far the host has read where that matters, and raises interrupts.
     #[inline]
     fn finish_pass(&mut self, core: &Core) {
-        let now_ns = if H::ACTIVE { core.pass_now() } else { 0 };
+        let coalescing = self.coalescing;
+        let now_ns = if H::ACTIVE || coalescing.is_some() { core.pass_now() } else { 0 };
         let (shared, signals, admin) = (&self.shared, &mut self.signals, &mut self.admin);
         let mut index = 0;
         while let Some(&cqid) = self.queues.active_cqs().get(index) {
@@ -464,12 +478,20 @@ impl<H: Hooks> Service<H> {
                     admin.raise_error(ERROR_INVALID_DOORBELL_VALUE, cq.cqid, status);
                 }
             }
-            if cq.posted {
-                cq.posted = false;
-                if let Some(vector) = cq.vector {
-                    signals.signal(vector);
-                }
+            if cq.posted == 0 {
+                continue;
             }
+            if let Some(vector) = cq.vector {
+                if let Some(limits) = coalescing
+                    && cqid != 0
+                    && admin.features.coalesces(vector)
+                    && cq.coalesces(limits, now_ns)
+                {
+                    continue;
+                }
+                signals.signal(vector);
+            }
+            cq.posted = 0;
         }
     }
 
@@ -612,6 +634,9 @@ impl<H: Hooks> Poller for Service<H> {
             }
             work += self.progress(core.pass_now() / 1_000_000);
         }
+        if self.timers.any {
+            self.pass_time(core.pass_now());
+        }
         self.finish_pass(core);
         if self.doze.asked > 0 {
             self.doze(work, core);
@@ -626,7 +651,9 @@ impl<H: Hooks> Poller for Service<H> {
 
     fn sleep(&mut self) -> Sleep<'_> {
         let waits = !self.stalled.is_empty() || self.maintenance.wants_turns();
-        let until_ns = if H::ACTIVE { self.hooks_wake_at() } else { u64::MAX };
+        let hooks_ns = if H::ACTIVE { self.hooks_wake_at() } else { u64::MAX };
+        let time_ns = if self.timers.any { self.time_wakes_at() } else { u64::MAX };
+        let until_ns = hooks_ns.min(time_ns);
         if waits || until_ns == 0 || self.arm_shadows() {
             return Sleep::Never;
         }

@@ -20,4 +20,9 @@ pub trait Interrupts: Send + Sync {
     /// # Errors
     /// There is no such vector, or the operating system refuses.
     fn disable(&self, vector: u32) -> Result<(), PciError>;
+
+    /// Holds interrupts on `vector` back, or lets them through again: one that was held back
+    /// comes then. For drivers that poll for a while and would not look at it: a register access
+    /// or less, from any thread. False where that cannot be had; the vector is as it was.
+    fn mask(&self, vector: u32, masked: bool) -> bool;
 }

@@ -38,6 +38,9 @@ Targets:
                 you want: nvme://noiommu:01:00.0/1
   vfio-user:SOCKET/NAMESPACE
                 the same of a controller that another process serves, such as oxblock nvmet
+                A controller may be followed by `?interrupt-mode=poll`, `=adaptive` (the default)
+                or `=interrupt`, and with `&` by `aggregation-threshold=` completions and
+                `aggregation-time-us=` that it gathers for one interrupt
   null          accepts everything, keeps nothing
   memory        a disk in memory
   PATH          a file; made with --size when it is not there. Writing jobs overwrite it!
@@ -183,7 +186,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     for job in &mut jobs {
         job.status_interval = matches.get_one("status-interval").copied();
     }
-    let soft = TargetSpec::Soft(Box::new(TargetSpec::Memory));
+    let soft = TargetSpec::soft(TargetSpec::Memory);
     let rounds = Rounds::plan(jobs.clone(), &soft)?;
     if matches.get_flag("parse-only") {
         return Ok(ExitCode::SUCCESS);
@@ -195,7 +198,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
             .prefix("oxblock-bench-")
             .tempfile()
             .map_err(|error| Error::from_io("making a temporary file", error))?;
-        let spec = TargetSpec::Soft(Box::new(TargetSpec::Temporary(file.path().to_owned())));
+        let spec = TargetSpec::soft(TargetSpec::Temporary(file.path().to_owned()));
         all_good &= output.run(&Rounds::plan(jobs, &spec)?, &stop)?;
     }
     output.finish()?;

@@ -12,8 +12,9 @@ use super::report::{Report, Sheet, hex_digits};
 
 /// `oxblock nvme id-ctrl`
 pub fn controller(session: &Session, _matches: &ArgMatches) -> Result<Report, Failure> {
-    let page = session.ask(|core, controller| async move {
-        controller.identify(&core, CNS_CONTROLLER, 0, 0).await
+    let (page, quirks, notices) = session.ask(|core, controller| async move {
+        let page = controller.identify(&core, CNS_CONTROLLER, 0, 0).await?;
+        Ok((page, controller.quirks().words(), controller.notices()))
     })?;
     let c: Box<Controller> = structure(&page)?;
     let mut sheet = Sheet::new("NVMe Identify Controller");
@@ -22,6 +23,9 @@ pub fn controller(session: &Session, _matches: &ArgMatches) -> Result<Report, Fa
     limits(&mut sheet, &c);
     command_sets(&mut sheet, &c);
     power_states(&mut sheet, &c);
+    // Not the controller's words, but the driver's.
+    sheet.text("quirks", &quirks);
+    sheet.text("notices", &notices.join("; "));
     Ok(sheet.report())
 }
 

@@ -14,6 +14,7 @@ mod namespaces;
 mod report;
 mod sanitize;
 mod verbs;
+mod write_protect;
 
 use std::io::Write as _;
 use std::process::ExitCode;

@@ -5,7 +5,9 @@ use clap::{Arg, ArgAction, ArgMatches};
 
 use super::device::Session;
 use super::report::Report;
-use super::{Failure, features, firmware, identify, list, logs, namespaces, sanitize};
+use super::{
+    Failure, features, firmware, identify, list, logs, namespaces, sanitize, write_protect,
+};
 
 /// A command.
 pub struct Verb {
@@ -49,6 +51,7 @@ pub const VERBS: &[Verb] = &[
     harmless("sanitize-log", "Sanitize Status", Vec::new, logs::sanitize),
     harmless("get-feature", "A feature's value", feature, features::get),
     harmless("set-feature", "Set a feature", new_feature, features::set),
+    harmless("write-protect", "Protect a namespace from writes", protection, write_protect::run),
     harmless("fw-download", "Send a firmware image", image, firmware::download),
     harmless("fw-commit", "Put an image in a slot, activate a slot", commit, firmware::commit),
     harmless("create-ns", "Create a namespace", new_namespace, namespaces::create),
@@ -139,6 +142,15 @@ fn new_feature() -> Vec<Arg> {
         option("namespace-id", Some('n'), "0", "The namespace, for features that have one"),
         switch("save", "Keep it over power cycles and resets").short('s'),
         Arg::new("data").long("data").value_name("FILE").help("Data, for features that have some"),
+    ]
+}
+
+fn protection() -> Vec<Arg> {
+    let state = Arg::new("state").long("state").short('s').value_name("STATE");
+    let words = ["off", "on", "until-power-cycle", "permanent"];
+    vec![
+        option("namespace-id", Some('n'), "1", "The namespace"),
+        state.value_parser(words).help("Change it; else it is shown. Permanent is for ever"),
     ]
 }
 

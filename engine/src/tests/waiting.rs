@@ -70,7 +70,7 @@ impl Queue for GateQueue {
         usize::from(self.waiting.is_some())
     }
 
-    fn is_worth_polling(&self) -> bool {
+    fn is_worth_polling(&self, _now_ns: u64) -> bool {
         false
     }
 

@@ -318,6 +318,13 @@ pub struct Controller {
     pub vs: [u8; 1024],
 }
 
+impl PowerState {
+    /// All zeroes.
+    pub fn zeroed() -> Self {
+        Self::new_zeroed()
+    }
+}
+
 impl Controller {
     /// All zeroes, on the heap: 4 KiB are too much for a polled stack.
     pub fn boxed() -> Box<Self> {

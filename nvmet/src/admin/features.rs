@@ -7,6 +7,7 @@ use oxblock_nvme::{Command, NSID_ALL, Status};
 
 use super::identify::TEMPERATURE_WARNING;
 use super::logs::TEMPERATURE;
+use super::power::{self, Power};
 
 /// Bytes of the Host Behavior Support structure.
 pub(crate) const HOST_BEHAVIOR_BYTES: usize = 512;
@@ -18,7 +19,7 @@ pub(crate) const TIMESTAMP_BYTES: usize = 8;
 const DULBE: u32 = 1 << 16;
 
 /// Set Features, SV: keep the value over power cycles and resets.
-const SAVE: u32 = 1 << 31;
+pub(crate) const SAVE: u32 = 1 << 31;
 
 /// What SEL 011b answers: the value can be changed; it belongs to one namespace.
 const CHANGEABLE: u32 = 1 << 2;
@@ -34,6 +35,9 @@ pub(crate) struct FeatureLimits {
     pub(crate) vectors: u16,
     pub(crate) namespaces: u32,
     pub(crate) volatile_cache: bool,
+    pub(crate) power_transitions: bool,
+    pub(crate) keep_alive: bool,
+    pub(crate) host_memory: bool,
 }
 
 /// The state that Set Features needs to know of.
@@ -49,7 +53,9 @@ pub(crate) struct Situation {
 pub(crate) struct Features {
     limits: FeatureLimits,
     arbitration: u32,
-    power: u32,
+    pub(crate) power: Power,
+    /// Keep Alive Timeout, ms; 0 is none.
+    keep_alive_ms: u32,
     over_temperature: u16,
     under_temperature: u16,
     /// Time-limited error recovery, for each namespace.
@@ -84,8 +90,8 @@ pub(crate) const EVENTS: EventMask = EventMask::SPARE
     .union(EventMask::NAMESPACE)
     .union(EventMask::FIRMWARE);
 
-/// Every feature that there is, for the log of feature identifiers.
-pub(crate) const SUPPORTED: [u8; 13] = [
+/// Features that there always are.
+const SUPPORTED: [u8; 14] = [
     feature::ARBITRATION,
     feature::POWER_MANAGEMENT,
     feature::TEMPERATURE_THRESHOLD,
@@ -99,7 +105,11 @@ pub(crate) const SUPPORTED: [u8; 13] = [
     feature::TIMESTAMP,
     feature::HOST_BEHAVIOR_SUPPORT,
     feature::IO_COMMAND_SET_PROFILE,
+    feature::NAMESPACE_WRITE_PROTECTION,
 ];
+
+/// Granularity of the Keep Alive Timeout in ms: that of KAS.
+pub(crate) const KEEP_ALIVE_UNIT_MS: u32 = 100;
 
 impl Features {
     /// All features at their defaults, as after a reset at `now_ms`.
@@ -108,7 +118,8 @@ impl Features {
             limits,
             // No limit on the burst; weights are of no use without weighted arbitration.
             arbitration: 0x7,
-            power: 0,
+            power: Power::new(limits.power_transitions, now_ms),
+            keep_alive_ms: 0,
             over_temperature: TEMPERATURE_WARNING,
             under_temperature: 0,
             error_recovery: vec![0; limits.namespaces as usize],
@@ -126,6 +137,35 @@ impl Features {
     /// Whether writes may stay in the volatile cache.
     pub(crate) fn write_cache(&self) -> bool {
         self.write_cache
+    }
+
+    /// Whether there is such a feature.
+    pub(crate) fn has(&self, fid: u8) -> bool {
+        let limits = &self.limits;
+        match fid {
+            feature::AUTONOMOUS_POWER_STATE_TRANSITION => limits.power_transitions,
+            feature::KEEP_ALIVE_TIMER => limits.keep_alive,
+            feature::HOST_MEMORY_BUFFER => limits.host_memory,
+            fid => SUPPORTED.contains(&fid),
+        }
+    }
+
+    /// Keep Alive Timeout, ms; 0 is none.
+    pub(crate) fn keep_alive_ms(&self) -> u32 {
+        self.keep_alive_ms
+    }
+
+    /// How interrupts of I/O queues are coalesced: at most so many completions are held back, and
+    /// at most for this time in ns. `None` if they are not.
+    pub(crate) fn coalescing(&self) -> Option<(u32, u64)> {
+        const UNIT_NS: u64 = 100_000;
+        let (threshold, time) = (self.coalescing & 0xff, u64::from(self.coalescing >> 8 & 0xff));
+        (threshold > 0 && time > 0).then_some((threshold + 1, time * UNIT_NS))
+    }
+
+    /// Whether interrupts of a vector are coalesced, if any are.
+    pub(crate) fn coalesces(&self, vector: u16) -> bool {
+        self.vectors.get(usize::from(vector)).is_some_and(|disabled| !disabled)
     }
 
     /// Which notices and health events the host wants to hear of.
@@ -148,6 +188,7 @@ impl Features {
         match fid {
             feature::TIMESTAMP => TIMESTAMP_BYTES,
             feature::HOST_BEHAVIOR_SUPPORT => HOST_BEHAVIOR_BYTES,
+            feature::AUTONOMOUS_POWER_STATE_TRANSITION => power::TABLE_BYTES,
             _ => 0,
         }
     }
@@ -167,10 +208,20 @@ impl Features {
             return Err(Status::FEATURE_NOT_SAVEABLE);
         }
         self.check_nsid(fid, command.nsid())?;
+        if !self.has(fid) {
+            return Err(Status::INVALID_FIELD);
+        }
         let value = command.cdw11();
         match fid {
             feature::ARBITRATION => self.arbitration = value & !0xf8,
-            feature::POWER_MANAGEMENT => self.set_power(value)?,
+            feature::POWER_MANAGEMENT => self.power.set_state(value)?,
+            feature::AUTONOMOUS_POWER_STATE_TRANSITION => {
+                self.power.set_autonomous(value, data, now.now_ms)?;
+            }
+            feature::KEEP_ALIVE_TIMER => {
+                let units = value.div_ceil(KEEP_ALIVE_UNIT_MS);
+                self.keep_alive_ms = units.saturating_mul(KEEP_ALIVE_UNIT_MS);
+            }
             feature::TEMPERATURE_THRESHOLD => self.set_temperature(value)?,
             feature::ERROR_RECOVERY => self.set_error_recovery(command.nsid(), value)?,
             feature::VOLATILE_WRITE_CACHE => self.set_write_cache(value)?,
@@ -206,13 +257,16 @@ impl Features {
         now_ms: u64,
     ) -> Result<u32, Status> {
         let fid = command.cdw10() as u8;
+        if !self.has(fid) {
+            return Err(Status::INVALID_FIELD);
+        }
         match (command.cdw10() >> 8 & 7) as u8 {
             feature::SEL_CURRENT => self.current(fid, command, into, now_ms),
             // Nothing is saved, so the saved values are the defaults (5.15).
             feature::SEL_DEFAULT | feature::SEL_SAVED => {
                 Features::new(self.limits, now_ms).current(fid, command, into, now_ms)
             }
-            feature::SEL_SUPPORTED => supported(fid),
+            feature::SEL_SUPPORTED => Ok(supported(fid)),
             _ => Err(Status::INVALID_FIELD),
         }
     }
@@ -226,7 +280,12 @@ impl Features {
     ) -> Result<u32, Status> {
         let value = match fid {
             feature::ARBITRATION => self.arbitration,
-            feature::POWER_MANAGEMENT => self.power,
+            feature::POWER_MANAGEMENT => self.power.to_dword(),
+            feature::AUTONOMOUS_POWER_STATE_TRANSITION => {
+                self.power.write_table(into);
+                self.power.is_autonomous().into()
+            }
+            feature::KEEP_ALIVE_TIMER => self.keep_alive_ms,
             feature::TEMPERATURE_THRESHOLD => u32::from(*self.temperature(command.cdw11())?),
             feature::ERROR_RECOVERY => *self.error_recovery_of(command.nsid())?,
             feature::VOLATILE_WRITE_CACHE if !self.limits.volatile_cache => {
@@ -261,19 +320,10 @@ impl Features {
             if nsid > self.limits.namespaces {
                 return Err(Status::INVALID_NAMESPACE);
             }
-            if fid != feature::ERROR_RECOVERY {
+            if !is_of_namespace(fid) {
                 return Err(Status::FEATURE_NOT_NAMESPACE_SPECIFIC);
             }
         }
-        Ok(())
-    }
-
-    /// There is one power state, 0; the workload hint may be any.
-    fn set_power(&mut self, value: u32) -> Result<(), Status> {
-        if value & 0x1f != 0 {
-            return Err(Status::INVALID_FIELD);
-        }
-        self.power = value & 0xe0;
         Ok(())
     }
 
@@ -377,12 +427,14 @@ impl Timestamp {
     }
 }
 
-fn supported(fid: u8) -> Result<u32, Status> {
-    if !SUPPORTED.contains(&fid) {
-        return Err(Status::INVALID_FIELD);
-    }
-    let scope = if fid == feature::ERROR_RECOVERY { OF_NAMESPACE } else { 0 };
-    Ok(CHANGEABLE | scope)
+/// What SEL 011b answers for a feature that there is.
+pub(crate) fn supported(fid: u8) -> u32 {
+    CHANGEABLE | if is_of_namespace(fid) { OF_NAMESPACE } else { 0 }
+}
+
+/// Whether a feature belongs to one namespace.
+pub(crate) fn is_of_namespace(fid: u8) -> bool {
+    matches!(fid, feature::ERROR_RECOVERY | feature::NAMESPACE_WRITE_PROTECTION)
 }
 
 #[cfg(test)]
@@ -392,8 +444,15 @@ mod tests {
     const QUIET: Situation = Situation { has_io_queues: false, now_ms: 0 };
 
     fn features() -> Features {
-        let limits =
-            FeatureLimits { io_queues: 4, vectors: 3, namespaces: 2, volatile_cache: true };
+        let limits = FeatureLimits {
+            io_queues: 4,
+            vectors: 3,
+            namespaces: 2,
+            volatile_cache: true,
+            power_transitions: false,
+            keep_alive: false,
+            host_memory: false,
+        };
         Features::new(limits, 0)
     }
 

@@ -27,8 +27,6 @@ const PIECE: usize = 4096;
 pub(crate) const FWUG: u8 = 1;
 /// FRMW.
 pub(crate) const FRMW: u8 = FRMW_SLOT_1_READ_ONLY | frmw_slots(SLOTS) | FRMW_WITHOUT_RESET;
-/// MTFA, units of 100 ms.
-pub(crate) const MTFA: u16 = 1;
 /// The revision that the controller was built with.
 const BUILT_WITH: &str = env!("CARGO_PKG_VERSION");
 

@@ -7,9 +7,10 @@ use oxblock_nvme::{Command, NSID_ALL, PAGE_BYTES, Status};
 use zerocopy::IntoBytes;
 
 use super::aer::REQUESTS_MAX;
-use super::features::EVENTS;
-use super::firmware::{FRMW, FWUG, MTFA};
+use super::features::{EVENTS, KEEP_ALIVE_UNIT_MS};
+use super::firmware::{FRMW, FWUG};
 use super::logs::ERRORS;
+use super::power;
 use super::sanitize::SANICAP;
 use crate::inventory::{Busy, Inventory};
 use crate::namespace::{COPY_RANGES, FORMATS, Geometry};
@@ -33,6 +34,9 @@ const SGLS: u32 = 1 | 1 << 18;
 /// LPA: the effects log, offsets and extended lengths, and the logs of 2.0.
 const LPA: u8 = 1 << 1 | 1 << 2 | 1 << 5;
 
+/// NWPC: namespaces can be write protected, until the next power cycle and for ever, too.
+const NWPC: u8 = 0b111;
+
 /// VWC: present, and Flush takes NSID FFFFFFFFh for all namespaces; the second half holds
 /// without a cache, too.
 const VWC_PRESENT: u8 = 1;
@@ -54,6 +58,14 @@ pub(crate) struct Identity {
     pub(crate) sgl: bool,
     pub(crate) shadow_doorbells: bool,
     pub(crate) volatile_cache: bool,
+    pub(crate) power_transitions: bool,
+    pub(crate) keep_alive: bool,
+    /// Preferred and least size of a Host Memory Buffer, units of 4 KiB.
+    pub(crate) host_memory: (u32, u32),
+    /// Command Retry Delay Times, units of 100 ms.
+    pub(crate) retry_delays: [u16; 3],
+    /// Maximum Time for Firmware Activation, units of 100 ms.
+    pub(crate) activation: u16,
 }
 
 impl Identity {
@@ -125,7 +137,7 @@ impl Identity {
         c.acl = ABORTS_MAX - 1;
         c.aerl = (REQUESTS_MAX - 1) as u8;
         (c.frmw, c.fwug) = (FRMW, FWUG);
-        c.mtfa = MTFA.into();
+        c.mtfa = self.activation.into();
         c.lpa = LPA;
         c.elpe = (ERRORS - 1) as u8;
         c.wctemp = TEMPERATURE_WARNING.into();
@@ -133,7 +145,13 @@ impl Identity {
         c.sanicap = SANICAP.into();
         let (total, free) = inventory.capacity();
         (c.tnvmcap, c.unvmcap) = (total.into(), free.into());
-        c.psd[0].mp = 2500.into();
+        let states = power::descriptors(self.power_transitions);
+        c.npss = c.psd.iter_mut().zip(states).map(|(to, state)| *to = state).count() as u8 - 1;
+        c.apsta = self.power_transitions.into();
+        c.kas = if self.keep_alive { (KEEP_ALIVE_UNIT_MS / 100) as u16 } else { 0 }.into();
+        (c.hmpre, c.hmmin) = (self.host_memory.0.into(), self.host_memory.1.into());
+        c.crdt = self.retry_delays.map(Into::into);
+        c.nwpc = NWPC;
         let mut oacs = Oacs::FORMAT | Oacs::FIRMWARE | Oacs::NAMESPACE_MANAGEMENT;
         oacs.set(Oacs::DOORBELL_BUFFER, self.shadow_doorbells);
         c.oacs = oacs.bits().into();
@@ -389,6 +407,11 @@ mod tests {
             sgl: true,
             shadow_doorbells: true,
             volatile_cache: true,
+            power_transitions: false,
+            keep_alive: false,
+            host_memory: (0, 0),
+            retry_delays: [0; 3],
+            activation: 1,
         }
     }
 

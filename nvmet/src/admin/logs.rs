@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use oxblock_nvme::log::{self, Effects, ErrorEntry, Smart, Supported};
 use oxblock_nvme::opcode::{admin, nvm};
-use oxblock_nvme::{Command, NSID_ALL, Status, feature};
+use oxblock_nvme::{Command, NSID_ALL, Status};
 use zerocopy::IntoBytes;
 
-use super::features;
+use super::features::{self, Features};
 use crate::namespace::Usage;
 
 /// Entries of the error log (ELPE + 1).
@@ -161,7 +161,6 @@ impl Logs {
             log::LID_SMART => self.smart_page(health),
             log::LID_CHANGED_NAMESPACES => self.changed_page(),
             log::LID_EFFECTS => effects_page(),
-            log::LID_FEATURE_EFFECTS => feature_page(),
             _ => vec![0; 4096],
         }
     }
@@ -262,10 +261,11 @@ fn effects_page() -> Vec<u8> {
     page.as_bytes().to_vec()
 }
 
-fn feature_page() -> Vec<u8> {
+/// The Feature Identifiers Supported and Effects log page.
+pub(crate) fn feature_page(features: &Features) -> Vec<u8> {
     let mut page = vec![0; 1024];
-    for fid in features::SUPPORTED {
-        let of_namespace = fid == feature::ERROR_RECOVERY;
+    for fid in (0..=u8::MAX).filter(|fid| features.has(*fid)) {
+        let of_namespace = features::is_of_namespace(fid);
         let scope = if of_namespace { SCOPE_NAMESPACE } else { SCOPE_CONTROLLER };
         let at = usize::from(fid) * 4;
         page[at..at + 4].copy_from_slice(&(FEATURE_SUPPORTED | scope).to_le_bytes());

@@ -10,12 +10,16 @@ pub(crate) mod firmware;
 pub(crate) mod identify;
 pub(crate) mod logs;
 mod manage;
+pub(crate) mod power;
 pub(crate) mod queues;
 pub(crate) mod sanitize;
+mod settings;
 
 use oxblock_mem::IoVector;
 use oxblock_nvme::event::{self, Event};
-use oxblock_nvme::log::{LID_ERROR, LID_FIRMWARE_SLOT, LID_SANITIZE, LID_SMART};
+use oxblock_nvme::log::{
+    LID_ERROR, LID_FEATURE_EFFECTS, LID_FIRMWARE_SLOT, LID_SANITIZE, LID_SMART,
+};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::{Command, Status};
 
@@ -58,6 +62,8 @@ pub(crate) struct Admin {
     firmware: Firmware,
     /// Critical warnings that the owner set.
     warnings: u8,
+    /// Firmware has just been activated without a reset.
+    activated: bool,
     limits: FeatureLimits,
     /// Largest transfer in bytes; `None` is no limit.
     transfer_max: Option<u64>,
@@ -82,6 +88,7 @@ impl Admin {
             sanitize: Sanitize::new(),
             firmware: Firmware::new(),
             warnings: 0,
+            activated: false,
             limits,
             transfer_max: (mdts != 0).then(|| 4096 << mdts),
         }
@@ -164,6 +171,7 @@ impl Admin {
         let page = match wanted.lid {
             LID_FIRMWARE_SLOT => self.firmware.page(),
             LID_SANITIZE => self.sanitize.page(health.usage.writes),
+            LID_FEATURE_EFFECTS => logs::feature_page(&self.features),
             lid => self.logs.page(lid, &health),
         };
         let start = usize::try_from(wanted.offset).ok();
@@ -184,9 +192,15 @@ impl Admin {
 
     fn commit_firmware(&mut self, command: &Command) -> Result<u32, Status> {
         if self.firmware.commit(command)? == Committed::AtOnce {
+            self.activated = true;
             self.raise(FIRMWARE_EVENT);
         }
         Ok(0)
+    }
+
+    /// Whether firmware has been activated without a reset since this was last asked.
+    pub(crate) fn take_activated(&mut self) -> bool {
+        std::mem::take(&mut self.activated)
     }
 
     fn set_features<D: DataPath>(

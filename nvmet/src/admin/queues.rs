@@ -3,7 +3,7 @@
 use oxblock_engine::Core;
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::queue::{CompletionSink, SubmissionSource};
-use oxblock_nvme::{Command, Completion, Status};
+use oxblock_nvme::{Command, Completion, Status, feature};
 
 use super::Surroundings;
 use super::features::Situation;
@@ -69,6 +69,9 @@ impl<H: Hooks> Service<H> {
             return Err(Status::INVALID_FIELD);
         }
         self.admin.sanitize.permits(command.opcode())?;
+        if self.has_host_memory() {
+            self.check_host_memory(1);
+        }
         let done = Ok(Outcome::Done(0));
         match command.opcode() {
             admin::CREATE_CQ => self.create_cq(command).and(done),
@@ -85,6 +88,21 @@ impl<H: Hooks> Service<H> {
             admin::NAMESPACE_ATTACHMENT => self.attachment(tag, command),
             admin::SANITIZE => self.sanitize(command, core).map(Outcome::Done),
             admin::DOORBELL_BUFFER_CONFIG => self.configure_shadows(command).and(done),
+            admin::KEEP_ALIVE if self.admin.features.has(feature::KEEP_ALIVE_TIMER) => {
+                self.keep_alive(core);
+                done
+            }
+            admin::SET_FEATURES | admin::GET_FEATURES
+                if command.cdw10() as u8 == feature::HOST_MEMORY_BUFFER
+                    && self.admin.features.has(feature::HOST_MEMORY_BUFFER) =>
+            {
+                self.host_memory(command).map(Outcome::Done)
+            }
+            admin::SET_FEATURES | admin::GET_FEATURES
+                if command.cdw10() as u8 == feature::NAMESPACE_WRITE_PROTECTION =>
+            {
+                self.write_protection(command).map(Outcome::Done)
+            }
             _ => self.execute(command, core).map(Outcome::Done),
         }
     }
@@ -101,7 +119,7 @@ impl<H: Hooks> Service<H> {
             data: &mut AdminData(&mut self.memory),
         };
         let dword = self.admin.execute(command, around, &mut self.hooks)?;
-        self.rules.write_cache = self.admin.features.write_cache();
+        self.settle_features(command, core);
         Ok(dword)
     }
 

@@ -8,6 +8,7 @@ mod io;
 mod lifecycle;
 mod manage;
 mod memory;
+mod power;
 mod shadow;
 mod threads;
 

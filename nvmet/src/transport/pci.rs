@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     notices: Mutex<Vec<Notice>>,
     /// Flushes that reached a node.
     pub(crate) flushes: AtomicU64,
+    /// How often a host took back memory that it had lent.
+    pub(crate) broken_promises: AtomicU64,
 }
 
 /// Something that the owner of the controller wants its host to know.
@@ -69,6 +71,7 @@ impl Shared {
             server: thread::current().id(),
             notices: Mutex::default(),
             flushes: AtomicU64::new(0),
+            broken_promises: AtomicU64::new(0),
         }
     }
 

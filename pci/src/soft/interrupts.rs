@@ -1,6 +1,6 @@
 //! Interrupt vectors of a function in software.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::{EventFd, Interrupts, PciError, PciErrorKind};
@@ -10,8 +10,15 @@ pub struct SoftInterrupts {
     table: Mutex<Table>,
     /// Moves whenever the table does.
     generation: AtomicU64,
+    /// [`MASKED`] and [`PENDING`] of each vector.
+    masks: Box<[AtomicU8]>,
     count: u32,
 }
+
+/// Interrupts are held back.
+const MASKED: u8 = 1;
+/// One was held back.
+const PENDING: u8 = 2;
 
 type Table = Arc<[Option<Arc<EventFd>>]>;
 
@@ -21,6 +28,7 @@ impl SoftInterrupts {
         Arc::new(SoftInterrupts {
             table: Mutex::new((0..count).map(|_| None).collect()),
             generation: AtomicU64::new(1),
+            masks: (0..count).map(|_| AtomicU8::new(0)).collect(),
             count,
         })
     }
@@ -35,6 +43,10 @@ impl SoftInterrupts {
     #[must_use]
     pub fn signals(self: &Arc<SoftInterrupts>) -> Signals {
         Signals { shared: Arc::clone(self), table: Arc::from([]), generation: 0 }
+    }
+
+    fn mask_of(&self, vector: u32) -> Option<&AtomicU8> {
+        self.masks.get(usize::try_from(vector).ok()?)
     }
 
     fn set(&self, vector: u32, event: Option<Arc<EventFd>>) -> Result<(), PciError> {
@@ -67,6 +79,21 @@ impl Interrupts for SoftInterrupts {
     fn disable(&self, vector: u32) -> Result<(), PciError> {
         self.set(vector, None)
     }
+
+    fn mask(&self, vector: u32, masked: bool) -> bool {
+        let Some(mask) = self.mask_of(vector) else { return false };
+        if masked {
+            // What came before has been signalled.
+            let mask_once = |old| (old & MASKED == 0).then_some(MASKED);
+            let _ = mask.fetch_update(Ordering::AcqRel, Ordering::Acquire, mask_once);
+        } else if mask.swap(0, Ordering::AcqRel) & PENDING != 0 {
+            let table = self.table.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            if let Some(event) = table.get(vector as usize).and_then(Option::as_ref) {
+                event.signal();
+            }
+        }
+        true
+    }
 }
 
 /// One core's copy of the vectors. Signalling takes no lock unless the table has changed.
@@ -77,11 +104,17 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Signals a vector, if it is enabled. A system call then; a load or two otherwise.
+    /// Signals a vector, if it is enabled. A system call then, unless it is masked; a load or two
+    /// otherwise.
     pub fn signal(&mut self, vector: u16) {
         self.sync();
         if let Some(Some(event)) = self.table.get(usize::from(vector)) {
-            event.signal();
+            // A read-modify-write even where the bit is set already: whoever unmasks either finds
+            // it, and with it what was stored before, or comes first and is signalled.
+            let mask = self.shared.mask_of(vector.into());
+            if mask.is_none_or(|mask| mask.fetch_or(PENDING, Ordering::AcqRel) & MASKED == 0) {
+                event.signal();
+            }
         }
     }
 
@@ -123,5 +156,28 @@ mod tests {
         assert_eq!(Arc::strong_count(&event), 1);
         let kind = interrupts.enable(2, event).unwrap_err().kind();
         assert_eq!(kind, PciErrorKind::OutOfRange);
+    }
+
+    #[test]
+    fn what_is_masked_comes_once_it_is_unmasked() {
+        let interrupts = SoftInterrupts::new(2);
+        let mut signals = interrupts.signals();
+        let event = Arc::new(EventFd::new().unwrap());
+        interrupts.enable(1, Arc::clone(&event)).unwrap();
+        signals.signal(1);
+        assert!(interrupts.mask(1, true) && interrupts.mask(1, true));
+        assert_eq!(event.take(), 1);
+        assert!(interrupts.mask(1, false));
+        assert_eq!(event.take(), 0, "what came before the mask comes once");
+        assert!(interrupts.mask(1, true));
+        signals.signal(1);
+        signals.signal(1);
+        assert_eq!(event.take(), 0);
+        assert!(interrupts.mask(1, false));
+        assert_eq!(event.take(), 1);
+        assert!(interrupts.mask(1, false));
+        signals.signal(1);
+        assert_eq!(event.take(), 1);
+        assert!(!interrupts.mask(2, true));
     }
 }

@@ -65,6 +65,11 @@ impl VfioBar {
         Ok(VfioBar { areas, len: region.len, offset: region.offset, device: device.clone() })
     }
 
+    /// Whether a register is reached by a load or store, and not through the file.
+    pub(super) fn is_mapped(&self, offset: u64) -> bool {
+        self.place(offset).is_some()
+    }
+
     fn answers(&self, offset: u64, size: u64) -> bool {
         offset.is_multiple_of(size)
             && offset.checked_add(size).is_some_and(|end| end <= self.len)

@@ -8,12 +8,18 @@ use vfio_bindings::bindings::vfio::{
     VFIO_PCI_REQ_IRQ_INDEX,
 };
 
+use super::bar::VfioBar;
 use super::device::Device;
 use super::ioctl;
-use crate::{EventFd, Events, Interrupts, PciError, PciErrorKind};
+use crate::{Bar, EventFd, Events, Interrupts, PciError, PciErrorKind};
 
 /// What stands for no eventfd.
 const NONE: RawFd = -1;
+/// Bytes of an entry of the MSI-X table, where in it Vector Control lies, and its Mask Bit (PCI
+/// 3.0, 6.8.2.9).
+const ENTRY: u64 = 16;
+const VECTOR_CONTROL: u64 = 12;
+const MASK_BIT: u32 = 1;
 
 pub(super) struct VfioInterrupts {
     device: Arc<Device>,
@@ -21,15 +27,24 @@ pub(super) struct VfioInterrupts {
     count: u32,
     /// Vectors that the kernel has set up, from 0 on: those enabled, and those before them.
     enabled: Mutex<Vec<Option<Arc<EventFd>>>>,
+    /// The MSI-X table, where the kernel lets us map it.
+    table: Option<MsixTable>,
+}
+
+/// Where the MSI-X table of a device lies.
+pub(super) struct MsixTable {
+    pub(super) bar: VfioBar,
+    pub(super) offset: u64,
 }
 
 impl VfioInterrupts {
-    pub(super) fn new(device: &Arc<Device>) -> VfioInterrupts {
+    pub(super) fn new(device: &Arc<Device>, table: Option<MsixTable>) -> VfioInterrupts {
         let count = |index| ioctl::irq_info(device.fd(), index).map_or(0, |info| info.count);
         let kinds = [VFIO_PCI_MSIX_IRQ_INDEX, VFIO_PCI_MSI_IRQ_INDEX];
         let kinds = kinds.map(|index| (index, count(index)));
         let (index, count) = kinds.into_iter().find(|(_, count)| *count > 0).unwrap_or(kinds[0]);
-        VfioInterrupts { device: device.clone(), index, count, enabled: Mutex::default() }
+        let table = table.filter(|_| index == VFIO_PCI_MSIX_IRQ_INDEX);
+        VfioInterrupts { device: device.clone(), index, count, enabled: Mutex::default(), table }
     }
 
     fn check(&self, vector: u32) -> Result<usize, PciError> {
@@ -111,6 +126,30 @@ impl Interrupts for VfioInterrupts {
             enabled.clear();
         }
         Ok(())
+    }
+
+    fn mask(&self, vector: u32, masked: bool) -> bool {
+        let known = self.check(vector).is_ok();
+        known && self.table.as_ref().is_some_and(|table| table.mask(vector, masked))
+    }
+}
+
+impl MsixTable {
+    /// Sets the Mask Bit of a vector that is enabled. The kernel has it clear from when the vector
+    /// is enabled, and may clear it again when it moves an interrupt to another processor: one
+    /// interrupt too many, no harm.
+    fn mask(&self, vector: u32, masked: bool) -> bool {
+        let at = self.offset + ENTRY * u64::from(vector) + VECTOR_CONTROL;
+        if !self.bar.is_mapped(at) {
+            return false;
+        }
+        let control = self.bar.read32(at);
+        if control == u32::MAX {
+            return false;
+        }
+        let mask = if masked { MASK_BIT } else { 0 };
+        self.bar.write32(at, control & !MASK_BIT | mask);
+        true
     }
 }
 

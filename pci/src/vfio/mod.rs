@@ -39,7 +39,7 @@ use bar::VfioBar;
 use config::VfioConfig;
 use device::Device;
 use group::{Group, Number};
-use interrupts::VfioInterrupts;
+use interrupts::{MsixTable, VfioInterrupts};
 use iommufd::Ioas;
 
 /// The BARs of a function.
@@ -193,9 +193,15 @@ impl VfioFunction {
             let text = format!("{}: the kernel says that it is no PCI device", device.address());
             return Err(PciError::new(PciErrorKind::NotSupported, text));
         }
+        let config = VfioConfig::new(&device)?;
+        let table = msix_table(&config)?.and_then(|(index, offset, len)| {
+            let region = device.region(index.into()).ok()?;
+            let bar = VfioBar::new(&device, &region, Some((offset, len))).ok()?;
+            Some(MsixTable { bar, offset })
+        });
         Ok(Arc::new(VfioFunction {
-            interrupts: VfioInterrupts::new(&device),
-            config: VfioConfig::new(&device)?,
+            interrupts: VfioInterrupts::new(&device, table),
+            config,
             events: interrupts::events(&device)?,
             can_reset: info.flags & VFIO_DEVICE_FLAGS_RESET != 0,
             device,
@@ -203,19 +209,17 @@ impl VfioFunction {
             numa_node,
         }))
     }
+}
 
-    /// Offset and length of the MSI-X table in this BAR, if that is where it lies (PCI 3.0,
-    /// 6.8.2).
-    fn msix_table(&self, bar: u8) -> Result<Option<(u64, u64)>, PciError> {
-        let capabilities = crate::capabilities(&self.config)?;
-        let Some(msix) = capabilities.iter().find(|c| c.id == CapabilityId::MSIX) else {
-            return Ok(None);
-        };
-        let vectors = u64::from(self.config.read16(msix.offset + 2)? & 0x7ff) + 1;
-        let table = self.config.read32(msix.offset + 4)?;
-        let is_here = table & 7 == u32::from(bar);
-        Ok(is_here.then_some((u64::from(table & !7), vectors * 16)))
-    }
+/// The BAR that the MSI-X table lies in, and its offset and length there (PCI 3.0, 6.8.2).
+fn msix_table(config: &VfioConfig) -> Result<Option<(u8, u64, u64)>, PciError> {
+    let capabilities = crate::capabilities(config)?;
+    let Some(msix) = capabilities.iter().find(|c| c.id == CapabilityId::MSIX) else {
+        return Ok(None);
+    };
+    let vectors = u64::from(config.read16(msix.offset + 2)? & 0x7ff) + 1;
+    let table = config.read32(msix.offset + 4)?;
+    Ok(Some(((table & 7) as u8, u64::from(table & !7), vectors * 16)))
 }
 
 impl Function for VfioFunction {
@@ -242,7 +246,9 @@ impl Function for VfioFunction {
             return Err(PciError::new(PciErrorKind::NotSupported, text));
         }
         let region = self.device.region(index.into())?;
-        Ok(Arc::new(VfioBar::new(&self.device, &region, self.msix_table(index)?)?))
+        let table = msix_table(&self.config)?.filter(|(bar, ..)| *bar == index);
+        let table = table.map(|(_, offset, len)| (offset, len));
+        Ok(Arc::new(VfioBar::new(&self.device, &region, table)?))
     }
 
     fn iommu(&self) -> Arc<dyn DmaMapper> {

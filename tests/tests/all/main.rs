@@ -7,6 +7,7 @@ mod engines;
 mod faults;
 mod features;
 mod files;
+mod interrupts;
 mod registered;
 mod sharing;
 mod vfio_user;

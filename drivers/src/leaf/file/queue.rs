@@ -458,7 +458,7 @@ impl Queue for FileQueue {
 
     /// With few in flight, their latency is what somebody waits for; with many, it is the
     /// processor's time that counts, which a disk is too slow to be polled for.
-    fn is_worth_polling(&self) -> bool {
+    fn is_worth_polling(&self, _now_ns: u64) -> bool {
         self.in_flight() < FEW || self.calls.must_be_polled()
     }
 

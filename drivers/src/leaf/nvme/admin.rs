@@ -271,6 +271,11 @@ impl Admin {
         self.lock().reap(&self.outstanding)
     }
 
+    /// Whether there are completions to take.
+    pub fn is_ready(&self) -> bool {
+        self.lock().cq.is_ready()
+    }
+
     /// Commands that somebody waits for.
     pub fn outstanding(&self) -> usize {
         self.outstanding.load(Ordering::SeqCst)

@@ -10,7 +10,7 @@ use oxblock_nvme::queue::Words;
 use oxblock_nvme::{Command, dsm, prp, sgl};
 
 use super::memory::DeviceMemory;
-use super::namespace::Shape;
+use super::namespace::{Protection, Shape};
 
 /// Bytes of a tracker's page: a PRP list, an SGL segment, or ranges to deallocate.
 const LIST_BYTES: usize = 4096;
@@ -75,7 +75,9 @@ impl Commands {
         index: usize,
     ) -> Result<Command, Fault> {
         let (slba, blocks) = self.range(request, request.data.len() as u64)?;
-        let command = Command::nvm(opcode, self.shape.nsid, slba, blocks, cdw12);
+        let Protection { prinfo, tag_mask } = self.shape.protection;
+        let command = Command::nvm(opcode, self.shape.nsid, slba, blocks, cdw12 | prinfo)
+            .with_reference_tag(slba & tag_mask);
         if request.len > 2 * prp::PAGE
             && let Some(data) = self.sgl(request, index)
         {
@@ -104,8 +106,11 @@ impl Commands {
         let (slba, blocks) = self.range(request, request.len)?;
         let unmap = request.flags.contains(OpFlags::MAY_UNMAP) && self.shape.deallocate_zeroes;
         let deac = if unmap { command::DEAC } else { 0 };
-        let nsid = self.shape.nsid;
-        Ok(Command::write_zeroes(nsid, slba, blocks, fua | deac))
+        let Protection { prinfo, tag_mask } = self.shape.protection;
+        // There is nothing to check.
+        let pract = prinfo & command::PRACT;
+        let command = Command::write_zeroes(self.shape.nsid, slba, blocks, fua | deac | pract);
+        Ok(command.with_reference_tag(slba & tag_mask))
     }
 
     /// Deallocates, in as many ranges as the longest range makes it take.

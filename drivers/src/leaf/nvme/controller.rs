@@ -21,13 +21,14 @@ use super::features::Features;
 use super::hardware::{Hardware, pci_error};
 use super::health::Health;
 use super::home::{HomePoller, Ward};
+use super::interrupts::Vectors;
 use super::lending::Lender;
 use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo, Shape};
 use super::queue_pair::{self, QueueCounters};
 use super::recovery::{self, Recovery};
 use super::retry::Patience;
 use super::station::Stations;
-use super::{NvmeOptions, Quirks, identify};
+use super::{NvmeOptions, Quirks, identify, memory};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
@@ -37,10 +38,6 @@ const EVENTS_ARMED: u8 = 4;
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a shutdown may take at most, whatever RTD3E says.
 const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
-/// How long an attach waits for room in a full IOMMU (row 34), in ns.
-const ROOM_NS: u64 = 1_000_000_000;
-/// How often it looks.
-const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 
 /// An attached NVMe controller.
 ///
@@ -52,6 +49,7 @@ pub struct Controller {
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
     function: Arc<dyn Function>,
+    vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
     namespaces: Mutex<Found>,
@@ -121,6 +119,12 @@ pub struct ControllerStats {
     pub late_completions: u64,
     /// Asynchronous events.
     pub events: u64,
+    /// Interrupts of I/O queue pairs that ended a wait.
+    pub interrupts: u64,
+    /// How often an I/O queue pair waited for an interrupt rather than poll.
+    pub sleeps: u64,
+    /// Interrupts that did not come: their completions were found by looking, later.
+    pub lost_interrupts: u64,
     /// I/O queue pairs in use.
     pub queues: u16,
     /// Queues of cores that share another core's queue pair.
@@ -230,6 +234,9 @@ impl Controller {
             retries: load(&self.counters.retries),
             late_completions: load(&self.counters.late),
             events: self.events.count(),
+            interrupts: load(&self.vectors.counters().taken),
+            sleeps: load(&self.vectors.counters().sleeps),
+            lost_interrupts: load(&self.vectors.counters().lost),
             queues: self.queue_ids().used.len() as u16,
             sharing: self.lenders().iter().map(|lender| lender.guests() as u16).sum(),
         }
@@ -329,6 +336,15 @@ impl Controller {
 
     pub(super) fn function(&self) -> &Arc<dyn Function> {
         &self.function
+    }
+
+    pub(super) fn vectors(&self) -> &Vectors {
+        &self.vectors
+    }
+
+    /// Whether it is to gather completions for an interrupt.
+    pub(super) fn coalesces(&self) -> bool {
+        self.options.coalescing.is_some()
     }
 
     pub(super) fn features(&self) -> &Features {
@@ -513,11 +529,13 @@ async fn attach(
     check_capabilities(&hardware)?;
     let attachment = HeldAttachment {
         hardware: hardware.clone(),
-        attachment: Some(attach_memory(core, &*function, &hardware).await?),
+        attachment: Some(memory::attach(core, &*function, &hardware).await?),
     };
     let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
     let ward = Ward::default();
-    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone());
+    let mut vectors = Vectors::new(&function, core.id(), options.interrupt_mode);
+    let event = vectors.admin_event();
+    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
     let poller = core.add_poller(Box::new(poller));
     let events = Arc::default();
     let features = Features::new(&function, &options);
@@ -534,6 +552,7 @@ async fn attach(
             return Err(error);
         }
     };
+    vectors.enable_io(setup.io_queues);
     let page = &setup.page;
     let rtd3e = Duration::from_micros(page.rtd3e.get().into());
     let entries = options.queue_entries.clamp(2, 1024);
@@ -555,6 +574,7 @@ async fn attach(
         hardware,
         admin,
         function,
+        vectors,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
             used: Vec::new(),
@@ -601,26 +621,6 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
         return Ok(());
     };
     Err(Error::new(ErrorKind::NotSupported, text))
-}
-
-/// Shows all memory to the controller. Where the IOMMU is full, others may be about to make room.
-async fn attach_memory(
-    core: &Core,
-    function: &dyn Function,
-    hardware: &Hardware,
-) -> Result<Attachment, Error> {
-    let bits = if hardware.quirks().contains(Quirks::DMA_48_BITS) { 48 } else { 64 };
-    let reachable = 0..=(u64::MAX >> (64 - bits)) - 1;
-    let until_ns = core.now() + ROOM_NS;
-    loop {
-        let iommu = function.iommu();
-        match core.memory().attach_within(iommu, std::slice::from_ref(&reachable)) {
-            Err(error) if error.errno() == libc::ENOSPC && core.now() < until_ns => {
-                core.sleep(ROOM_INTERVAL).await;
-            }
-            outcome => return Ok(outcome?),
-        }
-    }
 }
 
 /// Disables and enables the controller; if that fails, once more after a reset of the function.
@@ -721,6 +721,10 @@ pub(super) async fn set_up(
         }
         None => None,
     };
+    if let Some(coalescing) = options.coalescing {
+        // A controller that has none of it works as well.
+        admin.execute(core, coalescing.command(), None).await?;
+    }
     events::configure(core, admin, page.oaes.get()).await;
     for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
         drop(core.spawn(events::watch(core.clone(), admin.clone(), events.clone())));

@@ -1,10 +1,12 @@
 //! The home core's watch over a controller.
 
 use std::cell::{Cell, RefCell};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use oxblock_engine::{Core, Poller, Sleep};
+use oxblock_pci::EventFd;
 
 use super::admin::Admin;
 use super::controller::Controller;
@@ -27,6 +29,10 @@ pub(super) struct HomePoller {
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
     ward: Ward,
+    /// Signalled by the interrupts of the admin queue, where there are.
+    event: Option<Arc<EventFd>>,
+    /// Completions were seen that are still to be reaped.
+    has_news: bool,
     turns: u32,
     next_watch_ns: u64,
     /// Whoever waits for the admin queue has been told of the state that it is in.
@@ -35,11 +41,18 @@ pub(super) struct HomePoller {
 }
 
 impl HomePoller {
-    pub fn new(hardware: Arc<Hardware>, admin: Arc<Admin>, ward: Ward) -> Self {
+    pub fn new(
+        hardware: Arc<Hardware>,
+        admin: Arc<Admin>,
+        ward: Ward,
+        event: Option<Arc<EventFd>>,
+    ) -> Self {
         Self {
             hardware,
             admin,
             ward,
+            event,
+            has_news: false,
             turns: 0,
             next_watch_ns: 0,
             told: None,
@@ -95,22 +108,33 @@ impl Poller for HomePoller {
         if self.turns.is_multiple_of(TURNS_PER_READING) && core.pass_now() >= self.next_watch_ns {
             return work + self.watch(core.pass_now());
         }
-        if self.admin.outstanding() > 0 {
+        if self.admin.outstanding() > 0 || self.has_news {
+            self.has_news = false;
             work += self.admin.reap();
         }
         work
     }
 
+    /// A queue pair of this core may have its completions told by the same event: it is emptied
+    /// here, before any queue looks what there is.
     fn sleep(&mut self) -> Sleep<'_> {
         let health = self.hardware.health();
         if health.is_over() {
             return if self.told == Some(health) { Sleep::Woken } else { Sleep::Never };
         }
         let unattended = health == Health::Resetting && !self.recovering.get();
-        if self.admin.outstanding() > 0 || (unattended && self.told != Some(health)) {
-            Sleep::Never
-        } else {
-            Sleep::Until(self.next_watch_ns)
+        if unattended && self.told != Some(health) {
+            return Sleep::Never;
+        }
+        let Some(event) = &self.event else {
+            let waits = self.admin.outstanding() > 0;
+            return if waits { Sleep::Never } else { Sleep::Until(self.next_watch_ns) };
+        };
+        let _ = event.take();
+        self.has_news = self.admin.is_ready();
+        match self.has_news {
+            true => Sleep::Never,
+            false => Sleep::FdUntil(event.as_fd(), self.next_watch_ns),
         }
     }
 }

@@ -52,9 +52,13 @@ impl Queue for Leaf {
         self.pair.as_ref().map_or(0, QueuePair::in_flight)
     }
 
+    fn is_worth_polling(&self, now_ns: u64) -> bool {
+        self.pair.as_ref().is_none_or(|pair| pair.waiting.is_worth_polling(now_ns))
+    }
+
     fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) => pair.sleep(),
+        match &mut self.pair {
+            Some(pair) => pair.sleep(self.core.pass_now()),
             None => Sleep::Woken,
         }
     }
@@ -116,8 +120,8 @@ impl Poller for Orphan {
     }
 
     fn sleep(&mut self) -> Sleep<'_> {
-        match &self.pair {
-            Some(pair) if pair.is_only_lent() => pair.sleep(),
+        match &mut self.pair {
+            Some(pair) if pair.is_only_lent() => pair.sleep(self.pass.now()),
             Some(_) => Sleep::Never,
             None => Sleep::Woken,
         }

@@ -3,14 +3,41 @@
 use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
-use oxblock_engine::{Error, ErrorKind};
-use oxblock_mem::{Arena, Buf, Cells};
+use oxblock_engine::{Core, Error, ErrorKind};
+use oxblock_mem::{Arena, Attachment, Buf, Cells};
+use oxblock_pci::Function;
 
+use super::Quirks;
 use super::hardware::Hardware;
 
+/// How long an attach waits for room in a full IOMMU (row 34), in ns.
+const ROOM_NS: u64 = 1_000_000_000;
+/// How often it looks.
+const ROOM_INTERVAL: Duration = Duration::from_millis(1);
 /// Bytes that the controller can not reach, at the end of the block; they keep it allocated.
 const ANCHOR: usize = 64;
+
+/// Shows all memory to the controller. Where the IOMMU is full, others may be about to make room.
+pub(super) async fn attach(
+    core: &Core,
+    function: &dyn Function,
+    hardware: &Hardware,
+) -> Result<Attachment, Error> {
+    let bits = if hardware.quirks().contains(Quirks::DMA_48_BITS) { 48 } else { 64 };
+    let reachable = 0..=(u64::MAX >> (64 - bits)) - 1;
+    let until_ns = core.now() + ROOM_NS;
+    loop {
+        let iommu = function.iommu();
+        match core.memory().attach_within(iommu, std::slice::from_ref(&reachable)) {
+            Err(error) if error.errno() == libc::ENOSPC && core.now() < until_ns => {
+                core.sleep(ROOM_INTERVAL).await;
+            }
+            outcome => return Ok(outcome?),
+        }
+    }
+}
 
 /// One block of an arena that the controller knows, given out in pieces.
 ///

@@ -15,6 +15,14 @@
 //! be sent again is, the rest fails, and requests that come meanwhile wait (`recovery`). One that
 //! cannot be reset, or is gone, fails all I/O.
 //!
+//! Queue pairs are polled while they wait briefly between completions, and sleep on the interrupt
+//! of a vector of their own where they wait long ([`InterruptMode`]; `interrupts`).
+//!
+//! What else a controller has (memory of its own, power states, write protection) is used where it
+//! pays and tamed where it hurts (`features`); devices that are known to differ from the
+//! specification are treated as they need ([`Quirks`]). What could not be used is said by
+//! [`Controller::notices`].
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
@@ -33,6 +41,7 @@ mod health;
 mod home;
 mod host_memory;
 mod identify;
+mod interrupts;
 mod keep_alive;
 mod leaf;
 mod lending;
@@ -57,6 +66,7 @@ use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::EventRecord;
+pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
 pub use pmr::PersistentMemory;
 pub use quirks::Quirks;
@@ -73,6 +83,10 @@ pub struct NvmeOptions {
     pub shadow_doorbells: bool,
     /// Use SGLs where the controller has them and they pay.
     pub sgl: bool,
+    /// Whether queue pairs wait for interrupts or poll, where the controller has interrupts.
+    pub interrupt_mode: InterruptMode,
+    /// How many completions the controller gathers for one interrupt; as it likes if None.
+    pub coalescing: Option<Coalescing>,
     /// How long an admin command may take before the controller counts as failed, and is reset.
     pub admin_timeout: Duration,
     /// Put submission queues into the controller's own memory where it offers that. The controller
@@ -115,6 +129,8 @@ impl Default for NvmeOptions {
             io_queues: 0,
             shadow_doorbells: true,
             sgl: true,
+            interrupt_mode: InterruptMode::default(),
+            coalescing: None,
             admin_timeout: Duration::from_secs(60),
             controller_memory: false,
             host_memory: 128 << 20,

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
+use oxblock_nvme::command::{PRACT, PRCHK_GUARD, PRCHK_REF};
 use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namespace, Oncs};
 use oxblock_nvme::{dsm, prp, sgl};
 
@@ -26,10 +27,30 @@ pub(super) struct Shape {
     pub deallocate_zeroes: bool,
     /// Zeroes are written by deallocating: there is no other command for it.
     pub zeroes_by_deallocate: bool,
+    /// What commands with data ask for.
+    pub protection: Protection,
     /// Ranges in one deallocate command.
     pub ranges_max: u32,
     /// Blocks in one range of it.
     pub range_blocks_max: u32,
+}
+
+/// Protection information (NVM Command Set 1.0, 5.2) that the controller inserts into what is
+/// written and strips from what is read (PRACT), so that no metadata crosses the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Protection {
+    /// Bits of dword 12.
+    pub prinfo: u32,
+    /// The bits of the first LBA that dword 14 has as its reference tag.
+    pub tag_mask: u64,
+}
+
+impl Protection {
+    /// None at all.
+    pub const NONE: Protection = Protection { prinfo: 0, tag_mask: 0 };
+    const GUARD: Protection = Protection { prinfo: PRACT | PRCHK_GUARD, tag_mask: 0 };
+    const GUARD_AND_REFERENCE: Protection =
+        Protection { prinfo: PRACT | PRCHK_GUARD | PRCHK_REF, tag_mask: u32::MAX as u64 };
 }
 
 /// A namespace of an attached controller, or why it cannot be used.
@@ -68,24 +89,26 @@ impl NamespaceInfo {
             );
             return Err(refuse(text));
         }
-        if format.ms.get() != 0 {
-            let text = format!(
-                "{} bytes of metadata for each block are not supported; format it without",
-                format.ms.get()
-            );
-            return Err(refuse(text));
-        }
-        if namespace.dps & 7 != 0 {
-            let text = "protection information is not supported; format it without";
-            return Err(refuse(text.into()));
-        }
+        let protection = match (format.ms.get(), namespace.dps & 7) {
+            (0, 0) => Protection::NONE,
+            // The controller makes it, checks it, and keeps it to itself.
+            (8, 1 | 2) => Protection::GUARD_AND_REFERENCE,
+            (8, 3) => Protection::GUARD,
+            (bytes, kind) => {
+                let text = format!(
+                    "{bytes} bytes of metadata for each block with protection type {kind} are not \
+                     supported; none are, and 8 with type 1, 2 or 3; format it so"
+                );
+                return Err(refuse(text));
+            }
+        };
         let block_shift = u32::from(format.lbads);
         let blocks = namespace.nsze.get();
         if blocks > u64::MAX >> block_shift {
             let text = format!("a size of {blocks} blocks is past 2^64 bytes");
             return Err(refuse(text));
         }
-        let shape = shape(nsid, block_shift, namespace, bounds);
+        let shape = Shape { protection, ..shape(nsid, block_shift, namespace, bounds) };
         let limits = limits(&shape, namespace, bounds);
         Ok(Self { shape, limits })
     }
@@ -102,6 +125,7 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
         volatile_cache: bounds.page.has_volatile_cache(),
         deallocate_zeroes: namespace.dlfeat & Namespace::DEAC != 0,
         zeroes_by_deallocate: bounds.quirks.contains(Quirks::DEALLOCATE_ZEROES),
+        protection: Protection::NONE,
         ranges_max: unlimited(bounds.nvm.dmrl.into(), dsm::RANGES_MAX as u32),
         range_blocks_max: unlimited(bounds.nvm.dmrsl.get(), u32::MAX),
     }
@@ -155,7 +179,8 @@ fn limits(shape: &Shape, namespace: &Namespace, bounds: &Bounds<'_>) -> Limits {
     limits.volatile_cache = shape.volatile_cache;
     // A deallocation cannot be forced to the medium.
     limits.fua = !(shape.zeroes_by_deallocate && shape.volatile_cache);
-    limits.compare = oncs.contains(Oncs::COMPARE);
+    // What is compared with protection information in between is not said.
+    limits.compare = oncs.contains(Oncs::COMPARE) && shape.protection == Protection::NONE;
     limits.read_only = namespace.nsattr & 1 != 0;
     limits
 }
@@ -227,6 +252,10 @@ impl Driver for NamespaceDriver {
         self.limits.clone()
     }
 
+    fn notice(&self) -> Option<&str> {
+        self.controller.vectors().notice()
+    }
+
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         Box::pin(async move {
             let queue = self.open_queue(core).await;
@@ -279,8 +308,12 @@ mod tests {
         for lbads in [0, 1, 8, 13, 16, 255] {
             assert!(refusal(|ns| ns.lbaf[0].lbads = lbads).contains("blocks of 2^"));
         }
-        assert!(refusal(|ns| ns.lbaf[0].ms = 8.into()).contains("8 bytes of metadata"));
-        assert!(refusal(|ns| ns.dps = 1).contains("protection information"));
+        for (bytes, kind) in [(8, 0), (0, 1), (16, 1), (64, 3), (8, 4), (8, 7), (u16::MAX, 2)] {
+            let text = refusal(|ns| (ns.lbaf[0].ms, ns.dps) = (bytes.into(), kind));
+            let word =
+                format!("{bytes} bytes of metadata for each block with protection type {kind}");
+            assert!(text.contains(&word), "{text}");
+        }
         assert!(refusal(|ns| ns.flbas = 3).contains("past the list"));
         assert!(refusal(|ns| ns.nsze = u64::MAX.into()).contains("past 2^64"));
     }

@@ -17,6 +17,7 @@ use super::doorbell::Doorbell;
 use super::ending::Ending;
 use super::hardware::Hardware;
 use super::health::{Health, Pulse};
+use super::interrupts::{self, Waiting};
 use super::leaf::Leaf;
 use super::lending::{Ask, Guests, Lender};
 use super::memory::DeviceMemory;
@@ -70,6 +71,7 @@ pub(super) struct QueuePair {
     pub(super) guests: Guests,
     pub(super) sq_doorbell: Doorbell,
     pub(super) cq_doorbell: Doorbell,
+    pub(super) waiting: Waiting,
     pub(super) hardware: Arc<Hardware>,
     pub(super) counters: Arc<QueueCounters>,
     pub(super) patience: Patience,
@@ -165,7 +167,9 @@ fn make(
     let (our_iova, cq_iova) = (memory.iova_of(&ours)?, memory.iova_of(&cq)?);
     let (sq, sq_iova) = theirs.unwrap_or((ours, our_iova));
     let waker = core.waker();
-    let station = Station::new(qid, entries.into(), cq_iova, sq_iova, shape, waker);
+    let waiting = controller.vectors().waiting(core.id());
+    let vector = waiting.vector();
+    let station = Station::new(qid, entries.into(), cq_iova, sq_iova, vector, shape, waker);
     let station = Arc::new(station);
     // From here on a reset waits for this core.
     controller.stations().add(&station);
@@ -183,6 +187,7 @@ fn make(
         tick: 0,
         gate: Gate::Open,
         qid,
+        waiting,
         counters: controller.counters().clone(),
         patience: controller.patience(),
         station,
@@ -200,7 +205,7 @@ async fn create(core: &Core, pair: &mut QueuePair) -> Result<(), Error> {
     pair.memory.expose();
     // Until the controller has said no, it may know the queues.
     pair.ending = Ending::Open;
-    match create_queues(core, pair.controller.admin(), &pair.station).await? {
+    match create_queues(core, &pair.controller, &pair.station).await? {
         Created::Both => Ok(()),
         Created::Neither(error) => {
             pair.end();
@@ -225,15 +230,20 @@ pub(super) enum Created {
 /// The controller does not answer.
 pub(super) async fn create_queues(
     core: &Core,
-    admin: &Arc<Admin>,
+    controller: &Controller,
     station: &Station,
 ) -> Result<Created, Error> {
+    let admin = controller.admin();
     let (qid, entries) = (station.qid, station.entries);
-    let command = Command::create_cq(qid, entries, station.cq, None);
+    let command = Command::create_cq(qid, entries, station.cq, station.vector);
     let done = admin.execute(core, command, None).await?;
     if !done.completion.is_success() {
         let status = done.completion.status();
         return Ok(Created::Neither(status::error("create completion queue", status)));
+    }
+    if let Some(vector) = station.vector.filter(|_| controller.coalesces()) {
+        // A controller that has none of it works as well.
+        admin.execute(core, interrupts::coalesce_vector(vector), None).await?;
     }
     let mut command = Command::create_sq(qid, entries, station.sq, qid);
     if admin.hardware().quirks().contains(Quirks::MEDIUM_PRIORITY) {
@@ -312,13 +322,19 @@ impl QueuePair {
         self.trackers.in_flight()
     }
 
-    pub fn sleep(&self) -> Sleep<'_> {
+    pub fn sleep(&mut self, now_ns: u64) -> Sleep<'_> {
         if self.gate == Gate::Held && self.is_parked() {
             // The home core wakes it.
             return Sleep::Woken;
         }
-        let busy = self.trackers.in_flight() > 0 || self.guests.wait();
-        if busy { Sleep::Never } else { Sleep::Woken }
+        if self.guests.wait() {
+            return Sleep::Never;
+        }
+        if self.trackers.in_flight() == 0 {
+            return Sleep::Woken;
+        }
+        let (cq, hardware, seen) = (&self.cq, &self.hardware, self.seen);
+        self.waiting.sleep(now_ns, || cq.is_ready() || hardware.pulse() != seen)
     }
 
     pub fn orphans(&self) -> &AtomicUsize {
@@ -382,7 +398,7 @@ impl QueuePair {
     pub fn reap(&mut self, pass: &mut Pass) -> usize {
         let (taken, count) = self.take_all(pass);
         if taken > 0 {
-            self.after_reap();
+            self.after_reap(pass);
         }
         count
     }
@@ -409,7 +425,7 @@ impl QueuePair {
     /// The head doorbell is rung late, once a quarter of the queue is to be given back: one
     /// doorbell for many passes, and the controller never runs out of room.
     #[inline]
-    fn after_reap(&mut self) {
+    fn after_reap(&mut self, pass: &Pass) {
         if self.cq.unrung() * 4 >= self.cq.entries()
             && let Some((old, new)) = self.cq.pending()
         {
@@ -418,6 +434,9 @@ impl QueuePair {
         }
         if self.trackers.in_flight() == 0 {
             self.sq.drained();
+        }
+        if self.waiting.wants_to_know() {
+            self.waiting.reaped(pass.now());
         }
     }
 

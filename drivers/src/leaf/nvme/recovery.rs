@@ -197,7 +197,7 @@ async fn recreate(
             station.refuse(life);
             continue;
         }
-        match create_queues(core, controller.admin(), &station).await? {
+        match create_queues(core, controller, &station).await? {
             Created::Both => {}
             Created::Neither(_) | Created::Unknown(_) => station.refuse(life),
         }

@@ -33,6 +33,8 @@ pub(super) struct Station {
     /// IOVAs of the completion queue and of the submission queue.
     pub cq: u64,
     pub sq: u64,
+    /// The interrupt vector of the completion queue; none if it raises none.
+    pub vector: Option<u16>,
     pub shape: Shape,
     /// Place in bits 7:0, the life that it is being made for in those above.
     word: AtomicU64,
@@ -41,9 +43,17 @@ pub(super) struct Station {
 
 impl Station {
     /// Of a queue pair that is being opened.
-    pub fn new(qid: u16, entries: u32, cq: u64, sq: u64, shape: Shape, waker: CoreWaker) -> Self {
+    pub fn new(
+        qid: u16,
+        entries: u32,
+        cq: u64,
+        sq: u64,
+        vector: Option<u16>,
+        shape: Shape,
+        waker: CoreWaker,
+    ) -> Self {
         let word = AtomicU64::new(word(Place::Opening, 0));
-        Self { qid, entries, cq, sq, shape, word, waker }
+        Self { qid, entries, cq, sq, vector, shape, word, waker }
     }
 
     pub fn place(&self) -> Place {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
+use oxblock_drivers::nvme::{Controller as Host, InterruptMode, NvmeOptions};
 use oxblock_engine::{Channel, Core, Engine, Node, Op, Options};
 use oxblock_mem::{ArenaOptions, IoVector, Memory, Region};
 use oxblock_nvme::regs;
@@ -37,6 +37,7 @@ pub fn add(tests: &mut Vec<Test>) {
     add("a_reset_brings_registers_back", bound, reset);
     add("interrupts_come_by_eventfd", bound, interrupts);
     add("vectors_may_be_added_and_taken", bound, vectors);
+    add("a_core_sleeps_until_its_controller_interrupts", bound, interrupt_mode);
     add("a_device_that_is_taken_asks_for_it", bound, removal);
     add("memory_comes_and_goes_under_io", bound, registered_memory);
     add("mappings_run_out_in_words", small, mappings_run_out);
@@ -210,7 +211,8 @@ fn interrupts() {
     let engine = engine();
     let driven = function.clone();
     let host = engine.run(0, |core| async move {
-        Host::attach(&core, driven, NvmeOptions::default()).await.expect("the driver")
+        let polled = NvmeOptions { interrupt_mode: InterruptMode::Poll, ..NvmeOptions::default() };
+        Host::attach(&core, driven, polled).await.expect("the driver")
     });
     let host = host.expect("the test");
     assert!(wait(&event), "no interrupt came of identify");
@@ -232,6 +234,39 @@ fn interrupts() {
 
 fn node(host: &Arc<Host>) -> Arc<Node> {
     Node::new("nvme0n1", host.namespace(1).expect("namespace 1"))
+}
+
+/// I/O whose completions nobody polls for, on a controller whose interrupts come through the kernel;
+/// and adaptive, where the mask bit of a vector is ours to move.
+fn interrupt_mode() {
+    let function = first();
+    let modes = [InterruptMode::Interrupt, InterruptMode::Adaptive];
+    for mode in modes {
+        let engine = engine();
+        let driven = function.clone();
+        let host = engine.run(0, move |core| async move {
+            let options = NvmeOptions { interrupt_mode: mode, ..NvmeOptions::default() };
+            let host = Host::attach(&core, driven, options).await.expect("the driver");
+            let channel = core.open(&node(&host)).await.expect("a channel");
+            for block in 0..1000u64 {
+                let buf = core.arena().alloc(4096, 4096).expect("memory");
+                channel.read(block % 64 * 4096, buf).await.1.expect("a read");
+            }
+            host
+        });
+        let host = host.expect("the test");
+        let stats = host.stats();
+        if mode == InterruptMode::Interrupt {
+            assert!(stats.sleeps > 0 && stats.interrupts > 0, "{stats:?}");
+        }
+        assert_eq!(stats.lost_interrupts, 0, "{stats:?}");
+        engine.shutdown().expect("an orderly shutdown");
+    }
+    let event = Arc::new(EventFd::new().expect("an eventfd"));
+    function.interrupts().enable(1, event).expect("vector 1");
+    for masked in [true, false] {
+        assert!(function.interrupts().mask(1, masked), "the table of this kernel can be mapped");
+    }
 }
 
 fn vectors() {

@@ -370,7 +370,7 @@ fn what_cannot_be_polled_for_goes_around_the_ring_that_polls() {
 
     for kind in [OpKind::Read, OpKind::Write] {
         let _ = rig.submit(kind, NONE, 0, &list);
-        assert!(matches!(rig.queue.sleep(), Sleep::Never) && rig.queue.is_worth_polling());
+        assert!(matches!(rig.queue.sleep(), Sleep::Never) && rig.queue.is_worth_polling(0));
         let [result] = rig.settle()[..] else { panic!("one end") };
         assert_eq!(kind_of(Some(result)), ErrorKind::NotSupported);
     }

@@ -1,9 +1,11 @@
 //! Rows 1 to 9 and 36: from a function to a namespace.
 
 use oxblock_engine::{ErrorKind, Op};
+use oxblock_mem::{ArenaOptions, Memory};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::regs::{Cap, Cc};
 use oxblock_nvme::status::Status;
+use oxblock_pci::Function;
 use oxblock_pci::soft::SoftIommuOptions;
 
 use super::device::{Follow, Seen, namespace};
@@ -204,6 +206,24 @@ fn a_full_iommu_is_waited_for_and_is_no_full_disk() {
     assert!(error.to_string().contains("all 0 DMA mappings are taken"), "{error}");
     assert!((1000..1100).contains(&rig.now_ms()), "{}", rig.now_ms());
     assert!(rig.device.state().seen.is_empty(), "nothing was written");
+}
+
+/// Row 34: whoever has the mappings gives one back meanwhile.
+#[test]
+fn room_in_a_full_iommu_is_found() {
+    let one = SoftIommuOptions { mappings_max: 1, ..SoftIommuOptions::default() };
+    let mut rig = Rig::behind(0x1b36, 0, one);
+    let others = Memory::new();
+    let arena = others.add_arena(&ArenaOptions::new(4096)).expect("memory");
+    let iommu = rig.function.iommu();
+    iommu.map(&arena.region(), 1 << 40).expect("the only mapping");
+    let core = rig.sim.core(0).clone();
+    drop(rig.sim.core(0).spawn(async move {
+        core.sleep(std::time::Duration::from_millis(300)).await;
+        iommu.unmap(1 << 40, arena.region().len() as u64).expect("it was mapped");
+    }));
+    rig.attach();
+    assert!((300..310).contains(&rig.now_ms()), "{}", rig.now_ms());
 }
 
 #[test]

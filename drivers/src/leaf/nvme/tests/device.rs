@@ -123,8 +123,12 @@ struct Sq {
 impl Script {
     /// A well-behaved device of one namespace of 4096 blocks of 512 bytes, and its function.
     pub fn new(bar_len: u64) -> (Arc<Script>, Arc<SoftFunction>) {
-        let ids = Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() };
-        Script::with(ids, SoftIommuOptions::default(), bar_len)
+        Script::with_vectors(bar_len, 1)
+    }
+
+    /// The same with this many interrupt vectors, none of which it ever raises by itself.
+    pub fn with_vectors(bar_len: u64, vectors: u32) -> (Arc<Script>, Arc<SoftFunction>) {
+        Script::make(ids(), SoftIommuOptions::default(), bar_len, vectors)
     }
 
     /// The same with an identity and an IOMMU of one's own.
@@ -133,11 +137,20 @@ impl Script {
         iommu: SoftIommuOptions,
         bar_len: u64,
     ) -> (Arc<Script>, Arc<SoftFunction>) {
+        Script::make(ids, iommu, bar_len, 1)
+    }
+
+    fn make(
+        ids: Ids,
+        iommu: SoftIommuOptions,
+        bar_len: u64,
+        vectors: u32,
+    ) -> (Arc<Script>, Arc<SoftFunction>) {
         let iommu = SoftIommu::new(iommu);
         let state = State::new(iommu.translator());
         let script = Arc::new(Script { bar_len, state: Mutex::new(state) });
         let device: Arc<dyn Device> = script.clone();
-        let interrupts = SoftInterrupts::new(1);
+        let interrupts = SoftInterrupts::new(vectors);
         let function = SoftFunction::new("soft:7", device, ids, iommu, interrupts);
         (script, function.expect("eventfds"))
     }
@@ -620,6 +633,10 @@ impl State {
         };
         words.chunks_exact(2).map(range).collect()
     }
+}
+
+fn ids() -> Ids {
+    Ids { vendor: 0x1b36, class: 0x01_08_02, ..Ids::default() }
 }
 
 /// A namespace of `blocks` blocks of 2^lbads bytes.

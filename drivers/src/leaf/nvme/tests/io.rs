@@ -465,3 +465,57 @@ fn a_device_that_goes_fails_all_io_and_is_left_alone() {
     assert_eq!(error.unwrap_err().kind(), ErrorKind::Gone);
     assert_eq!(rig.device.state().mmio, mmio, "no access after it was found gone");
 }
+
+/// Row 9: protection information that the controller inserts and strips. The commands ask for it,
+/// and their first reference tag is the low half of the address.
+#[test]
+fn protection_is_left_to_the_controller() {
+    use oxblock_nvme::command::{PRACT, PRCHK_GUARD, PRCHK_REF, PRINFO};
+    for (kind_of_pi, extended, checks, tag) in [
+        (1, false, PRCHK_GUARD | PRCHK_REF, 8),
+        (2, true, PRCHK_GUARD | PRCHK_REF, 8),
+        (3, false, PRCHK_GUARD, 0),
+    ] {
+        let mut rig = Rig::new(|state| {
+            state.controller.oncs = 0x0d.into();
+            let namespace = state.namespaces.get_mut(&1).expect("namespace 1");
+            (namespace.lbaf[0].ms, namespace.dps) = (8.into(), kind_of_pi);
+            namespace.flbas = u8::from(extended) << 4;
+        });
+        let (controller, channel) = rig.open();
+        assert!(!controller.namespace(1).expect("namespace 1").limits().compare);
+        for op in [
+            Op::write(8 * 512, rig.buf(4096)),
+            Op::read(8 * 512, rig.buf(4096)),
+            Op::write_zeroes(8 * 512, 4096),
+        ] {
+            assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+        }
+        let asked: Vec<(u32, u32)> = rig
+            .device
+            .state()
+            .io()
+            .iter()
+            .map(|command| {
+                assert_eq!(
+                    (command.mptr(), command.blocks()),
+                    (0, 8),
+                    "no metadata is transferred"
+                );
+                (command.cdw12() & PRINFO, command.cdw14())
+            })
+            .collect();
+        assert_eq!(asked, [(PRACT | checks, tag), (PRACT | checks, tag), (PRACT, tag)]);
+        let status = oxblock_nvme::status::Status::GUARD_CHECK_ERROR;
+        rig.device.state().failed.insert(oxblock_nvme::opcode::nvm::READ, status);
+        let op = Op::read(0, rig.buf(512));
+        assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Protection));
+    }
+    // Without it nothing is asked for.
+    let mut rig = Rig::new(|_| {});
+    let (_, channel) = rig.open();
+    let op = Op::write(8 * 512, rig.buf(4096));
+    assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+    let command = rig.device.state().io()[0];
+    assert_eq!((command.cdw12() & PRINFO, command.cdw14()), (0, 0));
+}

@@ -8,7 +8,7 @@
 //! | 3 | ready timeout | `attach::the_ready_timeout_*`, `recovery::a_reset_that_fails_*` |
 //! | 4 | CSTS.CFS | `attach::a_fatal_*`, `recovery::a_fatal_*` |
 //! | 5, 6, 7 | MQES, doorbells, MPSMIN | `attach::mqes_*`, `attach::doorbells_*`, `attach::pages_*` |
-//! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*` |
+//! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*`, `io::protection_*` |
 //! | 11, 12 | PRP and SGL | `oxblock_nvme::prp`, `oxblock_nvme::sgl`, `io::prps_*`, `io::sgls_*` |
 //! | 13 | full queues | `io::a_full_queue_*` |
 //! | 14 | phase tag first | `oxblock_nvme::queue`, with loom; `io::a_torn_*` |
@@ -22,7 +22,7 @@
 //! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*`, `features::a_keep_alive_that_fails_*` |
 //! | 31 | shutdown | `ending::shutdown_*`, `features::an_abrupt_shutdown_*`, `features::host_memory_*` |
 //! | 32 | power states | `super::power::tests`, `features::power_states_*` |
-//! | 34 | a full IOMMU | `attach::a_full_iommu_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
+//! | 34 | a full IOMMU | `attach::a_full_iommu_*`, `attach::room_in_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
 //! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests` |
 //! | 37 | memory of the controller | `oxblock_nvme::cmb`, `own_memory` |
@@ -34,6 +34,7 @@ mod device;
 mod ending;
 mod features;
 mod fuzz;
+mod interrupts;
 mod io;
 mod own_memory;
 mod passthrough;
