@@ -13,14 +13,13 @@ fn between(disk: &str) -> String {
 /// A node between a disk and its file, gone when dropped.
 pub struct Between {
     disk: String,
-    group: Option<String>,
 }
 
 impl Between {
     /// Errors by blkdebug: `rules` is its list `inject-error`.
     pub fn errors(disk: &str, rules: Value) -> Between {
         let node = json!({ "driver": "blkdebug", "image": file_node(disk), "inject-error": rules });
-        Between::put(disk, node, None)
+        Between::put(disk, node)
     }
 
     /// A throttle group with these limits.
@@ -30,20 +29,13 @@ impl Between {
         execute("object-add", object);
         let node =
             json!({ "driver": "throttle", "file": file_node(disk), "throttle-group": group });
-        Between::put(disk, node, Some(group))
+        Between::put(disk, node)
     }
 
-    /// Other limits of the group; what waits goes on as they allow.
-    pub fn limit(&self, limits: Value) {
-        let group = self.group.as_deref().expect("a throttle group");
-        let path = format!("/objects/{group}");
-        execute("qom-set", json!({ "path": path, "property": "limits", "value": limits }));
-    }
-
-    fn put(disk: &str, mut node: Value, group: Option<String>) -> Between {
+    fn put(disk: &str, mut node: Value) -> Between {
         node["node-name"] = json!(between(disk));
         execute("blockdev-add", node);
-        let put = Between { disk: disk.to_owned(), group };
+        let put = Between { disk: disk.to_owned() };
         execute("blockdev-reopen", over(disk, &between(disk)));
         put
     }

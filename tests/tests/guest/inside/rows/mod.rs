@@ -1,6 +1,7 @@
 //! The rows of docs/nvme-errors.md that QEMU can bring about: `nvme_error_rows` in the guest.
 
 mod limits;
+mod recovery;
 mod statuses;
 
 use std::rc::Rc;
@@ -9,15 +10,17 @@ use std::sync::Arc;
 use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
 use oxblock_engine::{Channel, Completion, Core, ErrorKind, Node, Op};
 use oxblock_mem::Buf;
+use oxblock_pci::vfio::VfioFunction;
 use oxblock_tests::rows::condition;
 
 use super::disks::Controller;
-use super::machine::{attach_with, engine};
+use super::machine::{engine, function_of};
 use super::{Start, Test};
 
 pub fn add(tests: &mut Vec<Test>) {
     let mut rows = Rows(tests);
     limits::add(&mut rows);
+    recovery::add(&mut rows);
     statuses::add(&mut rows);
 }
 
@@ -47,17 +50,20 @@ impl Rows<'_> {
 /// A controller that our driver drives, and a channel to a namespace of it.
 struct Driven {
     core: Core,
+    function: Arc<VfioFunction>,
     host: Arc<Host>,
     channel: Rc<Channel>,
 }
 
 impl Driven {
     async fn new(core: Core, controller: &Controller, nsid: u32, options: NvmeOptions) -> Driven {
-        let host = attach_with(&core, controller, options).await.unwrap_or_else(|e| panic!("{e}"));
+        let function = function_of(controller);
+        let host = Host::attach(&core, function.clone(), options).await;
+        let host = host.unwrap_or_else(|e| panic!("{e}"));
         let driver = host.namespace(nsid).unwrap_or_else(|e| panic!("{e}"));
         let node = Node::new(format!("nvme0n{nsid}"), driver);
         let channel = Rc::new(core.open(&node).await.unwrap_or_else(|e| panic!("{e}")));
-        Driven { core, host, channel }
+        Driven { core, function, host, channel }
     }
 
     fn buf(&self, len: usize) -> Buf {
