@@ -9,5 +9,6 @@ mod features;
 mod files;
 mod interrupts;
 mod registered;
+mod rows;
 mod sharing;
 mod vfio_user;

@@ -44,19 +44,20 @@ impl Control {
 
     /// What QEMU is started with. The line has an interrupt of its own: the third of a PC shares
     /// one with the first, the console.
-    pub fn arguments(&self) -> [String; 6] {
+    pub fn arguments(&self) -> Vec<String> {
         let socket = |name: &str| {
             let path: PathBuf = self.folder.path().join(name);
             format!("socket,id={name},path={}", path.display())
         };
-        [
-            "-chardev".into(),
-            socket("requests"),
-            "-device=isa-serial,chardev=requests,index=2,irq=5".into(),
-            "-chardev".into(),
-            socket("qmp"),
-            "-mon=chardev=qmp,mode=control".into(),
-        ]
+        let [requests, qmp] = ["requests", "qmp"].map(socket);
+        let line = "isa-serial,chardev=requests,index=2,irq=5";
+        let pairs = [
+            ["-chardev", &requests],
+            ["-device", line],
+            ["-chardev", &qmp],
+            ["-mon", "chardev=qmp,mode=control"],
+        ];
+        pairs.into_iter().flatten().map(str::to_owned).collect()
     }
 
     /// Serves requests until QEMU ends.
