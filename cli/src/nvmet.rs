@@ -185,6 +185,6 @@ fn open(engine: &Engine, word: &str, matches: &ArgMatches) -> Result<(Arc<Node>,
             let text = format!("{}: there is no such file to serve", path.display());
             Err(Error::new(ErrorKind::NotFound, text))
         }
-        spec => Leaf::open(&spec, &wants).map(|leaf| (leaf.node, leaf.words)),
+        spec => Leaf::open(engine, &spec, &wants).map(|leaf| (leaf.node, leaf.words)),
     }
 }

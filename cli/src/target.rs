@@ -11,12 +11,13 @@ use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
 use oxblock_drivers::null::NullOptions;
 use oxblock_drivers::{file, memory, null};
+use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
 use crate::attached::Attached;
 use crate::function::FunctionSpec;
 use crate::interrupts;
-use crate::node::NodeSpec;
+use crate::node;
 use crate::soft::{Soft, SoftOptions};
 use crate::tuning::{NvmeNode, NvmeTuning};
 
@@ -48,7 +49,7 @@ pub enum TargetSpec {
     /// An empty file of our own, to be made as long as the jobs need.
     Temporary(PathBuf),
     /// Any node, as JSON.
-    Node(NodeSpec),
+    Node(NodeOptions),
     /// Several files of one job.
     Several(Vec<TargetSpec>),
 }
@@ -133,7 +134,7 @@ impl TargetSpec {
     /// Reads a node of any driver.
     fn parse_json(json: &str) -> Result<TargetSpec, Error> {
         let Some(node) = NvmeNode::parse(json)? else {
-            return NodeSpec::parse(json).map(TargetSpec::Node);
+            return node::parse(json).map(TargetSpec::Node);
         };
         let place = format!("{}/{}", node.device, node.namespace);
         TargetSpec::parse_nvme(&place, node.tuning()?)
@@ -283,20 +284,18 @@ impl Target {
             TargetSpec::Several(files) => &files[..],
             one => std::slice::from_ref(one),
         };
-        let leaves = files.iter().map(|file| Leaf::open(file, wants));
+        let jobs = wants.cpus.len();
+        let mut cpus = wants.cpus.clone();
+        cpus.extend(is_soft.then(|| Processors::of(true).serving));
+        let (engine, mut notices) = start_engine(&cpus, wants, |options| options)?;
+        let leaves = files.iter().map(|file| Leaf::open(&engine, file, wants));
         let leaves: Vec<Leaf> = leaves.collect::<Result<_, _>>()?;
         let lays_out = wants.reads || wants.overwrites;
         let fresh = |(at, leaf): (usize, &Leaf)| (leaf.fresh && lays_out).then_some(at);
         let lay_out = leaves.iter().enumerate().filter_map(fresh).collect();
         let unlink =
             if wants.unlinks { files.iter().filter_map(regular).collect() } else { vec![] };
-        let jobs = wants.cpus.len();
-        let mut cpus = wants.cpus.clone();
-        cpus.extend(is_soft.then(|| Processors::of(true).serving));
-        let (engine, mut notices) = start_engine(&cpus, wants, |options| options)?;
-        notices.extend(
-            leaves.iter().filter_map(|leaf| leaf.node.driver().notice()).map(str::to_owned),
-        );
+        notices.extend(leaves.iter().flat_map(|leaf| leaf.node.notices()));
         let words = match (&leaves[..], is_soft) {
             ([one], true) => format!("software NVMe controller over {}", one.words),
             ([one], false) => one.words.clone(),
@@ -328,8 +327,8 @@ impl Target {
         let suited = |options| function.engine_options(options);
         let (engine, mut notices) = start_engine(&wants.cpus, wants, suited)?;
         let attached = Attached::open(&engine, function, nsids, wants.depth, tuning)?;
-        let notice = attached.first().and_then(|first| first.node.driver().notice());
-        notices.extend(notice.map(|text| format!("{function}: {text}")));
+        let said = attached.first().map(|first| first.node.notices()).unwrap_or_default();
+        notices.extend(said.iter().map(|text| format!("{function}: {text}")));
         let opened = attached.into_iter().map(|Attached { node, words }| {
             let words = format!("{words}, {}", format_bytes(node.limits().length));
             Opened { nodes: vec![node], words }
@@ -407,7 +406,7 @@ fn start_engine(
     Ok((engine, notices))
 }
 
-/// A leaf that is open, before an engine knows it.
+/// A node that is open, and no controller.
 pub struct Leaf {
     /// The node.
     pub node: Arc<Node>,
@@ -421,11 +420,13 @@ impl Leaf {
     /// Opens it.
     ///
     /// Errors: what the driver says; a controller, which is no leaf.
-    pub fn open(spec: &TargetSpec, wants: &Wants) -> Result<Leaf, Error> {
-        let leaf = |name: &str, driver: Box<dyn Driver>, fresh, words: &str| {
-            let node = Node::new(name, driver);
+    pub fn open(engine: &Engine, spec: &TargetSpec, wants: &Wants) -> Result<Leaf, Error> {
+        let with_node = |node: Arc<Node>, fresh, words: &str| {
             let words = format!("{words}, {}", format_bytes(node.limits().length));
             Leaf { node, words, fresh }
+        };
+        let leaf = |name: &str, driver: Box<dyn Driver>, fresh, words: &str| {
+            with_node(Node::new(name, driver), fresh, words)
         };
         match spec {
             TargetSpec::Null => {
@@ -449,12 +450,10 @@ impl Leaf {
                     file::open(file_options(path, &Wants { end, ..wants.clone() }, true)?)?;
                 Ok(leaf("file", driver, true, &path.display().to_string()))
             }
-            TargetSpec::Node(node) => {
-                let driver = node.open(wants.queue_depth())?;
-                let name = node.name().unwrap_or("target");
-                let words = format!("{} node `{name}`", driver.name());
-                let fresh = matches!(node, NodeSpec::Memory { .. });
-                Ok(leaf(name, driver, fresh, &words))
+            TargetSpec::Node(options) => {
+                let node = node::open(engine, options, wants.queue_depth())?;
+                let words = format!("{} node `{}`", node.driver_name(), node.name());
+                Ok(with_node(node, node::is_fresh(options), &words))
             }
             TargetSpec::Soft(..) | TargetSpec::Nvme { .. } | TargetSpec::Several(_) => {
                 Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
@@ -553,7 +552,7 @@ mod tests {
         assert_eq!(parse("soft:/a:b"), soft(TargetSpec::Path("/a:b".into())));
         assert_eq!(parse("null"), Some(TargetSpec::Null));
         assert_eq!(parse("./null"), Some(TargetSpec::Path("./null".into())));
-        let null = NodeSpec::parse(r#"{"driver":"null-co"}"#).ok().map(TargetSpec::Node);
+        let null = node::parse(r#"{"driver":"null-co"}"#).ok().map(TargetSpec::Node);
         assert_eq!(parse(r#"{"driver":"null-co"}"#), null);
         assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
         let nvme = |nsid| {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use oxblock_mem::Arena;
 
-use crate::io::{Io, total};
+use crate::io::Io;
 use crate::node::Refusal;
 use crate::plan::Rules;
 use crate::slot::{State, Step};
@@ -87,8 +87,9 @@ impl Core {
 impl Io {
     /// Takes over what a node says of itself now, if this core has it open.
     fn follow(&mut self, node: &Arc<Node>, arena: &Arena) -> Result<(), Error> {
-        let Some(index) = self.leaf_of(node) else { return Ok(()) };
         let rules = Rules::new(&node.limits());
+        self.follow_routes(node);
+        let Some(index) = self.leaf_of(node) else { return Ok(()) };
         let provided = self.provide(&rules, arena);
         if let Some(leaf) = self.leaf_mut(index) {
             leaf.rules = rules;
@@ -110,7 +111,7 @@ impl Io {
             let is_underway = slot.state == State::Running
                 && slot.leaf == leaf
                 && !matches!(slot.step, Step::Straight | Step::FlushAfter)
-                && slot.cursor < total(&slot.op);
+                && slot.cursor < self.total(index);
             if is_underway && let Err(fault) = self.check(index) {
                 self.slots_mut()[index].fail(fault);
             }

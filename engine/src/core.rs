@@ -10,14 +10,14 @@ use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
-use crate::io::Io;
+use crate::io::{Entry, Io};
 use crate::poller::{Poller, PollerId, Pollers};
 use crate::remote::{Mailbox, Message, remote_task};
 use crate::shared::{Closer, EngineShared};
 use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
-use crate::{CoreWaker, Error, Event, EventKind, Events, LocalFuture, Node, Remote};
+use crate::{CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Remote};
 
 /// How often memory that is to be given back is looked at.
 const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
@@ -248,25 +248,58 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
-        let leaf = loop {
-            self.0.shared.refuse_if_ending()?;
-            if let Some(fault) = node.withdrawn() {
-                return Err(Error::from(fault).node(node.name()));
+        let entry = match node.format() {
+            None => Entry::Leaf(self.open_leaf(node).await?),
+            Some(_) => {
+                self.open_leaves(node).await?;
+                let route = self.0.io.borrow_mut().route_to(node);
+                Entry::Route(route.ok_or_else(|| {
+                    Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
+                })?)
             }
+        };
+        let user = self.0.io.borrow_mut().add_user(entry, serves);
+        Ok(Channel::new(self.clone(), node.clone(), user))
+    }
+
+    /// Opens this core's queues of all leaves beneath a node.
+    fn open_leaves<'a>(&'a self, node: &'a Arc<Node>) -> LocalFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            if node.format().is_none() {
+                return self.open_leaf(node).await.map(|_| ());
+            }
+            self.refuse_if_withdrawn(node)?;
+            for child in node.children() {
+                self.open_leaves(child).await?;
+            }
+            Ok(())
+        })
+    }
+
+    fn refuse_if_withdrawn(&self, node: &Arc<Node>) -> Result<(), Error> {
+        match node.withdrawn() {
+            Some(fault) => Err(Error::from(fault).node(node.name())),
+            None => Ok(()),
+        }
+    }
+
+    /// Opens this core's queue of a leaf, or finds it.
+    async fn open_leaf(&self, node: &Arc<Node>) -> Result<u16, Error> {
+        loop {
+            self.0.shared.refuse_if_ending()?;
+            self.refuse_if_withdrawn(node)?;
             let known = self.0.io.borrow().leaf_of(node);
             if let Some(leaf) = known {
-                break leaf;
+                return Ok(leaf);
             }
             // One task opens the queue; the others wait for it.
             let Some(_opening) = Opening::begin(self, node) else {
                 self.yield_now().await;
                 continue;
             };
-            let queue = node.driver().queue(self).await.map_err(|e| e.node(node.name()))?;
-            break self.add_leaf(node, queue)?;
-        };
-        let user = self.0.io.borrow_mut().add_user(leaf, serves);
-        Ok(Channel::new(self.clone(), node.clone(), user))
+            let queue = node.driver()?.queue(self).await.map_err(|e| e.node(node.name()))?;
+            return self.add_leaf(node, queue);
+        }
     }
 
     fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {

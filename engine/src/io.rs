@@ -5,6 +5,8 @@
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod routed;
+
 use std::collections::VecDeque;
 use std::os::fd::BorrowedFd;
 use std::rc::Rc;
@@ -17,12 +19,14 @@ use oxblock_mem::{Arena, IoVector, Pool, View};
 use crate::clock::Time;
 use crate::node::Refusal;
 use crate::plan::{BOUNCE_LEN, Memory, Rules};
+use crate::route::{NONE, Route};
 use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
 use crate::stats::{CoreStats, LeafStats};
 use crate::{
     Completion, Error, ErrorKind, Fault, Full, InPlace, Node, Op, OpFlags, OpId, OpKind, Pass,
     Queue, Request, Sleep, Token,
 };
+use routed::Next;
 
 /// Fragments of one operation at the leaf at once.
 const MAX_FRAGMENTS: u32 = 8;
@@ -56,13 +60,25 @@ impl Leaf {
 
 /// A channel's completions.
 struct User {
+    /// Where its operations go, or [`NONE`] if they have a route to go.
     leaf: u16,
+    /// How its operations find their leaves, or [`NONE`].
+    route: u16,
     done: VecDeque<u32>,
     open: bool,
     in_flight: u32,
     /// How many free slots and bounce buffers it leaves to others.
     keep_slots: usize,
     keep_bounce: usize,
+}
+
+/// Where a channel's operations enter.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// At a leaf.
+    Leaf(u16),
+    /// At a node that stands on others.
+    Route(u16),
 }
 
 /// What became of handing an operation's fragments to the leaf.
@@ -80,6 +96,7 @@ enum Handed {
 pub(crate) struct Io {
     slots: SlotTable,
     leaves: Vec<Option<Leaf>>,
+    routes: Vec<Route>,
     users: Vec<User>,
     pass: Pass,
     bounce: Option<Pool>,
@@ -99,6 +116,7 @@ impl Io {
         Self {
             slots,
             leaves: Vec::new(),
+            routes: Vec::new(),
             users: Vec::new(),
             pass,
             bounce: None,
@@ -148,6 +166,7 @@ impl Io {
     fn is_free(&self, leaf: u16) -> bool {
         self.leaves[leaf as usize].is_none()
             && !self.users.iter().any(|user| user.open && user.leaf == leaf)
+            && !self.is_routed_to(leaf)
             && !self.slots.iter().any(|slot| slot.state != State::Free && slot.leaf == leaf)
     }
 
@@ -162,10 +181,15 @@ impl Io {
         Ok(())
     }
 
-    /// Adds a user of a leaf. One that serves may have the reserve.
-    pub fn add_user(&mut self, leaf: u16, serves: bool) -> u16 {
+    /// Adds a user of a leaf, or of a route. One that serves may have the reserve.
+    pub fn add_user(&mut self, entry: Entry, serves: bool) -> u16 {
+        let (leaf, route) = match entry {
+            Entry::Leaf(leaf) => (leaf, NONE),
+            Entry::Route(route) => (NONE, route),
+        };
         let user = User {
             leaf,
+            route,
             done: VecDeque::with_capacity(self.slots.len()),
             open: true,
             in_flight: 0,
@@ -259,7 +283,7 @@ impl Io {
             return false;
         }
         let (index, leaf_index) = (id.index, slot.leaf as usize);
-        let Some(leaf) = &mut self.leaves[leaf_index] else {
+        let Some(Some(leaf)) = self.leaves.get_mut(leaf_index) else {
             return false;
         };
         slot.cancelled = true;
@@ -304,10 +328,13 @@ impl Io {
         }
     }
 
-    /// What a user's leaf did.
+    /// What a user's node did.
     pub fn leaf_stats(&self, user: u16) -> LeafStats {
-        let leaf = self.users[user as usize].leaf as usize;
-        self.leaves[leaf].as_ref().map_or_else(LeafStats::default, |leaf| leaf.stats)
+        if let Some(route) = self.route(user) {
+            return route.stats;
+        }
+        let leaf = self.leaves.get(self.users[user as usize].leaf as usize);
+        leaf.and_then(Option::as_ref).map_or_else(LeafStats::default, |leaf| leaf.stats)
     }
 
     // --- for closing ---
@@ -362,7 +389,7 @@ impl Io {
         slot.begin(user, entry.leaf, owner, op);
         let id = OpId { index, generation: slot.generation };
 
-        if let Some(leaf) = &mut self.leaves[entry.leaf as usize]
+        if let Some(Some(leaf)) = self.leaves.get_mut(entry.leaf as usize)
             && leaf.takes(&slot.op)
         {
             let request = whole_request(token(index, id.generation), &slot.op);
@@ -372,9 +399,12 @@ impl Io {
                 return Ok(id);
             }
         }
-        slot.step = Step::Direct;
-        slot.cursor = 0;
-        self.submit_slowly(index);
+        if entry.leaf == NONE {
+            self.submit_routed(index);
+        } else {
+            slot.begin_whole_extent();
+            self.submit_slowly(index);
+        }
         Ok(id)
     }
 
@@ -387,7 +417,7 @@ impl Io {
         }
         let entry = &mut self.users[user as usize];
         if let Some(index) = self.slots.next_free(entry.keep_slots)
-            && let Some(leaf) = &mut self.leaves[entry.leaf as usize]
+            && let Some(Some(leaf)) = self.leaves.get_mut(entry.leaf as usize)
             && leaf.takes(op)
         {
             let slot = &mut self.slots[index];
@@ -431,13 +461,16 @@ impl Io {
                 return self.finish(index);
             }
         }
-        let leaf = self.slots[index].leaf as usize;
-        let blocked = match &self.leaves[leaf] {
-            Some(leaf) if leaf.line.is_empty() => self.hand(index) == Handed::Blocked,
+        let leaf = self.slots[index].leaf;
+        let blocked = match self.leaves.get(leaf as usize) {
+            Some(Some(leaf)) if leaf.line.is_empty() => self.hand(index) == Handed::Blocked,
+            None => self.hand(index) == Handed::Blocked,
             _ => true,
         };
         if blocked {
             self.wait_in_line(index);
+        } else if leaf == NONE && self.is_over(index) {
+            self.finish(index);
         }
     }
 
@@ -449,7 +482,10 @@ impl Io {
         if let Some(text) = self.failed {
             return Err(Fault::text(ErrorKind::Failed, op.offset, text));
         }
-        let Some(leaf) = &self.leaves[slot.leaf as usize] else {
+        if let Some(route) = self.route(slot.user) {
+            return self.check_routed(index, route);
+        }
+        let Some(Some(leaf)) = self.leaves.get(slot.leaf as usize) else {
             return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
         if let Some((kind, text)) = leaf.refused {
@@ -463,12 +499,12 @@ impl Io {
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
         let needless_discard = op.kind == OpKind::Discard && rules.max_discard == 0;
-        Ok(total(op) == 0 || needless_discard)
+        Ok(self.total(index) == 0 || needless_discard)
     }
 
     fn wait_in_line(&mut self, index: u32) {
         let slot = &mut self.slots[index];
-        if let Some(leaf) = &mut self.leaves[slot.leaf as usize]
+        if let Some(Some(leaf)) = self.leaves.get_mut(slot.leaf as usize)
             && !slot.waiting
         {
             slot.waiting = true;
@@ -480,12 +516,14 @@ impl Io {
     fn hand(&mut self, index: u32) -> Handed {
         loop {
             let slot = &self.slots[index];
-            let op = &slot.op;
             let one_at_a_time = slot.step != Step::Direct && slot.outstanding > 0;
-            let stopped = slot.failed || slot.cancelled;
-            let all = slot.cursor == total(op);
-            if stopped || all || one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
+            if one_at_a_time || slot.outstanding >= MAX_FRAGMENTS {
                 return Handed::Enough;
+            }
+            match self.next_extent(index) {
+                Next::Extent => {}
+                Next::Later | Next::Over => return Handed::Enough,
+                Next::Blocked => return Handed::Blocked,
             }
             match self.hand_fragment(index) {
                 Handed::More => {}
@@ -499,11 +537,11 @@ impl Io {
         let Self { slots, leaves, users, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
         let op = &slot.op;
-        let Some(leaf) = &mut leaves[slot.leaf as usize] else {
+        let Some(Some(leaf)) = leaves.get_mut(slot.leaf as usize) else {
             return Handed::Enough;
         };
-        let offset = op.offset + slot.cursor;
-        let left = total(op) - slot.cursor;
+        let offset = (op.offset + slot.cursor).wrapping_add(slot.shift);
+        let left = slot.extent_end - slot.cursor;
         let mut request = Request {
             token: token(index, slot.generation),
             kind: op.kind,
@@ -513,7 +551,7 @@ impl Io {
             data: View::empty(),
         };
         match op.kind {
-            OpKind::Flush => request.len = 0,
+            OpKind::Flush => (request.offset, request.len) = (0, 0),
             OpKind::WriteZeroes if leaf.rules.max_write_zeroes == 0 => {
                 let Some(zeroes) = zeroes else {
                     return Handed::Blocked;
@@ -580,18 +618,38 @@ impl Io {
                         break;
                     }
                 } else if self.hand(index) == Handed::Blocked {
-                    break;
+                    if usize::from(self.slots[index].leaf) == leaf {
+                        break;
+                    }
+                    // It goes on at another leaf, behind those that wait there.
+                    self.leave_line(leaf, index);
+                    self.wait_in_line(index);
+                    continue;
                 }
-                if let Some(leaf) = &mut self.leaves[leaf] {
-                    leaf.line.pop_front(&self.slots);
-                }
-                let slot = &mut self.slots[index];
-                slot.waiting = false;
-                if fresh && slot.outstanding == 0 {
+                self.leave_line(leaf, index);
+                if fresh && self.slots[index].outstanding == 0 {
                     self.finish(index);
                 }
             }
         }
+    }
+
+    /// What a slot's cursor counts to: the leaves of a flush, else the operation's length in
+    /// bytes.
+    pub(crate) fn total(&self, index: u32) -> u64 {
+        let slot = &self.slots[index];
+        if slot.op.kind != OpKind::Flush {
+            return slot.op.len;
+        }
+        self.route(slot.user).map_or(1, |route| route.flushes.len() as u64)
+    }
+
+    /// The slot that is the first in a leaf's line leaves it.
+    fn leave_line(&mut self, leaf: usize, index: u32) {
+        if let Some(leaf) = &mut self.leaves[leaf] {
+            leaf.line.pop_front(&self.slots);
+        }
+        self.slots[index].waiting = false;
     }
 
     // --- the way up ---
@@ -643,8 +701,10 @@ impl Io {
 
     #[cold]
     fn complete_slowly(&mut self, index: u32, result: Result<(), Fault>) {
+        let total = self.total(index);
+        let result = result.map_err(|fault| self.translate(index, fault));
         let slot = &mut self.slots[index];
-        let whole = slot.cursor == total(&slot.op);
+        let whole = slot.cursor == total;
         let result = result.and_then(|()| copy_back(slot));
         if let Err(fault) = result {
             slot.fail(fault);
@@ -680,7 +740,7 @@ impl Io {
         if slot.op.flags.contains(OpFlags::FUA)
             && slot.op.kind.is_write()
             && !slot.failed
-            && let Some(leaf) = &self.leaves[slot.leaf as usize]
+            && let Some(Some(leaf)) = self.leaves.get(slot.leaf as usize)
             && leaf.rules.emulate_fua
         {
             self.slots[index].step = Step::FlushAfter;
@@ -695,7 +755,7 @@ impl Io {
     /// Hands the flush that makes up for FUA to the leaf. Whether it took it.
     fn hand_flush_after(&mut self, index: u32) -> bool {
         let slot = &mut self.slots[index];
-        let Some(leaf) = &mut self.leaves[slot.leaf as usize] else {
+        let Some(Some(leaf)) = self.leaves.get_mut(slot.leaf as usize) else {
             return true;
         };
         let request = Request {
@@ -719,14 +779,18 @@ impl Io {
     pub(crate) fn finish(&mut self, index: u32) {
         let slot = &mut self.slots[index];
         slot.state = State::Done;
-        if let Some(leaf) = &mut self.leaves[slot.leaf as usize] {
+        if let Some(Some(leaf)) = self.leaves.get_mut(slot.leaf as usize) {
             leaf.stats.count(slot.op.kind, slot.op.len, slot.failed);
+        }
+        let user = &mut self.users[slot.user as usize];
+        if let Some(route) = self.routes.get_mut(user.route as usize) {
+            route.stats.count(slot.op.kind, slot.op.len, slot.failed);
         }
         if slot.step != Step::Straight {
             slot.rare.bounce = None;
         }
         if slot.owner == Owner::Poll {
-            self.users[slot.user as usize].done.push_back(index);
+            user.done.push_back(index);
         } else {
             self.finish_for_future(index);
         }
@@ -764,11 +828,6 @@ impl Io {
 fn whole_request(token: Token, op: &Op) -> Request<'_> {
     let (kind, flags, offset, len) = (op.kind, op.flags, op.offset, op.len);
     Request { token, kind, flags, offset, len, data: op.data.whole() }
-}
-
-/// What the cursor counts to: a flush is one step, anything else its length in bytes.
-pub(crate) fn total(op: &Op) -> u64 {
-    if op.kind == OpKind::Flush { 1 } else { op.len }
 }
 
 /// A bounce buffer, unless that leaves fewer than `keep`.

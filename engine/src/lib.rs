@@ -88,6 +88,37 @@
 //! # }
 //! ```
 //!
+//! # A format
+//! A node may stand on others: its [`Format`] says where each range of it lives, and the engine
+//! goes there. Nodes of both kinds are opened by name from options, see [`graph`]:
+//!
+//! ```
+//! use oxblock_engine::*;
+//! use std::sync::Arc;
+//!
+//! /// Leaves out the first 4 KiB of its child.
+//! struct Behind;
+//!
+//! impl Format for Behind {
+//!     fn name(&self) -> &'static str { "behind" }
+//!     fn limits(&self, children: &[Arc<Limits>]) -> Limits {
+//!         let file = children[0].as_ref().clone();
+//!         Limits { length: file.length - 4096, ..file }
+//!     }
+//!     fn map(&self, offset: u64, len: u64, _: Intent) -> Extent {
+//!         Extent::Data { child: 0, offset: offset + 4096, len }
+//!     }
+//!     fn flushes(&self) -> &[usize] { &[0] }
+//!     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+//!         Box::pin(async { Ok(()) })
+//!     }
+//! }
+//!
+//! let put_over = |file: Arc<Node>| {
+//!     Node::with_body("top0", Body::Over(Arc::new(Behind), vec![file]), false)
+//! };
+//! ```
+//!
 //! # Limits
 //! A leaf says in its [`Limits`] what one request may ask, and sees nothing else: the
 //! engine splits what is too long or crosses a boundary, takes a bounce buffer for memory
@@ -183,14 +214,18 @@ mod driver;
 mod engine;
 mod error;
 mod events;
+mod format;
+pub mod graph;
 mod io;
 mod limits;
 mod node;
 mod op;
+pub mod options;
 mod plan;
 mod poller;
 mod reactor;
 mod remote;
+mod route;
 mod shared;
 mod simulation;
 mod slot;
@@ -206,6 +241,7 @@ pub use driver::{Busy, Driver, LocalFuture, Pass, Queue, Request, Sleep, Token};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Fault, Source};
 pub use events::{Event, EventKind, Events};
+pub use format::{Body, Extent, Format, Intent};
 pub use limits::{Limits, MemoryRule};
 pub use node::Node;
 pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};

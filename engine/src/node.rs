@@ -3,12 +3,13 @@
 use std::fmt;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use crate::{Counter, Driver, ErrorKind, Fault, Limits};
+use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 
 /// A named node of the graph. Cores open a [`Channel`](crate::Channel) on it to do I/O.
 pub struct Node {
     name: Arc<str>,
-    driver: Box<dyn Driver>,
+    body: Body,
+    read_only: bool,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
 }
@@ -17,12 +18,20 @@ pub struct Node {
 pub(crate) type Refusal = (ErrorKind, &'static str);
 
 impl Node {
-    /// A node called `name` over `driver`. The limits are read here, and again whenever
+    /// A leaf called `name` over `driver`. The limits are read here, and again whenever
     /// [`Core::refresh`](crate::Core::refresh) is asked to.
     pub fn new(name: impl Into<Arc<str>>, driver: Box<dyn Driver>) -> Arc<Self> {
-        let limits = Mutex::new(Arc::new(driver.limits()));
-        let node = Arc::new(Self { name: name.into(), driver, limits, withdrawn: OnceLock::new() });
-        node.driver.joined(&node);
+        Self::with_body(name, Body::Leaf(driver), false)
+    }
+
+    /// A node of either kind; one that is read-only refuses writes whatever its driver says.
+    pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
+        let limits = Mutex::new(Arc::new(body.limits(read_only)));
+        let (name, withdrawn) = (name.into(), OnceLock::new());
+        let node = Arc::new(Self { name, body, read_only, limits, withdrawn });
+        if let Body::Leaf(driver) = &node.body {
+            driver.joined(&node);
+        }
         node
     }
 
@@ -37,14 +46,59 @@ impl Node {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the driver counts of the device, for all nodes on it.
+    /// What the drivers of the node's leaves count of their devices, for all nodes on them.
     pub fn counters(&self) -> Vec<Counter> {
-        self.driver.counters()
+        match &self.body {
+            Body::Leaf(driver) => driver.counters(),
+            Body::Over(_, children) => children.iter().flat_map(|node| node.counters()).collect(),
+        }
     }
 
-    /// The driver.
-    pub fn driver(&self) -> &dyn Driver {
-        &*self.driver
+    /// The driver's name, as blockdev-add has it.
+    pub fn driver_name(&self) -> &'static str {
+        match &self.body {
+            Body::Leaf(driver) => driver.name(),
+            Body::Over(format, _) => format.name(),
+        }
+    }
+
+    /// What the node's user should know about how its leaves work here, a line for each that has
+    /// something to say.
+    pub fn notices(&self) -> Vec<String> {
+        match &self.body {
+            Body::Leaf(driver) => driver.notice().map(str::to_owned).into_iter().collect(),
+            Body::Over(_, children) => children.iter().flat_map(|c| c.notices()).collect(),
+        }
+    }
+
+    /// The driver of a leaf.
+    ///
+    /// # Errors
+    /// `Invalid`: the node stands on others.
+    pub fn driver(&self) -> Result<&dyn Driver, Error> {
+        match &self.body {
+            Body::Leaf(driver) => Ok(&**driver),
+            Body::Over(..) => {
+                let error = Error::new(ErrorKind::Invalid, "the node is no leaf of the graph");
+                Err(error.node(&self.name))
+            }
+        }
+    }
+
+    /// The format of a node that stands on others.
+    pub fn format(&self) -> Option<&Arc<dyn Format>> {
+        match &self.body {
+            Body::Leaf(_) => None,
+            Body::Over(format, _) => Some(format),
+        }
+    }
+
+    /// What the node stands on, in the order that its format counts them in.
+    pub fn children(&self) -> &[Arc<Node>] {
+        match &self.body {
+            Body::Leaf(_) => &[],
+            Body::Over(_, children) => children,
+        }
     }
 
     /// Why the node takes no operations any more, if it was withdrawn.
@@ -66,8 +120,22 @@ impl Node {
     pub(crate) fn reread(&self) -> (Arc<Limits>, Arc<Limits>) {
         // Read under the lock, so that of two readers the later one's stay.
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Arc::new(self.driver.limits());
+        let new = Arc::new(self.body.limits(self.read_only));
         (std::mem::replace(&mut *limits, new.clone()), new)
+    }
+}
+
+impl Body {
+    fn limits(&self, read_only: bool) -> Limits {
+        let limits = match self {
+            Self::Leaf(driver) => driver.limits(),
+            Self::Over(format, children) => {
+                let limits: Vec<Arc<Limits>> =
+                    children.iter().map(|child| child.limits()).collect();
+                format.limits(&limits)
+            }
+        };
+        Limits { read_only: limits.read_only || read_only, ..limits }
     }
 }
 
@@ -75,7 +143,7 @@ impl fmt::Debug for Node {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Node")
             .field("name", &self.name)
-            .field("driver", &self.driver.name())
+            .field("driver", &self.driver_name())
             .finish()
     }
 }

@@ -26,7 +26,7 @@ pub(crate) struct Rules {
     pub compare: bool,
     /// Whether FUA must be made up for by a flush.
     pub emulate_fua: bool,
-    read_only: bool,
+    pub read_only: bool,
 }
 
 /// How the next fragment reaches its memory.
@@ -106,23 +106,36 @@ impl Rules {
     /// common case.
     #[inline(always)]
     pub fn is_straight(&self, op: &Op) -> bool {
-        let aligned = (op.offset | op.len) & self.unaligned_bits == 0;
+        self.is_straight_at(op, op.offset)
+    }
+
+    /// As [`is_straight`](Self::is_straight), for an operation that begins at `offset` here.
+    #[inline(always)]
+    pub fn is_straight_at(&self, op: &Op, offset: u64) -> bool {
+        self.is_plain_at(op, offset) && (self.takes_any || self.is_straight_memory(op, offset))
+    }
+
+    /// Whether an operation is allowed and may be straight, as far as that is not a question of
+    /// its memory.
+    #[inline(always)]
+    pub fn is_plain(&self, op: &Op) -> bool {
+        self.is_plain_at(op, op.offset)
+    }
+
+    #[inline(always)]
+    fn is_plain_at(&self, op: &Op, offset: u64) -> bool {
+        let aligned = (offset | op.len) & self.unaligned_bits == 0;
         let fits = op.len.wrapping_sub(1) < self.max_transfer && op.len <= self.length;
         let plain = match op.kind {
             OpKind::Read => true,
             OpKind::Write => !self.read_only && (!self.emulate_fua || op.flags.is_empty()),
             _ => false,
         };
-        aligned
-            && fits
-            && plain
-            && op.offset <= self.length - op.len
-            && op.data.len() as u64 == op.len
-            && (self.takes_any || self.is_straight_memory(op))
+        aligned && fits && plain && offset <= self.length - op.len && op.data.len() as u64 == op.len
     }
 
-    fn is_straight_memory(&self, op: &Op) -> bool {
-        self.to_boundary(op.offset) >= op.len && self.allows(op.data.whole())
+    fn is_straight_memory(&self, op: &Op, offset: u64) -> bool {
+        self.to_boundary(offset) >= op.len && self.allows(op.data.whole())
     }
 
     /// The length and the memory of the next fragment of a transfer: `data` is what is

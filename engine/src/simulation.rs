@@ -14,6 +14,8 @@ use crate::{Error, ErrorKind, Sleep};
 const TURN_NS: u64 = 200;
 /// Turns without any work after which time jumps to the next deadline, for each core.
 const IDLE_TURNS: usize = 4;
+/// The furthest that time jumps while something must be polled, in ns.
+const SPIN_NS: u64 = 10_000_000;
 
 /// Reactors that take turns on the calling thread. Which one is next, and how long its
 /// turn takes, follow from the seed, so that a run can be had again.
@@ -123,6 +125,9 @@ impl Simulation {
         }
         let now_ns = self.clock.now();
         match next {
+            Some(at_ns) if spinning => {
+                self.clock.advance(at_ns.saturating_sub(now_ns).min(SPIN_NS));
+            }
             Some(at_ns) => self.clock.advance(at_ns.saturating_sub(now_ns)),
             None if spinning => self.clock.advance(TURN_NS),
             None => {

@@ -55,11 +55,17 @@ pub(crate) struct Slot {
     pub op: Op,
     /// Bytes of the operation handed to the leaf so far.
     pub cursor: u64,
+    /// Where the extent at `leaf` ends, as the cursor counts. Meaningful, as the next two are,
+    /// once the operation has not gone whole.
+    pub extent_end: u64,
+    /// What to add to an offset of the node to get that of the leaf, modulo 2^64.
+    pub shift: u64,
     pub generation: u32,
     /// Fragments at the leaf.
     pub outstanding: u32,
     /// The next slot of the line that this one stands in.
     pub next: u32,
+    /// Where it is at the moment; names no leaf until a route has led to one.
     pub leaf: u16,
     pub user: u16,
     pub state: State,
@@ -71,6 +77,8 @@ pub(crate) struct Slot {
     pub cancelled: bool,
     /// Whether there is a fault to report.
     pub failed: bool,
+    /// Whether the fragments at the leaf have different shifts.
+    pub mixed: bool,
     pub rare: Box<Rare>,
 }
 
@@ -90,6 +98,8 @@ impl Slot {
         Self {
             op: Op::flush(),
             cursor: 0,
+            extent_end: 0,
+            shift: 0,
             generation: 0,
             outstanding: 0,
             next: NIL,
@@ -101,6 +111,7 @@ impl Slot {
             waiting: false,
             cancelled: false,
             failed: false,
+            mixed: false,
             rare: Box::new(Rare {
                 fault: Fault::new(ErrorKind::Io, 0),
                 waker: None,
@@ -130,6 +141,24 @@ impl Slot {
         self.step = Step::Straight;
         self.outstanding = 1;
         self.cursor = self.op.len;
+    }
+
+    /// The operation goes in parts to a leaf that has it in one place, as the node does.
+    #[inline(always)]
+    pub fn begin_whole_extent(&mut self) {
+        self.begin_in_parts();
+        // A flush is one step.
+        self.extent_end = self.op.len.max(1);
+    }
+
+    /// The operation goes in parts, to where its route leads.
+    #[inline(always)]
+    pub fn begin_in_parts(&mut self) {
+        self.step = Step::Direct;
+        self.cursor = 0;
+        self.extent_end = 0;
+        self.shift = 0;
+        self.mixed = false;
     }
 
     /// What was named by the slot is over: late words about it are known by the old name.

@@ -3,6 +3,8 @@
 //! Every node that the controller was given is capacity. A namespace is a contiguous range of one
 //! node; deleted, its range is free again. Nothing of this outlives the controller.
 
+use std::collections::BTreeMap;
+
 use oxblock_engine::Limits;
 use oxblock_nvme::feature::WriteProtection;
 use oxblock_nvme::{NSID_ALL, Status};
@@ -11,6 +13,9 @@ use crate::namespace::{FORMATS, Geometry, Part, permits};
 
 /// What namespaces that hosts create are aligned to, and a multiple of, in bytes.
 const GRANULARITY: u64 = 4096;
+
+/// Ranges of bad blocks that are kept for a namespace.
+const BAD_RANGES_MAX: usize = 4096;
 
 /// All namespaces of a controller, and what they lie on.
 pub(crate) struct Inventory {
@@ -29,7 +34,11 @@ struct Entry {
     geometry: Geometry,
     attached: bool,
     busy: Option<Busy>,
-    /// Whether I/O commands may come: what follows from all that is said of it.
+    /// Blocks that were marked by Write Uncorrectable: first block, and the one behind the last.
+    /// Disjoint.
+    bad: BTreeMap<u64, u64>,
+    /// Whether I/O commands may come and need no more looking after: what follows from all that is
+    /// said of it.
     is_open: bool,
 }
 
@@ -46,7 +55,10 @@ impl Inventory {
     /// The namespaces that a controller begins with, room for numbers up to `numbers`, and the
     /// nodes.
     pub(crate) fn new(first: Vec<Geometry>, numbers: u32, nodes: Vec<Limits>) -> Inventory {
-        let entry = |geometry| Some(Entry { geometry, attached: true, busy: None, is_open: true });
+        let entry = |geometry| {
+            let bad = BTreeMap::new();
+            Some(Entry { geometry, attached: true, busy: None, bad, is_open: true })
+        };
         let mut places: Vec<Option<Entry>> = first.into_iter().map(entry).collect();
         let count = places.len().max(numbers as usize);
         places.resize_with(count, || None);
@@ -68,6 +80,71 @@ impl Inventory {
             Some(Some(entry)) if entry.is_open => Ok(&entry.geometry),
             _ => Err(self.refusal(nsid)),
         }
+    }
+
+    /// The same for one that has bad blocks, too.
+    ///
+    /// # Errors
+    /// As [`open`](Inventory::open).
+    pub(crate) fn usable(&self, nsid: u32) -> Result<&Geometry, Status> {
+        let entry = self.entry(nsid).filter(|entry| entry.attached && entry.busy.is_none());
+        let entry = entry.filter(|_| self.closed.is_none());
+        entry.map(|entry| &entry.geometry).ok_or_else(|| self.refusal(nsid))
+    }
+
+    /// The first bad block of a range, if it has one.
+    pub(crate) fn first_bad(&self, nsid: u32, slba: u64, blocks: u64) -> Option<u64> {
+        let end = slba.saturating_add(blocks);
+        let (start, past) = self.entry(nsid)?.bad.range(..end).next_back()?;
+        // Ranges are disjoint: the last that begins before the end is not the first that overlaps.
+        let mut first = (*past > slba).then_some(*start)?;
+        for (start, past) in self.entry(nsid)?.bad.range(..first).rev() {
+            if *past <= slba {
+                break;
+            }
+            first = *start;
+        }
+        Some(first.max(slba))
+    }
+
+    /// Marks blocks as bad.
+    ///
+    /// # Errors
+    /// There are too many ranges of them.
+    pub(crate) fn mark_bad(&mut self, nsid: u32, slba: u64, blocks: u64) -> Result<(), Status> {
+        self.clear_bad(nsid, slba, blocks);
+        let closed = self.closed.is_some();
+        let entry = self.entry_mut(nsid).ok_or(Status::INVALID_NAMESPACE)?;
+        if entry.bad.len() >= BAD_RANGES_MAX {
+            return Err(Status::WRITE_FAULT);
+        }
+        entry.bad.insert(slba, slba.saturating_add(blocks));
+        entry.settle(closed);
+        Ok(())
+    }
+
+    /// Blocks have been written: they are good again.
+    pub(crate) fn clear_bad(&mut self, nsid: u32, slba: u64, blocks: u64) {
+        let closed = self.closed.is_some();
+        let Some(entry) = self.entry_mut(nsid) else { return };
+        let end = slba.saturating_add(blocks);
+        let overlapping = entry.bad.range(..end).filter(|(_, past)| **past > slba);
+        let overlapping: Vec<(u64, u64)> = overlapping.map(|(a, b)| (*a, *b)).collect();
+        for (start, past) in overlapping {
+            entry.bad.remove(&start);
+            if start < slba {
+                entry.bad.insert(start, slba);
+            }
+            if past > end {
+                entry.bad.insert(end, past);
+            }
+        }
+        entry.settle(closed);
+    }
+
+    /// All blocks of a namespace are good again.
+    pub(crate) fn clear_all_bad(&mut self, nsid: u32) {
+        self.clear_bad(nsid, 0, u64::MAX);
     }
 
     #[cold]
@@ -192,7 +269,9 @@ impl Inventory {
         let mut geometry = Geometry::part(nsid, part, shift, limits);
         geometry.blocks = blocks;
         geometry.incarnation = self.created;
-        self.places[place] = Some(Entry { geometry, attached: false, busy: None, is_open: false });
+        let bad = BTreeMap::new();
+        let entry = Entry { geometry, attached: false, busy: None, bad, is_open: false };
+        self.places[place] = Some(entry);
         Ok(nsid)
     }
 
@@ -269,7 +348,8 @@ impl Inventory {
 
 impl Entry {
     fn settle(&mut self, closed: bool) {
-        self.is_open = self.attached && self.busy.is_none() && !closed;
+        let takes_io = self.attached && self.busy.is_none() && !closed;
+        self.is_open = takes_io && self.bad.is_empty();
     }
 }
 
@@ -318,6 +398,24 @@ pub(crate) mod tests {
         assert_eq!(inventory.create(1, 0), Ok(3));
         assert_eq!(inventory.create(1, 0), Ok(4));
         assert_eq!(inventory.create(1, 0), Err(Status::NAMESPACE_ID_UNAVAILABLE));
+    }
+
+    #[test]
+    fn bad_blocks_are_marked_and_cleared_in_part() {
+        let mut inventory = inventory(&[9], 1);
+        inventory.mark_bad(1, 10, 10).unwrap();
+        inventory.mark_bad(1, 30, 5).unwrap();
+        assert!(inventory.open(1).is_err() && inventory.usable(1).is_ok());
+        let first = |inventory: &Inventory, slba, blocks| inventory.first_bad(1, slba, blocks);
+        assert_eq!(first(&inventory, 0, 10), None);
+        assert_eq!(first(&inventory, 0, 1000), Some(10));
+        assert_eq!(first(&inventory, 15, 100), Some(15));
+        assert_eq!(first(&inventory, 20, 10), None);
+        inventory.clear_bad(1, 12, 20);
+        assert_eq!(first(&inventory, 11, 100), Some(11));
+        assert_eq!(first(&inventory, 12, 100), Some(32));
+        inventory.clear_all_bad(1);
+        assert!(inventory.open(1).is_ok());
     }
 
     #[test]

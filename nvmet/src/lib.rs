@@ -15,7 +15,7 @@
 //! | PRPs and SGLs to scatter lists | `data` |
 //! | admin commands | `admin` |
 //! | namespaces that come, go and change: format, sanitize | `inventory`, `maintenance`, `erase` |
-//! | I/O commands | `nvm`, `namespace` |
+//! | I/O commands | `nvm`, `namespace`, `bad_blocks` |
 //! | Host Memory Buffer | `host_buffer` |
 //! | keep alive, power, coalescing: what time brings | `timers` |
 //! | fault switches for tests | [`fault`] |
@@ -29,6 +29,7 @@
 #![forbid(unsafe_code)]
 
 mod admin;
+mod bad_blocks;
 mod bar_memory;
 mod controller;
 mod data;

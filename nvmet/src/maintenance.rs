@@ -248,6 +248,10 @@ impl<H: Hooks> Service<H> {
         if matches!(task.what, What::Sanitize { .. }) {
             let writes = self.usage().writes;
             self.admin.sanitize.end(succeeded, writes);
+            if succeeded {
+                let all: Vec<u32> = self.inventory.all_allocated().map(|g| g.nsid).collect();
+                all.into_iter().for_each(|nsid| self.inventory.clear_all_bad(nsid));
+            }
             self.inventory.set_closed(self.admin.sanitize.closed());
             self.admin.raise(Event {
                 kind: event::TYPE_IO,
@@ -262,7 +266,10 @@ impl<H: Hooks> Service<H> {
 
     fn change(&mut self, nsid: u32, what: What) {
         match what {
-            What::Format { index, .. } => self.inventory.reformat(nsid, index),
+            What::Format { index, .. } => {
+                self.inventory.clear_all_bad(nsid);
+                self.inventory.reformat(nsid, index);
+            }
             What::Delete => self.inventory.delete(nsid),
             What::Detach => self.inventory.set_attached(nsid, false),
             What::Sanitize { .. } => {}

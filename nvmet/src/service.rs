@@ -24,7 +24,7 @@ use crate::host_buffer::HostBuffer;
 use crate::inventory::Inventory;
 use crate::lifecycle::Phase;
 use crate::maintenance::{self, Maintenance};
-use crate::namespace::{Backing, Usage};
+use crate::namespace::{Backing, Range, Usage};
 use crate::nvm::long::{Jobs, PLACES, Step};
 use crate::nvm::{self as commands, Rules};
 use crate::queue::{LONG, Queues, Tag, Work};
@@ -276,7 +276,7 @@ impl<H: Hooks> Service<H> {
     fn submit_io(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
         let geometry = match self.inventory.open(command.nsid()) {
             Ok(geometry) => geometry,
-            Err(status) => return Err(refused(command, status)),
+            Err(status) => return self.submit_minding(tag, command, status),
         };
         let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
         let index = geometry.backing;
@@ -290,14 +290,17 @@ impl<H: Hooks> Service<H> {
 
     /// Starts a long command, or puts it in line for a place.
     fn start_long(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
+        if command.opcode() == nvm::WRITE_UNCORRECTABLE {
+            return self.write_uncorrectable(tag, command);
+        }
         let flush_all = command.opcode() == nvm::FLUSH;
         let geometry = if flush_all {
             self.inventory.closed().map_or(Ok(None), Err)?
         } else {
-            let open = self.inventory.open(command.nsid());
+            let open = self.inventory.usable(command.nsid());
             Some(open.map_err(|status| refused(command, status))?)
         };
-        let Some((place, job)) = self.jobs.free() else {
+        let Some((_, job)) = self.jobs.free() else {
             self.stalled.push_back(Stalled::Long(tag, *command));
             return Ok(());
         };
@@ -312,10 +315,35 @@ impl<H: Hooks> Service<H> {
                 }
             }
         }
+        if !flush_all && self.inventory.open(command.nsid()).is_err() {
+            let (ranges, to) = (job.ranges().to_vec(), [job.destination()]);
+            let (reads, changes): (&[Range], &[Range]) = match command.opcode() {
+                nvm::VERIFY => (&ranges, &[]),
+                nvm::COPY => (&ranges, &to),
+                _ => (&[], &ranges),
+            };
+            self.mind_bad_ranges(tag, command.nsid(), reads, changes)?;
+        }
+        let Some((place, job)) = self.jobs.free() else { return Err(Status::INTERNAL_ERROR) };
         job.owner = Some(tag);
         self.jobs.keep();
         self.set_work(tag, Work::Long(place));
         self.step_long(place);
+        Ok(())
+    }
+
+    /// The same for a namespace that is not open: perhaps it has bad blocks.
+    #[cold]
+    fn submit_minding(&mut self, tag: Tag, command: &Command, why: Status) -> Result<(), Status> {
+        if self.inventory.usable(command.nsid()).is_err() {
+            return Err(refused(command, why));
+        }
+        let geometry = self.inventory.usable(command.nsid())?;
+        let index = geometry.backing;
+        let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
+        self.mind_bad_blocks(tag, command)?;
+        self.stalled.push_back(Stalled::Op(index, op.tag(tag.to_bits())));
+        self.unstall();
         Ok(())
     }
 
@@ -674,7 +702,7 @@ impl<H: Hooks> Poller for Service<H> {
 fn refused(command: &Command, status: Status) -> Status {
     match command.opcode() {
         nvm::FLUSH..=nvm::READ | nvm::COMPARE | nvm::WRITE_ZEROES => status,
-        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => status,
+        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY | nvm::WRITE_UNCORRECTABLE => status,
         _ => Status::INVALID_OPCODE,
     }
 }

@@ -5,6 +5,7 @@ mod in_place;
 mod leaf;
 mod lifecycle;
 mod requests;
+mod routes;
 mod waiting;
 
 use std::sync::Arc;

@@ -169,6 +169,7 @@ impl Identity {
         c.nn = inventory.numbers().into();
         c.mnan = inventory.numbers().into();
         let oncs = Oncs::COMPARE
+            | Oncs::WRITE_UNCORRECTABLE
             | Oncs::DATASET_MANAGEMENT
             | Oncs::WRITE_ZEROES
             | Oncs::SAVE

@@ -243,7 +243,13 @@ fn effects_page() -> Vec<u8> {
         (admin::SANITIZE, log::EFFECT_CONTENT_CHANGE | log::EFFECT_ALONE),
     ];
     const READING: [u8; 4] = [nvm::FLUSH, nvm::READ, nvm::COMPARE, nvm::VERIFY];
-    const WRITING: [u8; 4] = [nvm::WRITE, nvm::WRITE_ZEROES, nvm::DATASET_MANAGEMENT, nvm::COPY];
+    const WRITING: [u8; 5] = [
+        nvm::WRITE,
+        nvm::WRITE_UNCORRECTABLE,
+        nvm::WRITE_ZEROES,
+        nvm::DATASET_MANAGEMENT,
+        nvm::COPY,
+    ];
     let mut page = Effects::boxed();
     for opcode in ADMIN {
         page.acs[usize::from(opcode)] = log::EFFECT_SUPPORTED.into();

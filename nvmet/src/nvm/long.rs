@@ -103,6 +103,11 @@ impl Job {
         self.ranges.is_empty()
     }
 
+    /// Where a copy goes.
+    pub(crate) fn destination(&self) -> Range {
+        self.to
+    }
+
     pub(crate) fn set_destination(&mut self, to: Range, fua: bool) {
         (self.to, self.fua) = (to, fua);
     }
@@ -206,7 +211,7 @@ impl Job {
         self.owner = None;
     }
 
-    #[cfg(test)]
+    /// The ranges that it reads or discards.
     pub(crate) fn ranges(&self) -> &[Range] {
         &self.ranges
     }

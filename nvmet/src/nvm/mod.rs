@@ -56,7 +56,7 @@ impl Rules {
 #[inline]
 pub(crate) fn is_long(command: &Command) -> bool {
     match command.opcode() {
-        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY => true,
+        nvm::DATASET_MANAGEMENT | nvm::VERIFY | nvm::COPY | nvm::WRITE_UNCORRECTABLE => true,
         nvm::FLUSH => command.nsid() == NSID_ALL,
         _ => false,
     }

@@ -157,7 +157,7 @@ fn ranges_and_lengths_are_checked() {
         let fused = at(Command::compare(1, 0, 1)).with_fuse(fuse);
         assert_eq!(host.status(1, fused), Status::INVALID_FIELD);
     }
-    for opcode in [nvm::WRITE_UNCORRECTABLE, nvm::RESERVATION_REPORT, 0x7f, 0xff] {
+    for opcode in [nvm::RESERVATION_REGISTER, nvm::RESERVATION_REPORT, 0x7f, 0xff] {
         for nsid in [0, 1, 9] {
             let status = host.status(1, Command::new(opcode, nsid));
             assert_eq!(status, Status::INVALID_OPCODE);
@@ -513,4 +513,37 @@ fn a_controller_keeps_to_its_share_of_slots() {
     for cid in cids {
         assert!(host.wait(1, cid).status().is_success());
     }
+}
+
+/// A block that is marked cannot be read until it is written, by whatever writes.
+#[test]
+fn marked_blocks_cannot_be_read_until_they_are_written() {
+    let mut host = Host::with_io(options().0);
+    let buf = host.alloc(8192);
+    let at = buf.iova().unwrap();
+    let nvm = |opcode, slba, blocks| Command::nvm(opcode, 1, slba, blocks, 0).with_prp(at, 0);
+    let mark = |slba, blocks| nvm(oxblock_nvme::opcode::nvm::WRITE_UNCORRECTABLE, slba, blocks);
+    let read = |slba, blocks| Command::read(1, slba, blocks).with_prp(at, 0);
+    let bad = Status::UNRECOVERED_READ_ERROR;
+    assert_eq!(host.status(1, mark(255, 2)), Status::LBA_OUT_OF_RANGE);
+    assert!(host.run(1, mark(10, 4)).status().is_success());
+    assert!(host.run(1, read(6, 4)).status().is_success());
+    assert_eq!(host.status(1, read(8, 8)), bad);
+    // The error log names the block.
+    let log = host.page(Command::log_page(1, oxblock_nvme::NSID_ALL, 64, 0, false));
+    assert_eq!(log[16..24], 10u64.to_le_bytes());
+    assert_eq!(host.status(1, Command::verify(1, 12, 1)), bad);
+    let write = Command::write(1, 10, 2, 0).with_prp(at, 0);
+    assert!(host.run(1, write).status().is_success());
+    assert!(host.run(1, read(10, 2)).status().is_success());
+    assert_eq!(host.status(1, read(10, 3)), bad);
+    assert!(host.run(1, Command::write_zeroes(1, 12, 2, 0)).status().is_success());
+    assert!(host.run(1, read(8, 8)).status().is_success());
+    // It is the namespace's, and stays over resets of the controller.
+    assert!(host.run(1, mark(0, 1)).status().is_success());
+    host.disable();
+    host.enable();
+    host.create_io(1, 64);
+    assert_eq!(host.status(1, read(0, 1)), bad);
+    assert!(host.run(1, Command::flush(1)).status().is_success());
 }

@@ -1,11 +1,13 @@
 //! Features of controllers, between the NVMe driver and the software controller.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
 use oxblock_engine::{Channel, Core, Engine, Node, Options};
 use oxblock_mem::ArenaOptions;
+use oxblock_nvme::feature::{AUTONOMOUS_POWER_STATE_TRANSITION, SEL_CURRENT};
 use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
 
 const LEN: usize = 64 << 10;
@@ -130,6 +132,82 @@ fn persistent_memory_outlives_hosts_and_resets() {
         assert_eq!(&bytes, b"kept");
         region.memory(0, 4096).expect("its memory").read_at(100, &mut bytes);
         assert_eq!(bytes, [0x77; 4]);
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// The buffer is the controller's alone for as long as it has it, over resets and until it gives
+/// it back: the controller looks, and would fail.
+#[test]
+fn host_memory_is_left_to_the_controller() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let host_memory_bytes = 1 << 20;
+        let options = ControllerOptions { host_memory_bytes, ..Default::default() };
+        let target = target(&core, options).await;
+        let (host, channel) = attach(&core, &target, NvmeOptions::default()).await;
+        assert_eq!((host.host_memory(), host.notices()), (host_memory_bytes, Vec::new()));
+        for n in 0..5 {
+            exercise(&core, &channel, n).await;
+            host.reset(&core).await.expect("a reset");
+            assert_eq!(host.host_memory(), host_memory_bytes);
+        }
+        drop(channel);
+        host.shutdown(&core).await.expect("a shutdown");
+        assert_eq!((host.host_memory(), target.broken_promises()), (0, 0));
+        let options = NvmeOptions { host_memory: 4096, ..NvmeOptions::default() };
+        let (host, channel) = attach(&core, &target, options).await;
+        assert!(host.notices().len() == 1, "below what it needs: {:?}", host.notices());
+        exercise(&core, &channel, 9).await;
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// Row 30: a controller whose timer expires is fatal, so a beat that stops is seen.
+#[test]
+fn a_controller_with_a_timer_is_kept_alive_over_resets() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let options = ControllerOptions { keep_alive: true, ..Default::default() };
+        let target = target(&core, options).await;
+        let time = Duration::from_millis(500);
+        let options = NvmeOptions { keep_alive: Some(time), ..NvmeOptions::default() };
+        let (host, channel) = attach(&core, &target, options).await;
+        assert!(host.notices().is_empty(), "{:?}", host.notices());
+        for resets in 1..3 {
+            core.sleep(2 * time).await;
+            host.reset(&core).await.expect("a reset");
+            exercise(&core, &channel, resets as u8).await;
+            assert_eq!(host.stats().resets, resets, "those that were asked for");
+        }
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// Row 32, over a reset.
+#[test]
+fn power_transitions_are_as_they_were_asked_for() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let options = ControllerOptions { power_transitions: true, ..Default::default() };
+        let target = target(&core, options).await;
+        for (power_latency, on) in [(None, 0), (Some(Duration::from_secs(1)), 1)] {
+            let options = NvmeOptions { power_latency, ..NvmeOptions::default() };
+            let (host, channel) = attach(&core, &target, options).await;
+            for _ in 0..2 {
+                let id = AUTONOMOUS_POWER_STATE_TRANSITION;
+                let set = host.feature(&core, id, 0, SEL_CURRENT, 0, 256).await.expect("a table");
+                assert_eq!(set.dword0 & 1, on);
+                let entries = set.data.chunks_exact(8).filter(|entry| **entry != [0; 8]).count();
+                assert_eq!(entries > 0, on == 1);
+                host.reset(&core).await.expect("a reset");
+            }
+            drop(channel);
+            host.shutdown(&core).await.expect("a shutdown");
+        }
     });
     done.expect("the test");
     engine.shutdown().expect("an orderly shutdown");

@@ -23,6 +23,7 @@
 mod backing;
 mod calls;
 mod device;
+mod info;
 mod polled;
 mod probe;
 mod queue;
@@ -37,6 +38,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Queue};
+
+pub use info::{FILE, HOST_DEVICE};
 
 use backing::Backing;
 use probe::Cpus;

@@ -2,11 +2,40 @@
 
 use std::sync::Arc;
 
+use oxblock_engine::graph::{DriverInfo, DriverKind, Opening, default_access};
+use oxblock_engine::options::OptionSpec;
 use oxblock_engine::{
-    Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpFlags, OpKind, Pass, Queue,
-    Request, Sleep, Token,
+    Body, Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpFlags, OpKind, Pass,
+    Queue, Request, Sleep, Token,
 };
 use oxblock_mem::SharedBytes;
+
+/// The declaration of `memory`, which QEMU does not have.
+pub const MEMORY: DriverInfo = DriverInfo {
+    name: "memory",
+    kind: DriverKind::Protocol,
+    needs_filename: false,
+    supports_backing: false,
+    protocols: &[],
+    parse_filename: None,
+    claims: None,
+    options: &[
+        OptionSpec::size("size", "how long it is, bytes").required().strong(),
+        OptionSpec::number("block-size", 1, 1 << 20, "granularity of requests, bytes")
+            .default("512"),
+    ],
+    create_options: &[],
+    children: &[],
+    child_rule: default_access,
+    open: |opening| Box::pin(async move { open_node(opening) }),
+};
+
+fn open_node(opening: &Opening<'_>) -> Result<Body, Error> {
+    let number = |name| opening.settings.number(name);
+    let size = number("size").unwrap_or(0);
+    let block_size = number("block-size").and_then(|size| size.try_into().ok()).unwrap_or(512);
+    open(MemoryOptions { size, block_size }).map(Body::Leaf)
+}
 
 /// What disk to make.
 #[derive(Clone, Debug, PartialEq, Eq)]

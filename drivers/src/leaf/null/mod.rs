@@ -3,10 +3,64 @@
 
 use std::collections::VecDeque;
 
+use oxblock_engine::graph::{DriverInfo, DriverKind, Opening, default_access};
+use oxblock_engine::options::OptionSpec;
 use oxblock_engine::{
-    Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpKind, Pass, Queue, Request,
-    Sleep, Token,
+    Body, Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpKind, Pass, Queue,
+    Request, Sleep, Token,
 };
+
+/// The declaration of `null-co`.
+pub const NULL_CO: DriverInfo = DriverInfo {
+    name: "null-co",
+    kind: DriverKind::Protocol,
+    needs_filename: false,
+    supports_backing: false,
+    protocols: &["null-co"],
+    parse_filename: Some(|name, _| only_name(name, "null-co://")),
+    claims: None,
+    options: &[
+        OptionSpec::size("size", "how long it is, bytes").default("1G").strong(),
+        OptionSpec::number("latency-ns", 0, i64::MAX as u64, "how long a request takes, ns")
+            .default("0"),
+        OptionSpec::bool("read-zeroes", "fill what is read with zeroes").default("off").strong(),
+    ],
+    create_options: &[],
+    children: &[],
+    child_rule: default_access,
+    open: |opening| Box::pin(async move { open_node(opening) }),
+};
+
+/// The declaration of `null-aio`: here the same.
+pub const NULL_AIO: DriverInfo = DriverInfo {
+    name: "null-aio",
+    protocols: &["null-aio"],
+    parse_filename: Some(|name, _| only_name(name, "null-aio://")),
+    ..NULL_CO
+};
+
+fn only_name(name: &str, only: &str) -> Result<(), Error> {
+    if name == only {
+        return Ok(());
+    }
+    let text = format!("The only allowed filename for this driver is '{only}'");
+    Err(Error::new(ErrorKind::Invalid, text))
+}
+
+fn open_node(opening: &Opening<'_>) -> Result<Body, Error> {
+    let defaults = NullOptions::default();
+    let number = |name| opening.settings.number(name);
+    let size = number("size").unwrap_or(defaults.size);
+    if size > i64::MAX as u64 {
+        let text = format!("null: a size of {size} bytes is too large; the most is 2^63 - 1");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    let size = size.next_multiple_of(defaults.block_size.into());
+    let read_zeroes = opening.settings.bool("read-zeroes") == Some(true);
+    let latency_ns = number("latency-ns").unwrap_or(0);
+    let options = NullOptions { size, latency_ns, read_zeroes, ..defaults };
+    open(options).map(Body::Leaf)
+}
 
 /// How a null device behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -552,7 +552,8 @@ async fn attach(
             return Err(error);
         }
     };
-    vectors.enable_io(setup.io_queues);
+    let one_for_all = hardware.quirks().contains(Quirks::SINGLE_VECTOR);
+    vectors.enable_io(if one_for_all { 0 } else { setup.io_queues });
     let page = &setup.page;
     let rtd3e = Duration::from_micros(page.rtd3e.get().into());
     let entries = options.queue_entries.clamp(2, 1024);

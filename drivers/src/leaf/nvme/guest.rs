@@ -93,12 +93,11 @@ impl Queue for GuestQueue {
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
                 let (token, offset) = (request.token, request.offset);
-                if let Some(command) = self.trackers.take(token, offset, OWN, 0, command) {
-                    let cid = command.cid();
-                    if end.asks.push(Ask::Command { command, cid }).is_err() {
-                        self.trackers.complete(cid);
-                        return Err(Busy);
-                    }
+                if let Some(cid) = self.trackers.take(token, offset, OWN, &command)
+                    && end.asks.push(Ask::Command { command, cid }).is_err()
+                {
+                    self.trackers.complete(cid);
+                    return Err(Busy);
                 }
             }
             Ok(None) => pass.done(request.token, Ok(())),

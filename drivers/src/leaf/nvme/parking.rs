@@ -24,7 +24,7 @@ impl QueuePair {
         match pulse.health() {
             Health::Live if pulse.life() == self.seen.life() => {
                 self.seen = pulse;
-                self.tick = self.tick.wrapping_add(1);
+                self.trackers.count_tick();
                 // First of all what has completed (row 19).
                 let count = self.poll_well(pass);
                 count + self.look_after(pass)
@@ -99,7 +99,7 @@ impl QueuePair {
         let counts = aside.was_late || !self.controller.recovery().is_asked();
         match self.verdict(index, aside, counts) {
             Verdict::Again { retries } => {
-                let stage = Stage::Waiting { due: self.tick };
+                let stage = Stage::Waiting { due: self.trackers.tick() };
                 Ok(Aside { stage, retries, ..aside })
             }
             Verdict::Never => failed(

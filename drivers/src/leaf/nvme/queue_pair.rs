@@ -29,8 +29,8 @@ use super::{Quirks, status};
 
 /// How often a queue pair that was being opened when a reset began looks whether it is over.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
-/// How often a queue pair is tried to be opened when resets come between.
-const OPEN_TRIES: u32 = 8;
+/// How long a queue pair is tried to be opened when resets come between, in ns.
+const OPEN_NS: u64 = 60_000_000_000;
 
 /// What the queues of a controller saw that should not be. Touched only then.
 #[derive(Default)]
@@ -63,8 +63,6 @@ pub(super) struct QueuePair {
     pub(super) commands: Commands,
     /// What the controller's health was when it was last looked at.
     pub(super) seen: Pulse,
-    /// Ticks that this queue pair has seen.
-    pub(super) tick: u16,
     pub(super) gate: Gate,
     pub(super) qid: u16,
     /// Cores that share it.
@@ -97,9 +95,8 @@ pub(super) async fn open(
     shape: Shape,
     qid: u16,
 ) -> Result<Leaf, Error> {
-    let mut tries = 0;
+    let begun = core.now();
     loop {
-        tries += 1;
         let before = controller.settled(core).await;
         let made = before.and_then(|()| make(core, controller.clone(), shape, qid));
         let mut pair = match made {
@@ -117,7 +114,8 @@ pub(super) async fn open(
             }
             Err(error) => {
                 let was_reset = forget(core, &mut pair).await;
-                if was_reset && tries < OPEN_TRIES && !controller.hardware().health().is_over() {
+                let is_over = controller.hardware().health().is_over();
+                if was_reset && !is_over && core.now() - begun < OPEN_NS {
                     continue;
                 }
                 // What the controller is not known to have deleted stays as it is.
@@ -184,7 +182,6 @@ fn make(
         cq_doorbell: Doorbell::new(&hardware, shadow, qid, true)?,
         trackers: Trackers::new(trackers),
         seen,
-        tick: 0,
         gate: Gate::Open,
         qid,
         waiting,
@@ -277,8 +274,8 @@ impl QueuePair {
         match self.commands.of(request, index) {
             Ok(Some(command)) => {
                 let (token, offset) = (request.token, request.offset);
-                if let Some(command) = self.trackers.take(token, offset, OWN, self.tick, command) {
-                    self.sq.push(&command);
+                if let Some(cid) = self.trackers.take(token, offset, OWN, &command) {
+                    self.sq.push(&command.with_cid(cid));
                 }
             }
             Ok(None) => pass.done(request.token, Ok(())),
@@ -362,9 +359,9 @@ impl QueuePair {
             match ask {
                 Ask::Command { command, cid } => {
                     let token = Token(cid.into());
-                    let taken = self.trackers.take(token, 0, seat, self.tick, command);
-                    if let Some(command) = taken {
-                        self.sq.push(&command);
+                    let taken = self.trackers.take(token, 0, seat, &command);
+                    if let Some(cid) = taken {
+                        self.sq.push(&command.with_cid(cid));
                     }
                 }
                 Ask::Cancel { cid } => self.cancel_of(Token(cid.into()), seat),

@@ -92,7 +92,9 @@ impl QueuePair {
         match self.after_failure(index, aside, status) {
             Some(again) => {
                 self.trackers.set_aside(index, again);
-                if again.stage == (Stage::Waiting { due: self.tick }) && self.send_again(index) {
+                if again.stage == (Stage::Waiting { due: self.trackers.tick() })
+                    && self.send_again(index)
+                {
                     self.ring();
                 }
             }
@@ -113,13 +115,13 @@ impl QueuePair {
             return None;
         }
         let kind = status::kind(status);
-        let (first, _) = self.trackers.first_sent(index)?;
+        let first = self.trackers.first_sent(index)?.tick();
         let busy = kind == ErrorKind::Busy;
         if !busy && !status::may_pass(status) {
             return None;
         }
         let limit = self.patience.of(self.trackers.command(index));
-        if busy && self.tick.wrapping_sub(first) >= limit {
+        if busy && self.trackers.tick().wrapping_sub(first) >= limit {
             return None;
         }
         let Verdict::Again { retries } = self.verdict(index, aside, !busy) else { return None };
@@ -130,7 +132,7 @@ impl QueuePair {
             (crd, _) => self.patience.crdt.get(usize::from(crd) - 1).map_or(0, |delay| delay + 1),
         };
         let retries = if busy { retries.saturating_add(1) } else { retries };
-        let stage = Stage::Waiting { due: self.tick.wrapping_add(delay) };
+        let stage = Stage::Waiting { due: self.trackers.tick().wrapping_add(delay) };
         Some(Aside { stage, retries, ..aside })
     }
 
@@ -176,15 +178,17 @@ impl QueuePair {
         match aside.stage {
             Stage::Sent { cid, since } => {
                 let limit = self.patience.of(self.trackers.command(index));
-                if self.tick.wrapping_sub(since) < limit {
+                if self.trackers.tick().wrapping_sub(since) < limit {
                     return;
                 }
                 count(&self.counters.timeouts);
                 let abort_asked = self.abort(cid);
-                let stage = Stage::Late { cid, since: self.tick, abort_asked };
+                let stage = Stage::Late { cid, since: self.trackers.tick(), abort_asked };
                 self.trackers.set_aside(index, Aside { stage, was_late: true, ..aside });
             }
-            Stage::Late { since, .. } if self.tick.wrapping_sub(since) >= self.patience.abort => {
+            Stage::Late { since, .. }
+                if self.trackers.tick().wrapping_sub(since) >= self.patience.abort =>
+            {
                 // It was aborted in vain: the controller is reset.
                 self.hardware.fail();
             }
@@ -203,19 +207,18 @@ impl QueuePair {
             return;
         }
         let due = |stage| match stage {
-            Stage::Waiting { due } => self.tick.wrapping_sub(due) < u16::MAX / 2,
+            Stage::Waiting { due } => self.trackers.tick().wrapping_sub(due) < u16::MAX / 2,
             _ => false,
         };
         let trackers = &self.trackers;
-        let mut indexes: Vec<(u32, usize)> = (0..trackers.len())
+        let last = trackers.last_sent();
+        let mut indexes: Vec<(u16, usize)> = (0..trackers.len())
             .filter(|index| {
                 trackers.aside(*index).is_some_and(|aside| !aside.cancelled && due(aside.stage))
             })
-            .filter_map(|index| Some((trackers.first_sent(index)?.1, index)))
+            .filter_map(|index| Some((last.since(trackers.first_sent(index)?), index)))
             .collect();
-        let last = trackers.last_sequence();
-        indexes
-            .sort_unstable_by_key(|(sequence, _)| std::cmp::Reverse(last.wrapping_sub(*sequence)));
+        indexes.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
         for (_, index) in indexes {
             if !self.send_again(index) {
                 break;
@@ -230,7 +233,7 @@ impl QueuePair {
         }
         let Some(aside) = self.trackers.aside(index) else { return false };
         let Some(command) = self.trackers.again(index) else { return false };
-        let stage = Stage::Sent { cid: command.cid(), since: self.tick };
+        let stage = Stage::Sent { cid: command.cid(), since: self.trackers.tick() };
         self.trackers.set_aside(index, Aside { stage, ..aside });
         self.sq.push(&command);
         count(&self.counters.retries);

@@ -1,5 +1,7 @@
 //! Commands in flight on one queue pair, by command identifier.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use oxblock_engine::Token;
 use oxblock_nvme::Command;
 
@@ -26,16 +28,65 @@ struct Tracker {
     next_cid: u16,
     /// [`OWN`], or the guest that it was taken for.
     seat: u16,
-    /// When it was sent first, in ticks.
-    tick: u16,
-    /// Counts the commands sent, to keep their order.
-    sequence: u32,
+    /// When it was sent first.
+    stamp: Stamp,
 }
 
-/// A command as it was sent, in a cache line of its own.
-#[derive(Clone, Copy)]
+/// When a command was sent: its tick in bits 31:16, and below it a number that counts commands, to
+/// keep their order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stamp(u32);
+
+impl Stamp {
+    pub fn tick(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// How many commands were sent since the one with this stamp, modulo 2^16.
+    pub fn since(self, earlier: Stamp) -> u16 {
+        (self.0 as u16).wrapping_sub(earlier.0 as u16)
+    }
+
+    fn with_tick(self, tick: u16) -> Stamp {
+        Stamp(u32::from(tick) << 16 | self.0 & 0xffff)
+    }
+
+    #[inline]
+    fn next(self) -> Stamp {
+        Stamp(self.0 & 0xffff_0000 | u32::from((self.0 as u16).wrapping_add(1)))
+    }
+}
+
+/// A command as it was sent, in a cache line of its own. Kept word by word, as it was built: a copy
+/// in wider pieces has to wait until the words have left the store buffer.
+#[derive(Default)]
 #[repr(align(64))]
-struct Sent(Command);
+struct Sent([AtomicU64; 8]);
+
+/// The words that are zero in most commands: dwords 2 to 5, and 14 and 15.
+const RARE_WORDS: [usize; 3] = [1, 2, 7];
+
+impl Sent {
+    #[inline]
+    fn keep(&mut self, command: &Command) {
+        for (at, (word, value)) in self.0.iter().zip(command.0).enumerate() {
+            if !RARE_WORDS.contains(&at) {
+                word.store(value, Ordering::Relaxed);
+            }
+        }
+    }
+
+    #[cold]
+    fn keep_rare(&mut self, command: &Command) {
+        for (word, value) in self.0.iter().zip(command.0) {
+            word.store(value, Ordering::Relaxed);
+        }
+    }
+
+    fn command(&self) -> Command {
+        Command(self.0.each_ref().map(|word| word.load(Ordering::Relaxed)))
+    }
+}
 
 /// What became of a command that does not go the usual way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,8 +116,11 @@ pub(super) struct Aside {
 pub(super) struct Trackers {
     free: Vec<u16>,
     table: Box<[Tracker]>,
-    sequence: u32,
+    /// Of the command that was sent last.
+    stamp: Stamp,
     sent: Box<[Sent]>,
+    /// A command was kept whose rare words are not all zero.
+    has_rare: bool,
     /// Those whose command does not go the usual way.
     aside: Box<[Option<Aside>]>,
     aside_count: usize,
@@ -82,14 +136,14 @@ impl Trackers {
             cid: IDLE,
             next_cid: index,
             seat: OWN,
-            tick: 0,
-            sequence: 0,
+            stamp: Stamp::default(),
         };
         Self {
             free: (0..count).rev().collect(),
             table: (0..count).map(idle).collect(),
-            sequence: 0,
-            sent: vec![Sent(Command::default()); count.into()].into(),
+            stamp: Stamp::default(),
+            has_rare: false,
+            sent: (0..count).map(|_| Sent::default()).collect(),
             aside: vec![None; count.into()].into(),
             aside_count: 0,
         }
@@ -101,29 +155,27 @@ impl Trackers {
         self.free.last().map(|index| usize::from(*index))
     }
 
-    /// Takes that tracker for a command and returns it with its identifier. It is kept, in case
-    /// that it must be sent again.
+    /// Takes that tracker for a command and returns the command's identifier. The command is kept,
+    /// in case that it must be sent again.
     #[inline]
-    pub fn take(
-        &mut self,
-        token: Token,
-        offset: u64,
-        seat: u16,
-        tick: u16,
-        command: Command,
-    ) -> Option<Command> {
+    pub fn take(&mut self, token: Token, offset: u64, seat: u16, command: &Command) -> Option<u16> {
         let index = usize::from(self.free.pop()?);
         let tracker = self.table.get_mut(index)?;
         tracker.token = token;
         tracker.offset = offset;
         tracker.seat = seat;
-        tracker.tick = tick;
-        tracker.cid = tracker.next_cid;
-        self.sequence = self.sequence.wrapping_add(1);
-        tracker.sequence = self.sequence;
-        let command = command.with_cid(tracker.cid);
-        self.sent.get_mut(index)?.0 = command;
-        Some(command)
+        self.stamp = self.stamp.next();
+        tracker.stamp = self.stamp;
+        let cid = tracker.next_cid;
+        tracker.cid = cid;
+        let sent = self.sent.get_mut(index)?;
+        sent.keep(command);
+        let rare = RARE_WORDS.iter().any(|at| command.0[*at] != 0);
+        if rare || self.has_rare {
+            self.has_rare = true;
+            sent.keep_rare(command);
+        }
+        Some(cid)
     }
 
     /// Ends the command with this identifier, and returns whose it was. None for an identifier
@@ -176,7 +228,7 @@ impl Trackers {
             return Some(*aside);
         }
         let tracker = self.table.get(index).filter(|tracker| tracker.cid != IDLE)?;
-        let stage = Stage::Sent { cid: tracker.cid, since: tracker.tick };
+        let stage = Stage::Sent { cid: tracker.cid, since: tracker.stamp.tick() };
         Some(Aside { stage, retries: 0, cancelled: false, was_late: false })
     }
 
@@ -193,22 +245,32 @@ impl Trackers {
     pub fn again(&mut self, index: usize) -> Option<Command> {
         let tracker = self.table.get_mut(index)?;
         tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
-        self.sent.get(index).map(|sent| sent.0.with_cid(tracker.next_cid))
+        self.sent.get(index).map(|sent| sent.command().with_cid(tracker.next_cid))
     }
 
-    /// The command as it was sent.
+    /// The command as it was sent, but for its identifier.
     pub fn command(&self, index: usize) -> Option<Command> {
-        self.sent.get(index).map(|sent| sent.0)
+        self.sent.get(index).map(Sent::command)
     }
 
-    /// When the command was sent first: its tick, and its number among all.
-    pub fn first_sent(&self, index: usize) -> Option<(u16, u32)> {
-        self.table.get(index).map(|tracker| (tracker.tick, tracker.sequence))
+    /// When the command was sent first.
+    pub fn first_sent(&self, index: usize) -> Option<Stamp> {
+        self.table.get(index).map(|tracker| tracker.stamp)
     }
 
-    /// The number of the command that was sent last.
-    pub fn last_sequence(&self) -> u32 {
-        self.sequence
+    /// When the command that was sent last was sent.
+    pub fn last_sent(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// The time, in ticks.
+    pub fn tick(&self) -> u16 {
+        self.stamp.tick()
+    }
+
+    /// Another tick has passed.
+    pub fn count_tick(&mut self) {
+        self.stamp = self.stamp.with_tick(self.tick().wrapping_add(1));
     }
 
     /// Ends the command of a tracker, whichever way it goes, and returns whose it was.
@@ -279,8 +341,7 @@ mod tests {
     use super::*;
 
     fn take(trackers: &mut Trackers, token: u64, seat: u16) -> Option<u16> {
-        let command = trackers.take(Token(token), token * 512, seat, 0, Command::flush(1));
-        command.map(|command| command.cid())
+        trackers.take(Token(token), token * 512, seat, &Command::flush(1))
     }
 
     #[test]

@@ -19,7 +19,7 @@ const ROUNDS: u64 = 40_000;
 fn submit_and_complete() {
     let mut rig = Rig::new(|_| {});
     let (_, node) = rig.node();
-    let queue = rig.run(|core| async move { node.driver().queue(&core).await });
+    let queue = rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await });
     let (mut queue, mut pass) = (queue.unwrap(), Pass::new(64));
     let bufs: Vec<IoVector> = (0..DEPTH).map(|_| rig.buf(4096).into()).collect();
     rig.device.state().hold = true;

@@ -87,6 +87,8 @@ pub struct State {
     pub refused: HashMap<u8, (Status, u32)>,
     /// I/O commands that are answered with a status, by opcode.
     pub failed: HashMap<u8, Status>,
+    /// How many more of those there are; without a word, all.
+    pub failures_left: Option<u32>,
     /// I/O commands are kept back until [`Script::release`].
     pub hold: bool,
     pub held: VecDeque<(u16, Command)>,
@@ -101,6 +103,8 @@ pub struct State {
     pub mmio: u64,
     /// Identify commands, by CNS.
     pub identified: Vec<u8>,
+    /// The last Create I/O Completion Queue.
+    pub created_cq: Option<Command>,
     /// The last Create I/O Submission Queue.
     pub created_sq: Option<Command>,
     /// Event requests that are armed.
@@ -140,7 +144,8 @@ impl Script {
         Script::make(ids, iommu, bar_len, 1)
     }
 
-    fn make(
+    /// The same with all of these.
+    pub fn make(
         ids: Ids,
         iommu: SoftIommuOptions,
         bar_len: u64,
@@ -259,6 +264,7 @@ impl State {
             refused_features: BTreeMap::new(),
             refused: HashMap::new(),
             failed: HashMap::new(),
+            failures_left: None,
             hold: false,
             held: VecDeque::new(),
             deaf: false,
@@ -268,6 +274,7 @@ impl State {
             registers: BTreeMap::new(),
             mmio: 0,
             identified: Vec::new(),
+            created_cq: None,
             created_sq: None,
             armed: Vec::new(),
             shadow: None,
@@ -472,7 +479,10 @@ impl State {
         };
         match command.opcode() {
             admin::IDENTIFY => (self.identify(command), 0),
-            admin::CREATE_CQ => made(self.create_cq(qid, command.prp1(), entries)),
+            admin::CREATE_CQ => {
+                self.created_cq = Some(*command);
+                made(self.create_cq(qid, command.prp1(), entries))
+            }
             admin::CREATE_SQ => {
                 self.created_sq = Some(*command);
                 let cqid = (command.cdw11() >> 16) as u16;
@@ -552,9 +562,12 @@ impl State {
 
     /// Carries out an I/O command and posts its completion.
     pub fn execute(&mut self, sqid: u16, command: &Command) {
-        let status = match self.failed.get(&command.opcode()) {
-            Some(status) => *status,
-            None => self.io_status(command),
+        let status = match self.failed.get(&command.opcode()).copied() {
+            Some(status) if self.failures_left != Some(0) => {
+                self.failures_left = self.failures_left.map(|left| left - 1);
+                status
+            }
+            _ => self.io_status(command),
         };
         self.post(sqid, command.cid(), status, 0);
     }

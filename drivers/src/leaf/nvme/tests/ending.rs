@@ -102,7 +102,7 @@ fn read(data: &IoVector) -> Request<'_> {
 fn drop_in_flight(rig: &mut Rig) {
     let (controller, node) = rig.node();
     rig.device.state().hold = true;
-    let queue = rig.run(|core| async move { node.driver().queue(&core).await });
+    let queue = rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await });
     let (mut queue, mut pass) = (queue.unwrap(), Pass::new(4));
     let data = IoVector::from(rig.buf(512));
     queue.submit(&read(&data), &mut pass).unwrap();
@@ -150,7 +150,7 @@ fn memory_comes_back_once_the_controller_is_quiet() {
 fn a_queue_that_is_not_deleted_in_time_has_its_controller_disabled() {
     let mut rig = Rig::new(|_| {});
     let (_controller, node) = rig.node();
-    let queue = rig.run(|core| async move { node.driver().queue(&core).await });
+    let queue = rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await });
     let (mut queue, mut pass, mut now_ns) = (queue.unwrap(), Pass::new(4), 0);
     {
         let mut state = rig.device.state();

@@ -16,7 +16,8 @@ use super::{Rig, kind};
 /// A queue of namespace 1, to be driven by hand.
 fn queue(rig: &mut Rig) -> Box<dyn Queue> {
     let (_, node) = rig.node();
-    rig.run(|core| async move { node.driver().queue(&core).await }).expect("a queue")
+    rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await })
+        .expect("a queue")
 }
 
 fn read(token: u64, offset: u64, data: &IoVector) -> Request<'_> {
@@ -218,7 +219,7 @@ fn a_torn_completion_waits_for_its_phase() {
 fn wrong_identifiers_are_counted_and_ignored() {
     let mut rig = Rig::new(|state| state.cap = state.cap.with_mqes(7));
     let (controller, node) = rig.node();
-    let queue = rig.run(|core| async move { node.driver().queue(&core).await });
+    let queue = rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await });
     let (mut queue, mut pass) = (queue.unwrap(), Pass::new(16));
     let data = IoVector::from(rig.buf(512));
     rig.device.state().hold = true;
@@ -288,7 +289,7 @@ fn shadow_doorbells_spare_registers_and_end_with_their_queue() {
     let mut rig = Rig::new(|state| state.controller.oacs = 0x100.into());
     let (controller, node) = rig.node();
     assert!(controller.identity().shadow_doorbells);
-    let queue = rig.run(|core| async move { node.driver().queue(&core).await });
+    let queue = rig.run(|core| async move { node.driver().expect("a leaf").queue(&core).await });
     let (mut queue, mut pass) = (queue.unwrap(), Pass::new(16));
     let data = IoVector::from(rig.buf(512));
     let tails = |rig: &Rig| {

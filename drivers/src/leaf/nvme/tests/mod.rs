@@ -3,7 +3,7 @@
 //!
 //! | row | condition | tests |
 //! |---|---|---|
-//! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*` |
+//! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*`, `recovery::removal_*` |
 //! | 2 | EN=1, RDY=0 at attach | `attach::a_controller_that_is_becoming_ready_*` |
 //! | 3 | ready timeout | `attach::the_ready_timeout_*`, `recovery::a_reset_that_fails_*` |
 //! | 4 | CSTS.CFS | `attach::a_fatal_*`, `recovery::a_fatal_*` |
@@ -16,15 +16,21 @@
 //! | 16 | SQHD | `oxblock_nvme::queue`, `io::a_wrong_head_*` |
 //! | 17 | barrier before the doorbell | `oxblock_nvme::queue` with loom |
 //! | 18 | shadow doorbells | `oxblock_nvme::queue` with loom; `io::shadow_*` |
-//! | 19 | timeouts | `recovery::a_late_command_*` |
-//! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*` |
+//! | 19 | timeouts | `recovery::a_late_command_*`, `recovery::what_is_always_late_*` |
+//! | 20 | aborts in flight | `recovery::aborts_*` |
+//! | 21 | nothing ends before RDY=0 | `recovery::nothing_in_flight_*`, `recovery::completions_of_*` |
+//! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*`, `recovery::closing_*` |
+//! | 23 | DNR, CRD, retry limit | `recovery::failed_commands_*`, `recovery::retries_*` |
+//! | 24 | what is never sent again | `recovery::compare_*` |
 //! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
+//! | 26 | errors in words | `recovery::errors_*` |
+//! | 27 | busy namespaces | `recovery::a_busy_namespace_*` |
 //! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*`, `features::a_keep_alive_that_fails_*` |
 //! | 31 | shutdown | `ending::shutdown_*`, `features::an_abrupt_shutdown_*`, `features::host_memory_*` |
 //! | 32 | power states | `super::power::tests`, `features::power_states_*` |
 //! | 34 | a full IOMMU | `attach::a_full_iommu_*`, `attach::room_in_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
 //! | 35 | flush and FUA | `io::flushes_*` |
-//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests` |
+//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests`, `recovery::fewer_queues_*` |
 //! | 37 | memory of the controller | `oxblock_nvme::cmb`, `own_memory` |
 //! | 38 | quirks | `super::quirks::tests`, `quirks` |
 
@@ -68,29 +74,35 @@ impl Rig {
     }
 
     fn with(cores: usize, bar_len: u64, change: impl FnOnce(&mut State)) -> Rig {
-        Rig::over(cores, Script::new(bar_len), change)
+        Rig::over(cores, 64, Script::new(bar_len), change)
+    }
+
+    /// With so many slots on each core.
+    fn sized(cores: usize, slots: usize, change: impl FnOnce(&mut State)) -> Rig {
+        Rig::over(cores, slots, Script::new(0x4000), change)
     }
 
     /// With a device that has the identity of another: PCI vendor and device.
     fn posing_as(vendor: u16, device: u16, change: impl FnOnce(&mut State)) -> Rig {
         let ids = Ids { vendor, device, class: 0x01_08_02, ..Ids::default() };
-        Rig::over(1, Script::with(ids, SoftIommuOptions::default(), 0x4000), change)
+        Rig::over(1, 64, Script::with(ids, SoftIommuOptions::default(), 0x4000), change)
     }
 
     /// The same behind an IOMMU of one's own.
     fn behind(vendor: u16, device: u16, iommu: SoftIommuOptions) -> Rig {
         let ids = Ids { vendor, device, class: 0x01_08_02, ..Ids::default() };
-        Rig::over(1, Script::with(ids, iommu, 0x4000), |_| {})
+        Rig::over(1, 64, Script::with(ids, iommu, 0x4000), |_| {})
     }
 
     fn over(
         cores: usize,
+        slots: usize,
         (device, function): (Arc<Script>, Arc<SoftFunction>),
         change: impl FnOnce(&mut State),
     ) -> Rig {
         change(&mut device.state());
-        let arena = ArenaOptions::new(16 << 20);
-        let options = Options { arena, slots: 64, ..Options::default() };
+        let arena = ArenaOptions::new((12 + 4 * cores) << 20);
+        let options = Options { arena, slots, ..Options::default() };
         let sim = Simulation::new(cores, 7, options).expect("an engine");
         Rig { sim, device, function, options: NvmeOptions::default() }
     }

@@ -5,10 +5,11 @@ use oxblock_nvme::command::QPRIO_MEDIUM;
 use oxblock_nvme::identify::write_ascii;
 use oxblock_nvme::opcode::{admin, nvm};
 use oxblock_nvme::regs::version;
+use oxblock_pci::Ids;
 use oxblock_pci::soft::SoftIommuOptions;
 
-use super::super::{Identity, Quirks};
-use super::device::{Follow, State};
+use super::super::{Identity, InterruptMode, Quirks};
+use super::device::{Follow, Script, State};
 use super::{Rig, kind};
 
 const INTEL: u16 = 0x8086;
@@ -69,6 +70,21 @@ fn queues_have_medium_priority_where_others_starve() {
         let mut rig = Rig::posing_as(INTEL, device, |_| {});
         rig.open();
         assert_eq!(rig.device.state().created_sq.expect("a queue").cdw11() & 6, priority);
+    }
+}
+
+/// A queue that waited for a vector of its own slept through its completions.
+#[test]
+fn queues_that_share_one_vector_ask_for_no_other() {
+    for (device, vector) in [(0x2001, 0), (0x2003, 1)] {
+        let ids = Ids { vendor: APPLE, device, class: 0x01_08_02, ..Ids::default() };
+        let script = Script::make(ids, SoftIommuOptions::default(), 0x4000, 4);
+        let mut rig = Rig::over(1, 64, script, |_| {});
+        rig.options.interrupt_mode = InterruptMode::Interrupt;
+        rig.open();
+        let created = rig.device.state().created_cq.expect("a queue");
+        assert_eq!(created.cdw11() & 2, 2, "interrupts are enabled");
+        assert_eq!(created.cdw11() >> 16, vector);
     }
 }
 

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxblock_engine::{Channel, Completion, ErrorKind, Op};
-use oxblock_nvme::opcode::admin;
+use oxblock_nvme::opcode::{admin, nvm};
+use oxblock_nvme::status::Status;
 
 use super::device::{Follow, Seen};
 use super::{Controller, Rig, kind};
@@ -122,4 +123,297 @@ fn a_late_command_is_aborted_and_then_the_device_is_reset() {
     assert_eq!(results(waiting), [Ok(())]);
     let stats = controller.stats();
     assert_eq!((stats.timeouts, stats.aborts, stats.retries), (1, 1, 1), "{stats:?}");
+}
+
+/// Row 20: no more aborts at once than ACL + 1. The others are asked for as those end.
+#[test]
+fn aborts_in_flight_are_bounded_by_acl() {
+    for acl in [0, 2] {
+        let mut rig = Rig::new(|state| state.controller.acl = acl);
+        rig.options.io_timeout = Duration::from_secs(1);
+        rig.options.abort_timeout = Duration::from_secs(2);
+        let (controller, channel) = rig.open();
+        let waiting = held_reads(&mut rig, &channel, 8);
+        rig.device.state().deaf = true;
+        rig.wait_ms(1500);
+        let aborts = rig.device.state().admin_count(admin::ABORT);
+        assert_eq!(aborts, usize::from(acl) + 1, "ACL {acl}");
+        assert_eq!(controller.stats().timeouts, 8);
+        rig.device.state().deaf = false;
+        rig.device.release();
+        rig.wait_ms(10);
+        assert_eq!(results(waiting), [Ok(()); 8]);
+        let stats = controller.stats();
+        assert_eq!((stats.late_completions, stats.resets), (8, 0), "{stats:?}");
+    }
+}
+
+/// A command that is aborted for its time is sent again; in the end it has timed out, which is not
+/// the same as cancelled.
+#[test]
+fn what_is_always_late_times_out() {
+    let mut rig = Rig::new(|_| {});
+    rig.options.io_timeout = Duration::from_secs(1);
+    rig.options.retries = 2;
+    let (controller, channel) = rig.open();
+    let waiting = held_reads(&mut rig, &channel, 1);
+    for _ in 0..3 {
+        rig.wait_ms(1200);
+        let mut state = rig.device.state();
+        let Some((sqid, command)) = state.held.pop_front() else { break };
+        state.post(sqid, command.cid(), Status::ABORT_REQUESTED, 0);
+    }
+    rig.wait_ms(10);
+    assert_eq!(results(waiting), [Err(ErrorKind::TimedOut)]);
+    let stats = controller.stats();
+    assert_eq!((stats.timeouts, stats.retries, stats.resets), (3, 2, 0), "{stats:?}");
+}
+
+/// Row 23: as often as the options say, and not at all where the status says so.
+#[test]
+fn failed_commands_are_sent_again_unless_dnr_is_set() {
+    let cases = [
+        (Status::INTERNAL_ERROR, 3, Ok(()), 4),
+        (Status::INTERNAL_ERROR, 9, Err(ErrorKind::Io), 5),
+        (Status::INTERNAL_ERROR.dnr(), 1, Err(ErrorKind::Io), 1),
+        (Status::UNRECOVERED_READ_ERROR, 1, Ok(()), 2),
+        // Nothing that time could mend.
+        (Status::LBA_OUT_OF_RANGE, 1, Err(ErrorKind::Invalid), 1),
+    ];
+    for (status, failures, expected, sent) in cases {
+        let mut rig = Rig::new(|state| {
+            state.failed = [(nvm::READ, status)].into();
+            state.failures_left = Some(failures);
+        });
+        let (_, channel) = rig.open();
+        let op = Op::read(512, rig.buf(512));
+        assert_eq!(kind(&rig.op(&channel, op)), expected, "{status:?}");
+        assert_eq!(rig.device.state().io().len(), sent, "{status:?}");
+        assert!(rig.now_ms() < 100, "at once");
+    }
+}
+
+/// Row 23: CRD n waits CRDT n, in units of 100 ms.
+#[test]
+fn retries_wait_as_long_as_the_device_asks_for() {
+    for (crd, units) in [(1, 3), (2, 20), (3, 0)] {
+        let mut rig = Rig::new(|state| {
+            state.controller.crdt = [3.into(), 20.into(), 0.into()];
+            state.failed = [(nvm::READ, Status::INTERNAL_ERROR.crd(crd))].into();
+            state.failures_left = Some(2);
+        });
+        let (_, channel) = rig.open();
+        let begun = rig.now_ms();
+        let op = Op::read(512, rig.buf(512));
+        assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+        let took = rig.now_ms() - begun;
+        let least = 2 * units * 100;
+        assert!((least..least + 250).contains(&took), "CRD {crd}: {took} ms");
+    }
+}
+
+/// Row 24: a compare may have been carried out, and its outcome may be another the second time.
+#[test]
+fn compare_is_never_sent_again() {
+    let mut rig = Rig::new(|state| state.failed = [(nvm::COMPARE, Status::INTERNAL_ERROR)].into());
+    let (controller, channel) = rig.open();
+    let op = Op::compare(0, rig.buf(512));
+    assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Io));
+    rig.device.state().hold = true;
+    let op = Op::compare(0, rig.buf(512));
+    let cell = rig.start(&channel, op);
+    rig.run(|core| async move { controller.reset(&core).await }).expect("a reset");
+    let error = cell.take().expect("ended").result.unwrap_err();
+    assert_eq!(error.kind, ErrorKind::Io);
+    assert!(error.to_string().contains("may not be sent twice"), "{error}");
+    assert_eq!(rig.device.state().io().len(), 2);
+}
+
+/// Row 26: what a caller can act on: a kind with its errno, the block, the status in words.
+#[test]
+fn errors_say_what_where_and_why() {
+    let cases = [
+        (Status::UNRECOVERED_READ_ERROR.dnr(), libc::EIO, "unrecovered read error"),
+        (Status::CAPACITY_EXCEEDED, libc::ENOSPC, "capacity exceeded"),
+        (Status::NAMESPACE_WRITE_PROTECTED, libc::EROFS, "namespace is write protected"),
+    ];
+    let mut rig = Rig::new(|_| {});
+    let (_, channel) = rig.open();
+    for (status, errno, words) in cases {
+        rig.device.state().failed = [(nvm::WRITE, status)].into();
+        let op = Op::write(8192, rig.buf(512));
+        let fault = rig.op(&channel, op).result.unwrap_err();
+        assert_eq!((fault.kind.errno(), fault.offset), (errno, 8192));
+        let text = fault.to_string();
+        assert!(text.contains("LBA 16") && text.contains(words), "{text}");
+    }
+}
+
+/// Row 27: what is busy with a format, a sanitize or its start is asked again, later and later, for
+/// as long as a command may take.
+#[test]
+fn a_busy_namespace_is_asked_again_later() {
+    let busy =
+        [Status::FORMAT_IN_PROGRESS, Status::SANITIZE_IN_PROGRESS, Status::NAMESPACE_NOT_READY];
+    for status in busy {
+        let mut rig = Rig::new(|state| {
+            state.failed = [(nvm::READ, status)].into();
+            state.failures_left = Some(6);
+        });
+        let (_, channel) = rig.open();
+        let op = Op::read(0, rig.buf(512));
+        assert_eq!(kind(&rig.op(&channel, op)), Ok(()), "{status:?}");
+        assert!((6000..10_000).contains(&rig.now_ms()), "{}", rig.now_ms());
+        rig.device.state().failures_left = None;
+        let begun = rig.now_ms();
+        let op = Op::read(0, rig.buf(512));
+        assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Busy));
+        assert!((30_000..35_000).contains(&(rig.now_ms() - begun)), "{}", rig.now_ms() - begun);
+    }
+}
+
+/// Row 21: until RDY=0 the device may still write into the buffers, so nothing ends before.
+#[test]
+fn nothing_in_flight_ends_before_the_device_is_quiet() {
+    let mut rig = Rig::new(|state| state.unready = Follow::AfterReads(2000));
+    let (_, channel) = rig.open();
+    rig.device.state().hold = true;
+    rig.device.state().ready = Follow::Never;
+    let op = Op::compare(0, rig.buf(512));
+    let cell = rig.start(&channel, op);
+    fail_fatally(&rig);
+    for _ in 0..200 {
+        rig.wait_ms(1);
+        let ended = cell.take();
+        let quiet = !rig.device.state().csts.rdy();
+        assert!(ended.is_none() || quiet, "ended while the device may still write");
+        if ended.is_some() {
+            return;
+        }
+    }
+    panic!("never ended");
+}
+
+/// What a device completes while it is being disabled counts: it is not sent again.
+#[test]
+fn completions_of_the_last_moment_count() {
+    let mut rig = Rig::new(|state| state.unready = Follow::AfterReads(200));
+    let (controller, channel) = rig.open();
+    rig.device.state().hold = true;
+    let op = Op::write(0, rig.buf(512));
+    let cell = rig.start(&channel, op);
+    let (sqid, command) = rig.device.state().held[0];
+    rig.device.state().post(sqid, command.cid(), Status::SUCCESS, 0);
+    rig.run(|core| async move { controller.reset(&core).await }).expect("a reset");
+    assert_eq!(kind(&cell.take().expect("ended")), Ok(()));
+    assert_eq!(rig.device.state().io().len(), 1);
+}
+
+/// Row 36, after a reset: the queue pairs that are granted no more fail their cores' I/O, in
+/// words; the others go on.
+#[test]
+fn fewer_queues_after_a_reset_leave_some_cores_without() {
+    let mut rig = Rig::with(2, 0x4000, |_| {});
+    let (controller, node) = rig.node();
+    let open = |rig: &mut Rig, core: usize| {
+        let node = node.clone();
+        Rc::new(rig.run_on(core, |core| async move { core.open(&node).await }).expect("a queue"))
+    };
+    let channels = [open(&mut rig, 0), open(&mut rig, 1)];
+    rig.device.state().queues_granted = 1;
+    rig.run(|core| async move { controller.reset(&core).await }).expect("a reset");
+    for (core, channel) in channels.into_iter().enumerate() {
+        let buf = rig.buf(512);
+        let run = async move |_| channel.run(Op::read(0, buf)).await.result;
+        let result = rig.run_on(core, run);
+        match core {
+            0 => assert_eq!(result, Ok(())),
+            _ => {
+                let text = result.unwrap_err().to_string();
+                assert!(text.contains("did not give this core its I/O queue back"), "{text}");
+            }
+        }
+    }
+}
+
+/// A namespace that is formatted otherwise after a reset is not written with the old shape.
+#[test]
+fn a_namespace_that_changed_is_not_taken_for_the_old_one() {
+    let mut rig = Rig::new(|_| {});
+    let (controller, channel) = rig.open();
+    rig.device.state().namespaces.insert(1, super::device::namespace(512, 12));
+    rig.run(|core| async move { controller.reset(&core).await }).expect("a reset");
+    let op = Op::write(0, rig.buf(512));
+    assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Io));
+    assert_eq!(rig.device.state().io().len(), 0);
+}
+
+/// Closing a node, and shutting the controller down, while a reset is under way that never ends
+/// well: both end, and the queue's memory comes back.
+#[test]
+fn closing_and_shutting_down_amid_a_reset_end() {
+    for ready in [Follow::AfterReads(3000), Follow::Never] {
+        let mut rig = Rig::new(|_| {});
+        let (controller, channel) = rig.open();
+        let waiting = held_reads(&mut rig, &channel, 3);
+        let mut state = rig.device.state();
+        (state.ready, state.unready) = (ready, Follow::AfterReads(100));
+        drop(state);
+        fail_fatally(&rig);
+        rig.wait_ms(70);
+        let node = channel.node().clone();
+        let closing = rig.sim.core(0).clone();
+        let closed = rig.sim.core(0).spawn(async move { closing.close(&node).await });
+        rig.wait_ms(20);
+        let ending = controller.clone();
+        let ended = rig.run(|core| async move { ending.shutdown(&core).await });
+        rig.run(|_| closed).expect("a task").expect("closed");
+        if ready == Follow::Never {
+            assert_eq!(results(waiting), [Err(ErrorKind::Io); 3]);
+        } else {
+            ended.expect("shut down in good order");
+            let failed = results(waiting);
+            assert!(failed.iter().all(Result::is_err), "the device kept them to the end");
+        }
+        assert!(rig.now_ms() < 100_000);
+        assert!(!rig.device.state().cc.en(), "disabled");
+    }
+}
+
+/// Row 1: eight queue pairs with 128 commands each fail within 100 ms of the moment that the device
+/// is gone, and no register is touched once that was found.
+#[test]
+fn removal_fails_all_io_within_100_ms() {
+    let mut rig = Rig::sized(8, 256, |state| state.hold = true);
+    rig.options.queue_entries = 129;
+    let (_controller, node) = rig.node();
+    let mut waiting: Waiting = Vec::new();
+    let failed = Rc::new(Cell::new(0));
+    for core in 0..8 {
+        let node = node.clone();
+        let channel = rig.run_on(core, |core| async move { core.open(&node).await });
+        let channel = Rc::new(channel.expect("a queue"));
+        for n in 0..128 {
+            let (channel, cell) = (channel.clone(), Rc::new(Cell::new(None)));
+            let (result, op) = (cell.clone(), Op::read(n * 512, rig.buf(512)));
+            let failed = failed.clone();
+            drop(rig.sim.core(core).spawn(async move {
+                result.set(Some(channel.run(op).await));
+                failed.set(failed.get() + 1);
+            }));
+            waiting.push(cell);
+        }
+    }
+    rig.turns(2000);
+    assert_eq!(rig.device.state().held.len(), 8 * 128);
+    rig.device.state().gone = true;
+    let (begun, mmio) = (rig.now_ms(), rig.device.state().mmio);
+    while failed.get() < 8 * 128 && rig.now_ms() - begun < 100 {
+        rig.wait_ms(1);
+    }
+    println!("all failed {} ms after the removal", rig.now_ms() - begun);
+    assert_eq!(results(waiting), [Err(ErrorKind::Gone); 8 * 128]);
+    assert_eq!(rig.device.state().mmio, mmio + 1, "the one read that found it gone");
+    rig.wait_ms(1000);
+    assert_eq!(rig.device.state().mmio, mmio + 1);
 }

@@ -1,0 +1,3 @@
+//! Formats: nodes that say where the bytes of an image live.
+
+pub mod raw;

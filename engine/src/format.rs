@@ -1,0 +1,93 @@
+//! What a node that stands on others is to the engine: it says where bytes live, and the engine
+//! goes there.
+//!
+//! A channel on such a node asks its [`Format`] about an operation's range, then the node that
+//! the answer names, and so on down to a leaf, and submits there once. Nothing is allocated on
+//! the way. A range that lies in several places becomes several fragments.
+
+use std::sync::Arc;
+
+use crate::{Core, Driver, Error, Limits, LocalFuture, Node, OpKind};
+
+/// The driver of a format, or of a filter that leaves data alone.
+pub trait Format: Send + Sync {
+    /// The driver's name, as blockdev-add has it.
+    fn name(&self) -> &'static str;
+
+    /// What one request may ask, as of now, where the children say this of themselves. The block
+    /// size is a multiple of theirs.
+    fn limits(&self, children: &[Arc<Limits>]) -> Limits;
+
+    /// Where the `len` bytes at `offset` live: an answer about the first of them, and how many
+    /// more it is true of. Offset and length are multiples of the block size, `len` is not 0 and
+    /// ends within the node. Called by all cores; neither allocates, locks nor blocks.
+    fn map(&self, offset: u64, len: u64, intent: Intent) -> Extent;
+
+    /// The children that a flush of this node goes to, in this order.
+    fn flushes(&self) -> &[usize];
+
+    /// Closes the driver in good order, before its children.
+    fn close<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<(), Error>>;
+}
+
+/// Where a range lives. Lengths are multiples of the block size, and not 0; more than was asked
+/// about says no more than that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Extent {
+    /// In a child.
+    Data {
+        /// Which, in the order of the node's children.
+        child: usize,
+        /// Where in the child the range begins.
+        offset: u64,
+        /// How long it goes on there.
+        len: u64,
+    },
+    /// Nowhere: it reads as zeroes.
+    Zero {
+        /// For how long.
+        len: u64,
+    },
+    /// In the child that this node lies over, at the same offset: the backing file. Beyond that
+    /// one's end it reads as zeroes.
+    Below {
+        /// Which, in the order of the node's children.
+        child: usize,
+        /// For how long.
+        len: u64,
+    },
+    /// Beyond the end of what the node has: it reads as zeroes, and takes no writes.
+    End,
+}
+
+/// What is to be done with a range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Intent {
+    /// Reading it.
+    Read,
+    /// Writing it. The answer is [`Extent::Data`], or [`Extent::End`].
+    Write,
+    /// Making it read as zeroes; as for writing.
+    Zero,
+    /// Forgetting it; as for writing.
+    Discard,
+}
+
+impl From<OpKind> for Intent {
+    fn from(kind: OpKind) -> Self {
+        match kind {
+            OpKind::Read | OpKind::Compare | OpKind::Flush => Self::Read,
+            OpKind::Write => Self::Write,
+            OpKind::WriteZeroes => Self::Zero,
+            OpKind::Discard => Self::Discard,
+        }
+    }
+}
+
+/// What does a node's work.
+pub enum Body {
+    /// It has requests of its own to make.
+    Leaf(Box<dyn Driver>),
+    /// It stands on other nodes: those, in the order that the format counts them in.
+    Over(Arc<dyn Format>, Vec<Arc<Node>>),
+}

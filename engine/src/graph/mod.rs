@@ -1,0 +1,34 @@
+//! The block graph: nodes, their children, and who may do what to them.
+//!
+//! [`Graph`] is the book of it, on the control plane. Every change is one transaction: it is made
+//! on a copy, the rules of all nodes are asked, and only when they all hold the copy becomes the
+//! graph; an error says who stands against whom, and nothing has changed.
+//!
+//! A graph is opened from [`NodeOptions`](crate::options::NodeOptions) with the drivers that the
+//! embedder has ([`Graph::open`]). How I/O finds its way through it is told in
+//! [`format`](crate::Format).
+//!
+//! Channels keep the way through the graph that they were opened with: a change of the book does
+//! not move them.
+
+mod blockers;
+mod book;
+mod check;
+mod driver_info;
+mod open;
+mod permission;
+mod role;
+mod settings;
+mod tables;
+#[cfg(test)]
+mod tests;
+
+pub use blockers::OpType;
+pub use book::{Graph, NewChild, Told};
+pub use driver_info::{
+    ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
+};
+pub use permission::{Access, Permissions};
+pub use role::{ChildAsk, ChildRole, ChildRule, default_access};
+pub use settings::{DetectZeroes, NodeSettings};
+pub use tables::{ChildEvent, Edge, EdgeId, NodeEntry, NodeId, Parent, Root};

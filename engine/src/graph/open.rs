@@ -1,0 +1,196 @@
+//! Opening nodes from their options.
+
+use std::sync::Arc;
+
+use super::Graph;
+use super::book::{NewChild, new_edge};
+use super::driver_info::{DriverInfo, DriverKind, Drivers, Opening};
+use super::role::ChildRole;
+use super::settings::NodeSettings;
+use super::tables::{NodeEntry, NodeId, Tables, check_name, duplicate};
+use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
+use crate::{Core, Error, ErrorKind, LocalFuture, Node};
+
+/// A node that is there, and not yet in the book.
+enum Planned {
+    Known(NodeId, Arc<Node>),
+    New(Box<New>),
+}
+
+struct New {
+    entry: NodeEntry<Arc<Node>>,
+    children: Vec<(&'static str, ChildRole, Planned)>,
+}
+
+impl Planned {
+    fn node(&self) -> &Arc<Node> {
+        match self {
+            Self::Known(_, node) => node,
+            Self::New(new) => &new.entry.body,
+        }
+    }
+}
+
+impl Graph<Arc<Node>> {
+    /// Opens a node, with the children that are described in its options, on this core. It stays
+    /// until it is [released](Graph::release); children of its own go with it.
+    ///
+    /// # Errors
+    /// An option that its driver does not have, or a value that the option does not; what the
+    /// drivers say; permissions that conflict with other users of a child. Nothing is left of it.
+    pub async fn open(
+        &mut self,
+        core: &Core,
+        drivers: &Drivers,
+        options: NodeOptions,
+    ) -> Result<NodeId, Error> {
+        let mut planned = self.plan(core, drivers, options, false).await?;
+        if let Planned::New(new) = &mut planned {
+            new.entry.owned = true;
+        }
+        self.change(|tables| tables.insert_planned(planned))
+    }
+
+    fn plan<'a>(
+        &'a mut self,
+        core: &'a Core,
+        drivers: &'a Drivers,
+        mut options: NodeOptions,
+        is_child: bool,
+    ) -> LocalFuture<'a, Result<Planned, Error>> {
+        Box::pin(async move {
+            let driver = driver_of(drivers, &mut options, is_child)?;
+            let name = self.name_of(&mut options)?;
+            let common = NodeSettings::take(&mut options)?;
+            if driver.needs_filename && options.text("filename").is_none_or(str::is_empty) {
+                let text = format!("The '{}' block driver requires a file name", driver.name);
+                return Err(invalid(text));
+            }
+            let settings = Settings::take(driver.options, &mut options)?;
+            let described = children_of(driver, &mut options)?;
+            driver.refuse_rest(&options)?;
+            let mut children = Vec::new();
+            for (spec, described) in described {
+                let role = (spec.role)(&settings);
+                let child = match described {
+                    ChildOptions::Reference(name) => self.known(&name)?,
+                    ChildOptions::Inline(mut inline) => {
+                        common.inherit(role, &mut inline);
+                        self.plan(core, drivers, inline, true).await?
+                    }
+                    ChildOptions::Absent | ChildOptions::None => continue,
+                };
+                children.push((spec.name, role, child));
+            }
+            let nodes: Vec<(&'static str, Arc<Node>)> =
+                children.iter().map(|(name, _, child)| (*name, child.node().clone())).collect();
+            let opening = Opening {
+                core,
+                name: &name,
+                settings: &settings,
+                common: &common,
+                children: &nodes,
+            };
+            let body = (driver.open)(&opening).await?;
+            let node = Node::with_body(name.clone(), body, common.read_only);
+            let entry = entry_of(driver, &common, node);
+            Ok(Planned::New(Box::new(New { entry, children })))
+        })
+    }
+
+    fn known(&self, name: &str) -> Result<Planned, Error> {
+        let known = self.find(name).and_then(|id| Some((id, self.node(id).ok()?.body.clone())));
+        known.map(|(id, node)| Planned::Known(id, node)).ok_or_else(|| {
+            let text = format!("Cannot find device='{name}' nor node-name='{name}'");
+            Error::new(ErrorKind::NotFound, text)
+        })
+    }
+
+    /// The name that a node was given, or one made up.
+    fn name_of(&mut self, options: &mut NodeOptions) -> Result<Arc<str>, Error> {
+        let Some(given) = options.take("node-name") else { return Ok(self.make_up_name().into()) };
+        let name = given.to_string();
+        check_name(&name)?;
+        if name.starts_with('#') {
+            return Err(invalid(format!("Invalid node-name: '{name}'")));
+        }
+        if self.find(&name).is_some() {
+            return Err(duplicate(&name));
+        }
+        Ok(name.into())
+    }
+}
+
+fn driver_of(
+    drivers: &Drivers,
+    options: &mut NodeOptions,
+    is_child: bool,
+) -> Result<&'static DriverInfo, Error> {
+    let given = options.text("driver").map(str::to_owned);
+    options.take("driver");
+    match given {
+        Some(name) => drivers.find(&name),
+        // Where a format is not told what it lies on, that is a file.
+        None if is_child && options.get("filename").is_some() => drivers.find(Drivers::PLAIN),
+        None if !is_child
+            && options.keys().any(|key| key == "file" || key.starts_with("file.")) =>
+        {
+            Err(invalid(
+                "Parameter 'driver' is missing: the format is not guessed from the image; for an \
+                 image without one give 'driver=raw'",
+            ))
+        }
+        None => Err(invalid("Must specify either driver or file")),
+    }
+}
+
+type Described = Vec<(&'static super::ChildSpec, ChildOptions)>;
+
+/// What is said of each child that the driver has.
+fn children_of(driver: &'static DriverInfo, options: &mut NodeOptions) -> Result<Described, Error> {
+    let mut described = Vec::new();
+    for spec in driver.children {
+        let child = options.take_child(spec.name)?;
+        if spec.required && matches!(child, ChildOptions::Absent | ChildOptions::None) {
+            return Err(invalid(format!("A block device must be specified for \"{}\"", spec.name)));
+        }
+        described.push((spec, child));
+    }
+    Ok(described)
+}
+
+fn entry_of(
+    driver: &'static DriverInfo,
+    common: &NodeSettings,
+    node: Arc<Node>,
+) -> NodeEntry<Arc<Node>> {
+    NodeEntry {
+        name: node.name().clone(),
+        driver: driver.name,
+        read_only: node.limits().read_only,
+        force_share: common.force_share,
+        implicit: false,
+        is_filter: driver.kind == DriverKind::Filter,
+        has_ragged_end: false,
+        child_rule: driver.child_rule,
+        owned: false,
+        body: node,
+        children: Vec::new(),
+        parents: Vec::new(),
+    }
+}
+
+impl Tables<Arc<Node>> {
+    fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
+        let New { entry, children } = match planned {
+            Planned::Known(id, _) => return Ok(id),
+            Planned::New(new) => *new,
+        };
+        let id = self.insert_node(entry)?;
+        for (name, role, child) in children {
+            let node = self.insert_planned(child)?;
+            self.insert_edge(new_edge(id, NewChild { name, role, node }))?;
+        }
+        Ok(id)
+    }
+}

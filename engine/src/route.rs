@@ -1,0 +1,142 @@
+//! The way from a node that stands on others down to the leaves, as one core goes it.
+
+use std::sync::Arc;
+
+use crate::plan::Rules;
+use crate::stats::LeafStats;
+use crate::{Extent, Format, Intent, Node};
+
+/// What an index says that names nothing: a channel on a leaf has no route, one on a route no
+/// leaf of its own.
+pub(crate) const NONE: u16 = u16::MAX;
+
+/// An immutable view of the nodes beneath one, and this core's queues of their leaves.
+pub(crate) struct Route {
+    pub node: Arc<Node>,
+    pub rules: Rules,
+    pub stats: LeafStats,
+    /// The leaves that a flush goes to, in this order.
+    pub flushes: Vec<u16>,
+    /// The top comes first, and each before its children.
+    hops: Vec<Hop>,
+}
+
+enum Hop {
+    Leaf(u16),
+    Format {
+        format: Arc<dyn Format>,
+        /// Where the first child is among the hops: it is asked for most.
+        first: u16,
+        /// Where all are.
+        children: Vec<u16>,
+    },
+}
+
+/// Where the first bytes of a range are, for the core that asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    /// In a leaf.
+    Leaf { leaf: u16, offset: u64, len: u64 },
+    /// Nowhere: zeroes.
+    Zero { len: u64 },
+    /// Beyond what takes writes.
+    End,
+}
+
+impl Route {
+    /// The route of a node whose leaves this core has queues of, as `leaf_of` knows them; `None`
+    /// if one is missing.
+    pub fn new(node: &Arc<Node>, leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>) -> Option<Self> {
+        let mut nodes = vec![node.clone()];
+        let mut at = 0;
+        while let Some(node) = nodes.get(at).cloned() {
+            for child in node.children() {
+                if !nodes.iter().any(|known| Arc::ptr_eq(known, child)) {
+                    nodes.push(child.clone());
+                }
+            }
+            at += 1;
+        }
+        let place = |node: &Arc<Node>| {
+            nodes.iter().position(|known| Arc::ptr_eq(known, node)).map_or(NONE, |at| at as u16)
+        };
+        let hop = |node: &Arc<Node>| match node.format() {
+            None => leaf_of(node).map(Hop::Leaf),
+            Some(format) => {
+                let children: Vec<u16> = node.children().iter().map(place).collect();
+                let first = children.first().copied().unwrap_or(NONE);
+                Some(Hop::Format { format: format.clone(), first, children })
+            }
+        };
+        let hops: Vec<Hop> = nodes.iter().map(hop).collect::<Option<_>>()?;
+        let mut flushes = Vec::new();
+        collect_flushes(node, leaf_of, &mut flushes);
+        let (rules, stats) = (Rules::new(&node.limits()), LeafStats::default());
+        Some(Self { node: node.clone(), rules, stats, flushes, hops })
+    }
+
+    /// Whether it is the way of the same node to the same leaves.
+    pub fn is_same(&self, other: &Route) -> bool {
+        let leaves = |route: &Route| -> Vec<Option<u16>> {
+            let leaf = |hop: &Hop| match hop {
+                Hop::Leaf(leaf) => Some(*leaf),
+                Hop::Format { .. } => None,
+            };
+            route.hops.iter().map(leaf).collect()
+        };
+        Arc::ptr_eq(&self.node, &other.node) && leaves(self) == leaves(other)
+    }
+
+    /// Whether it leads to this leaf.
+    pub fn leads_to(&self, leaf: u16) -> bool {
+        self.hops.iter().any(|hop| matches!(hop, Hop::Leaf(known) if *known == leaf))
+    }
+
+    /// Where the first of `len` bytes at `offset` are, and how many more with them.
+    #[inline]
+    pub fn resolve(&self, offset: u64, len: u64, intent: Intent) -> Place {
+        let (mut at, mut offset, mut left) = (0, offset, len);
+        loop {
+            let (format, first, children) = match self.hops.get(at) {
+                Some(Hop::Leaf(leaf)) => return Place::Leaf { leaf: *leaf, offset, len: left },
+                Some(Hop::Format { format, first, children }) => (format, *first, children),
+                None => return Place::End,
+            };
+            let (child, len) = match format.map(offset, left, intent) {
+                Extent::Data { child, offset: there, len } => {
+                    offset = there;
+                    (child, len)
+                }
+                Extent::Below { child, len } => (child, len),
+                Extent::Zero { len } => return Place::Zero { len: left.min(len) },
+                Extent::End if intent == Intent::Read => return Place::Zero { len: left },
+                Extent::End => return Place::End,
+            };
+            left = left.min(len);
+            at = match child {
+                0 => first,
+                child => children.get(child).copied().unwrap_or(NONE),
+            }
+            .into();
+        }
+    }
+}
+
+fn collect_flushes(
+    node: &Arc<Node>,
+    leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
+    flushes: &mut Vec<u16>,
+) {
+    match node.format() {
+        Some(format) => {
+            let children = node.children();
+            for child in format.flushes().iter().filter_map(|&child| children.get(child)) {
+                collect_flushes(child, leaf_of, flushes);
+            }
+        }
+        None => {
+            let leaf = leaf_of(node).filter(|leaf| !flushes.contains(leaf));
+            flushes.extend(leaf);
+        }
+    }
+}
