@@ -116,9 +116,12 @@ fn mdts() {
 
 /// The bytes of LBA format 0: MS, LBADS. Formats that are not in use do not matter.
 fn formats() {
-    for (ms, lbads, words) in
-        [(0, 8, "2^8 bytes"), (0, 0, "2^0 bytes"), (0, 255, "2^255 bytes"), (8, 9, "8 bytes of metadata")]
-    {
+    for (ms, lbads, words) in [
+        (0, 8, "2^8 bytes"),
+        (0, 0, "2^0 bytes"),
+        (0, 255, "2^255 bytes"),
+        (8, 9, "8 bytes of metadata"),
+    ] {
         let mut rig = Rig::new();
         // FLBAS: format 0, metadata behind each block.
         rig.faults.patch_identify(0, 26, &[0x10]);

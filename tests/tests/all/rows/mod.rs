@@ -2,6 +2,7 @@
 //! the NVMe driver on one core of a simulated engine and the software controller on another.
 
 mod attach;
+mod events;
 mod features;
 mod queues;
 mod recovery;
@@ -32,7 +33,7 @@ type Row = (u32, &'static str, fn());
 
 #[test]
 fn nvme_error_rows() {
-    let all = [attach::ROWS, queues::ROWS, recovery::ROWS, features::ROWS].concat();
+    let all = [attach::ROWS, queues::ROWS, recovery::ROWS, events::ROWS, features::ROWS].concat();
     let rows: BTreeMap<u32, Row> = all.iter().map(|row| (row.0, *row)).collect();
     assert_eq!(rows.len(), all.len(), "a row is there twice");
     let mut failed = Vec::new();
