@@ -6,6 +6,7 @@ mod events;
 mod features;
 mod queues;
 mod recovery;
+mod table;
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
