@@ -24,6 +24,8 @@ pub fn add(rows: &mut Rows<'_>) {
     let outcome = "used, and taken away with their queue";
     rows.add(18, "shadow_doorbells", outcome, "dbcs=", shadow_doorbells);
     rows.add(36, "fewer_queues", "two cores share one", "max_ioqpairs=1", fewer_queues);
+    let outcome = "inside, and used for queues";
+    rows.add(37, "controller_memory", outcome, "cmb_size_mb=", controller_memory);
 }
 
 fn mqes() {
@@ -152,6 +154,21 @@ fn fewer_queues() {
         other.await.expect("the other core");
         assert_eq!((host.stats().queues, host.stats().sharing), (1, 1));
         host
+    });
+    drop(plugged);
+}
+
+fn controller_memory() {
+    let plugged = Plugged::new(&json!({ "cmb_size_mb": 1 }));
+    on_engine(1, |core| async move {
+        let options = NvmeOptions { controller_memory: true, ..NvmeOptions::default() };
+        let driven = Driven::new(core, &PLUGGED, 1, options).await;
+        let notices = driven.host.notices();
+        assert!(notices.is_empty(), "{notices:?}");
+        Exercise::of(200).run(&driven.core, &driven.channel).await;
+        driven.host.reset(&driven.core).await.expect("a reset");
+        Exercise::of(200).run(&driven.core, &driven.channel).await;
+        driven.host
     });
     drop(plugged);
 }
