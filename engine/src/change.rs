@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use oxblock_mem::Arena;
 
-use crate::io::Io;
+use crate::io::{Halt, Io};
 use crate::node::Refusal;
 use crate::plan::Rules;
 use crate::slot::{State, Step};
@@ -53,6 +53,26 @@ impl Core {
         outcome
     }
 
+    /// Has every core keep operations on a node in their slots, in order, until
+    /// [`resume`](Core::resume): its device asks not to be disturbed for a while. What the device
+    /// has goes on.
+    ///
+    /// # Errors
+    /// A core has ended.
+    pub async fn hold(&self, node: &Arc<Node>) -> Result<(), Error> {
+        node.set_held(true);
+        self.tell_cores(node).await
+    }
+
+    /// Lets operations on a node that was held go on.
+    ///
+    /// # Errors
+    /// A core has ended.
+    pub async fn resume(&self, node: &Arc<Node>) -> Result<(), Error> {
+        node.set_held(false);
+        self.tell_cores(node).await
+    }
+
     async fn tell_cores(&self, node: &Arc<Node>) -> Result<(), Error> {
         let mut outcome = Ok(());
         for id in 0..self.count() {
@@ -95,8 +115,11 @@ impl Io {
             leaf.rules = rules;
             let no_memory: Refusal =
                 (ErrorKind::OutOfMemory, "no memory for what the node's new limits need");
-            let refusal = node.refusal().or(provided.is_err().then_some(no_memory));
-            leaf.refused = leaf.refused.or(refusal);
+            let no_memory = provided.is_err().then_some(Halt::Refused(no_memory));
+            // A leaf that refuses already is being closed, and stays so.
+            if !matches!(leaf.halt, Some(Halt::Refused(_))) {
+                leaf.halt = no_memory.or(node.halt());
+            }
         }
         self.check_again(index);
         provided

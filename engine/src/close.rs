@@ -1,27 +1,40 @@
 //! Closing a node's queue on a core: no command may outlive the memory that it names.
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use crate::io::Halt;
 use crate::slot::State;
 use crate::{Core, Error, ErrorKind, Fault, Node};
 
 /// How long requests in flight may take to end by themselves.
-const DRAIN_NS: u64 = 30_000_000_000;
+pub(crate) const DRAIN: Duration = Duration::from_secs(30);
 /// How long a device may take to stop.
 const QUIESCE_NS: u64 = 15_000_000_000;
 
-/// Ends what is in flight and drops the queue. See [`Core::close`].
-pub(crate) async fn close_leaf(core: &Core, node: &Arc<Node>) -> Result<(), Error> {
-    let Some(leaf) = core.0.io.borrow().leaf_of(node) else {
-        return Ok(());
-    };
-    core.0.io.borrow_mut().refuse(leaf);
-    let begun = core.now();
-    while core.0.io.borrow().leaf_busy(leaf) && core.now() - begun < DRAIN_NS {
+/// Ends what is in flight and drops the queue. See [`Core::close_within`].
+pub(crate) async fn close_leaf(
+    core: &Core,
+    node: &Arc<Node>,
+    drain: Duration,
+) -> Result<(), Error> {
+    // Looked up each time: another task may close it meanwhile, and its place be somebody else's.
+    let leaf = || core.0.io.borrow().leaf_of(node);
+    if let Some(leaf) = leaf() {
+        core.0.io.borrow_mut().refuse(leaf);
+    }
+    let (begun, drain_ns) = (core.now(), drain.as_nanos() as u64);
+    while let Some(leaf) = leaf()
+        && core.0.io.borrow().leaf_busy(leaf)
+        && core.now() - begun < drain_ns
+    {
         core.yield_now().await;
     }
     let begun = core.now();
-    while !core.0.io.borrow_mut().quiesce(leaf) {
+    while let Some(leaf) = leaf() {
+        if core.0.io.borrow_mut().stop(leaf) {
+            break;
+        }
         if core.now() - begun > QUIESCE_NS {
             core.0.io.borrow_mut().abandon(leaf);
             let text = "the device did not stop; the memory of its requests is never used again";
@@ -29,15 +42,27 @@ pub(crate) async fn close_leaf(core: &Core, node: &Arc<Node>) -> Result<(), Erro
         }
         core.yield_now().await;
     }
-    core.0.io.borrow_mut().remove_leaf(leaf);
     Ok(())
 }
 
 impl crate::io::Io {
+    /// Removes a leaf whose device has stopped; false if it has not yet.
+    fn stop(&mut self, leaf: u16) -> bool {
+        let stopped = self.quiesce(leaf);
+        if stopped {
+            self.remove_leaf(leaf);
+        }
+        stopped
+    }
+
     /// From now on a leaf's operations are refused.
     fn refuse(&mut self, leaf: u16) {
         if let Some(leaf) = self.leaf_mut(leaf) {
-            leaf.refused.get_or_insert((ErrorKind::Failed, "the node is being closed"));
+            let closing = Halt::Refused((ErrorKind::Failed, "the node is being closed"));
+            match leaf.halt {
+                Some(Halt::Refused(_)) => {}
+                Some(Halt::Held) | None => leaf.halt = Some(closing),
+            }
         }
     }
 

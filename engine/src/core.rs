@@ -315,7 +315,16 @@ impl Core {
     /// The device would not let go of the memory of requests in flight; that memory is
     /// then never used again.
     pub async fn close(&self, node: &Arc<Node>) -> Result<(), Error> {
-        crate::close::close_leaf(self, node).await
+        self.close_within(node, crate::close::DRAIN).await
+    }
+
+    /// As [`close`](Core::close), with the time that what is in flight has to end by itself; then
+    /// the device is told to let go of it.
+    ///
+    /// # Errors
+    /// As [`close`](Core::close).
+    pub async fn close_within(&self, node: &Arc<Node>, drain: Duration) -> Result<(), Error> {
+        crate::close::close_leaf(self, node, drain).await
     }
 
     /// Registers what an orderly shutdown does on this core. The last registered runs

@@ -45,16 +45,33 @@ pub(crate) struct Leaf {
     line: Line,
     /// Whether requests were submitted since the last kick.
     dirty: bool,
-    /// Why nothing is admitted any more: the leaf is being closed, or its node was withdrawn.
-    pub(crate) refused: Option<Refusal>,
+    /// Whether, and how, operations are kept from the queue.
+    pub(crate) halt: Option<Halt>,
     stats: LeafStats,
+}
+
+/// Why operations do not go to a leaf's queue.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Halt {
+    /// The node is held: they wait in the leaf's line.
+    Held,
+    /// The leaf is being closed, or its node was withdrawn: they fail.
+    Refused(Refusal),
 }
 
 impl Leaf {
     /// Whether an operation can go to the queue now, whole and as it is.
     #[inline(always)]
     fn takes(&self, op: &Op) -> bool {
-        self.rules.is_straight(op) && self.line.is_empty() && self.refused.is_none()
+        self.rules.is_straight(op) && self.line.is_empty() && self.halt.is_none()
+    }
+
+    /// Why operations are refused, if they are.
+    fn refusal(&self) -> Option<Refusal> {
+        match self.halt {
+            Some(Halt::Refused(refusal)) => Some(refusal),
+            Some(Halt::Held) | None => None,
+        }
     }
 }
 
@@ -150,7 +167,7 @@ impl Io {
             rules,
             line: Line::new(),
             dirty: false,
-            refused: node.refusal(),
+            halt: node.halt(),
             stats: LeafStats::default(),
         };
         let free = (0..self.leaf_count()).find(|index| self.is_free(*index));
@@ -371,7 +388,7 @@ impl Io {
     pub(crate) fn set_failed(&mut self, text: &'static str) {
         self.failed = Some(text);
         for leaf in self.leaves.iter_mut().flatten() {
-            leaf.refused = Some((ErrorKind::Failed, text));
+            leaf.halt = Some(Halt::Refused((ErrorKind::Failed, text)));
         }
     }
 
@@ -488,7 +505,7 @@ impl Io {
         let Some(Some(leaf)) = self.leaves.get(slot.leaf as usize) else {
             return Err(Fault::text(ErrorKind::Gone, op.offset, "the node was closed"));
         };
-        if let Some((kind, text)) = leaf.refused {
+        if let Some((kind, text)) = leaf.refusal() {
             return Err(Fault::text(kind, op.offset, text));
         }
         let rules = &leaf.rules;
@@ -525,11 +542,19 @@ impl Io {
                 Next::Later | Next::Over => return Handed::Enough,
                 Next::Blocked => return Handed::Blocked,
             }
+            if self.is_held(self.slots[index].leaf) {
+                return Handed::Blocked;
+            }
             match self.hand_fragment(index) {
                 Handed::More => {}
                 other => return other,
             }
         }
+    }
+
+    fn is_held(&self, leaf: u16) -> bool {
+        let leaf = self.leaves[leaf as usize].as_ref();
+        leaf.is_some_and(|leaf| matches!(leaf.halt, Some(Halt::Held)))
     }
 
     /// Hands the next fragment to the leaf.
@@ -754,6 +779,9 @@ impl Io {
 
     /// Hands the flush that makes up for FUA to the leaf. Whether it took it.
     fn hand_flush_after(&mut self, index: u32) -> bool {
+        if self.is_held(self.slots[index].leaf) {
+            return false;
+        }
         let slot = &mut self.slots[index];
         let Some(Some(leaf)) = self.leaves.get_mut(slot.leaf as usize) else {
             return true;

@@ -1,8 +1,10 @@
 //! Nodes: a named driver and its limits, shared by all cores.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
+use crate::io::Halt;
 use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 
 /// A named node of the graph. Cores open a [`Channel`](crate::Channel) on it to do I/O.
@@ -12,6 +14,7 @@ pub struct Node {
     read_only: bool,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
+    held: AtomicBool,
 }
 
 /// Why operations are refused.
@@ -27,8 +30,8 @@ impl Node {
     /// A node of either kind; one that is read-only refuses writes whatever its driver says.
     pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
         let limits = Mutex::new(Arc::new(body.limits(read_only)));
-        let (name, withdrawn) = (name.into(), OnceLock::new());
-        let node = Arc::new(Self { name, body, read_only, limits, withdrawn });
+        let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
+        let node = Arc::new(Self { name, body, read_only, limits, withdrawn, held });
         if let Body::Leaf(driver) = &node.body {
             driver.joined(&node);
         }
@@ -103,12 +106,18 @@ impl Node {
 
     /// Why the node takes no operations any more, if it was withdrawn.
     pub fn withdrawn(&self) -> Option<Fault> {
-        let (kind, text) = self.refusal()?;
+        let (kind, text) = *self.withdrawn.get()?;
         Some(Fault::text(kind, 0, text))
     }
 
-    pub(crate) fn refusal(&self) -> Option<Refusal> {
-        self.withdrawn.get().copied()
+    /// What the cores are to do with operations instead of handing them on.
+    pub(crate) fn halt(&self) -> Option<Halt> {
+        let withdrawn = self.withdrawn.get().map(|refusal| Halt::Refused(*refusal));
+        withdrawn.or(self.held.load(Ordering::SeqCst).then_some(Halt::Held))
+    }
+
+    pub(crate) fn set_held(&self, held: bool) {
+        self.held.store(held, Ordering::SeqCst);
     }
 
     /// True if it was not withdrawn before.

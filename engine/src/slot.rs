@@ -82,6 +82,8 @@ pub(crate) struct Slot {
     pub rare: Box<Rare>,
 }
 
+const _: () = assert!(size_of::<Slot>() == 128);
+
 /// What few operations need.
 pub(crate) struct Rare {
     /// Meaningful if the slot has `failed`.

@@ -88,6 +88,25 @@ impl Events {
     pub fn new() -> Result<Events, PciError> {
         Ok(Events { error: Arc::new(EventFd::new()?), removal: Arc::new(EventFd::new()?) })
     }
+
+    /// A descriptor that is readable while either was signalled and not taken yet.
+    ///
+    /// # Errors
+    /// The process or the system is out of file descriptors.
+    pub fn either(&self) -> Result<OwnedFd, PciError> {
+        use rustix::event::epoll::{CreateFlags, EventData, EventFlags, add, create};
+        let both = create(CreateFlags::CLOEXEC).and_then(|both| {
+            for (number, event) in [(0, &self.error), (1, &self.removal)] {
+                add(&both, event, EventData::new_u64(number), EventFlags::IN)?;
+            }
+            Ok(both)
+        });
+        both.map_err(|errno| {
+            let text =
+                "cannot watch a function's events; raise the limit of open files (ulimit -n)";
+            PciError::io(text, errno.into())
+        })
+    }
 }
 
 #[cfg(test)]
@@ -102,5 +121,23 @@ mod tests {
         event.signal();
         assert_eq!(event.take(), 2);
         assert_eq!(event.take(), 0);
+    }
+
+    #[test]
+    fn either_event_is_news() {
+        use rustix::event::{PollFd, PollFlags, Timespec, poll};
+        let events = Events::new().unwrap();
+        let either = events.either().unwrap();
+        let has_news = || {
+            let mut fds = [PollFd::new(&either, PollFlags::IN)];
+            poll(&mut fds, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })).unwrap() > 0
+        };
+        assert!(!has_news());
+        for event in [&events.error, &events.removal] {
+            event.signal();
+            assert!(has_news());
+            assert_eq!(event.take(), 1);
+            assert!(!has_news());
+        }
     }
 }

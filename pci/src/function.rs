@@ -42,4 +42,10 @@ pub trait Function: Send + Sync {
     /// # Errors
     /// The function has no reset, or it did not come back.
     fn reset(&self) -> Result<(), PciError>;
+
+    /// Gives the function back to whom it came from: registers and configuration space, those
+    /// that somebody still holds included, read as all ones from now on, and writes go nowhere.
+    /// What a back end had opened for it is closed. Its DMA mappings are to be gone by then.
+    /// To use it again, get it from its back end anew.
+    fn release(&self);
 }

@@ -160,7 +160,7 @@ impl Io {
         let kind = slot.op.kind;
         let read_only = (ErrorKind::ReadOnly, "a node beneath takes no writes");
         let refuses_writes = kind.is_write() && leaf.rules.read_only;
-        if let Some((kind, text)) = leaf.refused.or(refuses_writes.then_some(read_only)) {
+        if let Some((kind, text)) = leaf.refusal().or(refuses_writes.then_some(read_only)) {
             self.fail_here(index, kind, text);
             return Next::Over;
         }
@@ -267,7 +267,7 @@ impl Leaf {
     /// As [`Leaf::takes`], for an operation that begins at `offset` here.
     #[inline(always)]
     fn takes_at(&self, op: &Op, offset: u64) -> bool {
-        self.rules.is_straight_at(op, offset) && self.line.is_empty() && self.refused.is_none()
+        self.rules.is_straight_at(op, offset) && self.line.is_empty() && self.halt.is_none()
     }
 }
 

@@ -141,6 +141,46 @@ fn a_node_that_is_withdrawn_fails_what_waits_and_what_comes() {
     assert_eq!(events.try_next(), None);
 }
 
+#[test]
+fn a_node_that_is_held_keeps_its_operations_in_order() {
+    let reactor = reactor(16);
+    let driver = Awkward::new(AwkwardOptions::new(LEN, 512));
+    let seen = driver.watch();
+    let node = Node::new("disk", Box::new(driver));
+    let core = reactor.core().clone();
+    reactor
+        .block_on(async move {
+            let channel = core.open(&node).await.expect("a channel");
+            core.hold(&node).await.expect("held");
+            for tag in 0..4 {
+                let op = Op::write(tag * 512, buf(&core, &[1; 512])).tag(tag);
+                channel.submit(op).expect("a slot");
+            }
+            for _ in 0..100 {
+                core.yield_now().await;
+            }
+            assert_eq!((seen().len(), channel.in_flight()), (0, 4));
+            core.resume(&node).await.expect("resumed");
+            let mut done = 0;
+            while done < 4 {
+                done += channel.poll(|done| assert!(done.result.is_ok()));
+                core.yield_now().await;
+            }
+            let offsets: Vec<u64> = seen().iter().map(|request| request.offset).collect();
+            assert_eq!(offsets, [0, 512, 1024, 1536]);
+            // Held again, it can still be withdrawn and closed.
+            core.hold(&node).await.expect("held");
+            channel.submit(Op::read(0, buf(&core, &[0; 512]))).expect("a slot");
+            core.withdraw(&node, ErrorKind::Gone, "removed").await.expect("withdrawn");
+            core.close(&node).await.expect("closed");
+            let mut kinds = Vec::new();
+            channel.poll(|done| kinds.push(done.result.map_err(|fault| fault.kind)));
+            assert_eq!(kinds, [Err(ErrorKind::Gone)]);
+        })
+        .expect("the test ran");
+    reactor.shutdown().expect("a shutdown");
+}
+
 /// A channel whose node was closed wrote into the node that was opened next: that one had got
 /// its place in the core's table.
 #[test]

@@ -201,6 +201,13 @@ impl Function for SoftFunction {
         self.shared.device.reset();
         Ok(())
     }
+
+    /// Turns decoding and bus mastering off. Who enables the function again has it again: there
+    /// is nobody that it would have to be got from.
+    fn release(&self) {
+        // A function without a command register is absent, and answers nothing as it is.
+        let _ = self.config.write16(crate::config::offset::COMMAND, 0);
+    }
 }
 
 /// What the BARs of one function share.

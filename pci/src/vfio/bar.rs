@@ -1,8 +1,5 @@
 //! BARs: mapped where the kernel allows it, read and written through the file where not.
 
-use std::io;
-use std::os::fd::AsRawFd;
-use std::ptr::{self, NonNull};
 use std::sync::Arc;
 
 use oxblock_mem::{Buf, Region};
@@ -11,16 +8,14 @@ use vfio_bindings::bindings::vfio::{
 };
 
 use super::device::{Device, DeviceRegion};
+use super::mapping::Mapping;
 use crate::bar::{check_memory, no_memory};
 use crate::{Bar, PciError, PciErrorKind};
 
 /// What `mmap` of a device's file counts in, bytes.
 const PAGE_SIZE: u64 = 4096;
 
-/// A memory BAR. While it lives the device stays open.
-///
-/// - **AREA**: the pages of an `Area` are mapped from its making to its drop, nobody else names
-///   them, and accesses to them are volatile, aligned and inside.
+/// A memory BAR. While it lives the device stays open, unless it is released.
 pub(super) struct VfioBar {
     /// Sorted by their start; mostly one that is all of it.
     areas: Vec<Area>,
@@ -33,14 +28,8 @@ pub(super) struct VfioBar {
 /// A mapped part of a BAR.
 struct Area {
     start: u64,
-    len: u64,
-    base: NonNull<u8>,
+    registers: Arc<Mapping>,
 }
-
-// SAFETY: AREA: registers may be reached from any thread; the pointer is freed by the drop alone.
-unsafe impl Send for Area {}
-// SAFETY: as above; volatile accesses of one size do not tear.
-unsafe impl Sync for Area {}
 
 impl VfioBar {
     /// Maps a region of a device. `msix_table` is where in it the MSI-X table lies, if it does.
@@ -57,10 +46,11 @@ impl VfioBar {
         }
         let mut areas = Vec::new();
         for (start, len) in parts_to_map(region, msix_table) {
-            let area = Area::map(device, region.offset, start, len).map_err(|error| {
+            let at = region.offset.saturating_add(start);
+            let registers = device.map(at, len).map_err(|error| {
                 device.error(&format!("mapping {len:#x} bytes of BAR {}", region.index), error)
             })?;
-            areas.push(area);
+            areas.push(Area { start, registers });
         }
         Ok(VfioBar { areas, len: region.len, offset: region.offset, device: device.clone() })
     }
@@ -76,14 +66,13 @@ impl VfioBar {
             && self.device.decodes()
     }
 
-    /// The address of an aligned register, if it is mapped. Areas are of whole pages, so one that
-    /// holds its first byte holds it all.
+    /// The mapped part that an aligned register lies in, and where in it. Parts are of whole pages,
+    /// so one that holds its first byte holds it all.
     #[inline]
-    fn place(&self, offset: u64) -> Option<NonNull<u8>> {
+    fn place(&self, offset: u64) -> Option<(&Mapping, u64)> {
         self.areas.iter().find_map(|area| {
             let inside = offset.wrapping_sub(area.start);
-            // SAFETY: AREA: inside, checked.
-            (inside < area.len).then(|| unsafe { area.base.add(inside as usize) })
+            (inside < area.registers.len()).then_some((&*area.registers, inside))
         })
     }
 }
@@ -98,8 +87,7 @@ impl Bar for VfioBar {
             return u32::MAX;
         }
         match self.place(offset) {
-            // SAFETY: AREA: aligned and inside, checked.
-            Some(at) => u32::from_le(unsafe { at.cast::<u32>().read_volatile() }),
+            Some((registers, at)) => registers.read32(at),
             None => self.device.read(self.offset + offset).map_or(u32::MAX, u32::from_le_bytes),
         }
     }
@@ -109,8 +97,7 @@ impl Bar for VfioBar {
             return u64::MAX;
         }
         match self.place(offset) {
-            // SAFETY: AREA: aligned and inside, checked.
-            Some(at) => u64::from_le(unsafe { at.cast::<u64>().read_volatile() }),
+            Some((registers, at)) => registers.read64(at),
             None => self.device.read(self.offset + offset).map_or(u64::MAX, u64::from_le_bytes),
         }
     }
@@ -120,8 +107,7 @@ impl Bar for VfioBar {
             return;
         }
         match self.place(offset) {
-            // SAFETY: AREA: aligned and inside, checked.
-            Some(at) => unsafe { at.cast::<u32>().write_volatile(value.to_le()) },
+            Some((registers, at)) => registers.write32(at, value),
             // A write that does not arrive is what a bus without a device does to it.
             None => drop(self.device.write(self.offset + offset, value.to_le_bytes())),
         }
@@ -132,15 +118,15 @@ impl Bar for VfioBar {
             return;
         }
         match self.place(offset) {
-            // SAFETY: AREA: aligned and inside, checked.
-            Some(at) => unsafe { at.cast::<u64>().write_volatile(value.to_le()) },
+            Some((registers, at)) => registers.write64(at, value),
             None => drop(self.device.write(self.offset + offset, value.to_le_bytes())),
         }
     }
 
     fn memory(&self, offset: u64, len: u64) -> Result<Buf, PciError> {
         check_memory(self, offset, len)?;
-        let inside = |area: &Area| offset >= area.start && offset + len <= area.start + area.len;
+        let inside =
+            |area: &Area| offset >= area.start && offset + len <= area.start + area.registers.len();
         if !self.areas.iter().any(inside) {
             return Err(no_memory(offset));
         }
@@ -148,38 +134,6 @@ impl Bar for VfioBar {
         let region = Region::of_device(self.device.fd(), self.offset + offset, len);
         let buf = region.and_then(|region| region.buf(0, region.len()));
         buf.map_err(|error| PciError::new(PciErrorKind::Io, error.to_string()))
-    }
-}
-
-impl Area {
-    fn map(device: &Device, region: u64, start: u64, len: u64) -> io::Result<Area> {
-        let too_large = || io::Error::from_raw_os_error(libc::EOVERFLOW);
-        let at = region.checked_add(start).and_then(|at| libc::off_t::try_from(at).ok());
-        let (at, size) =
-            (at.ok_or_else(too_large)?, usize::try_from(len).map_err(|_| too_large())?);
-        // SAFETY: a new mapping, at an address of the system's choice.
-        let base = unsafe {
-            let protection = libc::PROT_READ | libc::PROT_WRITE;
-            let fd = device.fd().as_raw_fd();
-            libc::mmap(ptr::null_mut(), size, protection, libc::MAP_SHARED, fd, at)
-        };
-        let base =
-            NonNull::new(base.cast::<u8>()).filter(|b| b.as_ptr().cast() != libc::MAP_FAILED);
-        let Some(base) = base else { return Err(io::Error::last_os_error()) };
-        let area = Area { start, len, base };
-        // A child of a fork must not reach registers of its parent's device.
-        // SAFETY: changes what fork copies of our own mapping.
-        match unsafe { libc::madvise(base.as_ptr().cast(), size, libc::MADV_DONTFORK) } {
-            0 => Ok(area),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-}
-
-impl Drop for Area {
-    fn drop(&mut self) {
-        // SAFETY: AREA: this is its end.
-        unsafe { libc::munmap(self.base.as_ptr().cast(), self.len as usize) };
     }
 }
 

@@ -12,7 +12,8 @@
 //! ```
 //!
 //! A mapped register keeps its device open; a device keeps its group in the container; the
-//! container, closing last, ends every mapping, and only then lets go of the memory.
+//! container, closing last, ends every mapping, and only then lets go of the memory. A device that
+//! is released is unmapped and closed at once, with its group; what still names it finds nothing.
 
 mod advice;
 mod bar;
@@ -24,6 +25,7 @@ mod group;
 mod interrupts;
 mod ioctl;
 mod iommufd;
+mod mapping;
 mod space;
 
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -261,6 +263,10 @@ impl Function for VfioFunction {
 
     fn events(&self) -> &Events {
         &self.events
+    }
+
+    fn release(&self) {
+        self.device.release();
     }
 
     fn reset(&self) -> Result<(), PciError> {

@@ -192,19 +192,6 @@ impl Admin {
         .await
     }
 
-    /// Carries out a command that may take for ever: an asynchronous event request.
-    pub async fn execute_background(self: &Arc<Self>, command: Command) -> Result<Done, Error> {
-        let Some(ticket) = self.start(command, &mut None, Kind::Background)? else {
-            let text = "the admin queue has no room for an asynchronous event request";
-            return Err(Error::new(ErrorKind::Busy, text));
-        };
-        poll_fn(|context| match ticket.poll(Some(context.waker())) {
-            Some(done) => Poll::Ready(done),
-            None => Poll::Pending,
-        })
-        .await
-    }
-
     /// Starts a command; None if there is no room for it now.
     pub fn start(
         self: &Arc<Self>,

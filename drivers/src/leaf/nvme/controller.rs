@@ -1,8 +1,7 @@
 //! A controller: attach, identify, queues, shutdown.
 
-use std::collections::BTreeMap;
 use std::mem;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -14,16 +13,18 @@ use oxblock_nvme::{Command, feature, regs};
 use oxblock_pci::{Function, Ids};
 
 use super::admin::Admin;
+use super::departure::FunctionWatch;
 use super::doorbell::ShadowPages;
 use super::ending::DELETE_NS;
-use super::events::{self, EventLog, EventRecord};
+use super::events::{self, EventCounts, EventLog, EventRecord};
 use super::features::Features;
 use super::hardware::{Hardware, pci_error};
 use super::health::Health;
 use super::home::{HomePoller, Ward};
 use super::interrupts::Vectors;
 use super::lending::Lender;
-use super::namespace::{Bounds, NamespaceDriver, NamespaceInfo, Shape};
+use super::namespace::{NamespaceDriver, Shape};
+use super::namespaces::{Found, Namespaces, Scan};
 use super::queue_pair::{self, QueueCounters};
 use super::recovery::{self, Recovery};
 use super::retry::Patience;
@@ -32,8 +33,8 @@ use super::{NvmeOptions, Quirks, identify, memory};
 
 /// The PCI class of an NVMe I/O controller.
 const CLASS_NVME: u32 = 0x01_08_02;
-/// Asynchronous event requests that are kept armed, if the controller takes so many.
-const EVENTS_ARMED: u8 = 4;
+/// The unit of MTFA.
+const MTFA_UNIT: Duration = Duration::from_millis(100);
 /// How long a shutdown may take at least.
 const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a shutdown may take at most, whatever RTD3E says.
@@ -45,14 +46,16 @@ const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
 /// without, it is disabled as well as a drop can.
 pub struct Controller {
     /// Ended first: nothing that the controller knows is freed before it is quiet.
-    attachment: HeldAttachment,
+    attachment: Mutex<HeldAttachment>,
     hardware: Arc<Hardware>,
     admin: Arc<Admin>,
     function: Arc<dyn Function>,
+    /// The function was let go of.
+    released: AtomicBool,
     vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
-    namespaces: Mutex<Found>,
+    namespaces: Namespaces,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
     stations: Stations,
@@ -68,6 +71,7 @@ pub struct Controller {
     home: usize,
     poller: PollerId,
     shutdown_timeout: Duration,
+    activation_timeout: Duration,
     error_log_entries: u16,
 }
 
@@ -131,9 +135,6 @@ pub struct ControllerStats {
     pub sharing: u16,
 }
 
-/// The namespaces that were found, and why some of them cannot be used.
-type Found = BTreeMap<u32, Result<NamespaceInfo, Error>>;
-
 struct QueueIds {
     /// Unused IDs, the smallest last.
     free: Vec<u16>,
@@ -174,24 +175,31 @@ impl Controller {
 
     /// The IDs of the active namespaces, those that cannot be used included.
     pub fn namespaces(&self) -> Vec<u32> {
-        self.found().keys().copied().collect()
+        self.namespaces.ids()
     }
 
-    /// Looks for namespaces afresh, after some were formatted, attached or detached, and gives
-    /// their IDs. Nodes that are open keep the shape that they were opened with: those of a
-    /// namespace that has changed must be closed and made anew.
+    /// Looks for namespaces afresh and gives their IDs, as the driver does by itself when the
+    /// controller tells that some have changed. Open nodes follow what can be followed: another
+    /// length, writes that are refused or taken again. Those whose namespace is no more, or has
+    /// other blocks, fail from now on and must be made anew.
     ///
     /// # Errors
     /// The controller refuses to list them, or fails.
     pub async fn rescan(&self, core: &Core) -> Result<Vec<u32>, Error> {
-        let found = async {
-            self.settled(core).await?;
-            let page = identify::controller(core, &self.admin).await?;
-            find_namespaces(core, &self.admin, &self.hardware, self.options.sgl, &page).await
-        };
-        let found = found.await.map_err(|error: Error| error.context(self.name()))?;
-        *self.found() = found;
+        self.rescan_some(core, None).await?;
         Ok(self.namespaces())
+    }
+
+    /// The same for some namespaces, or all.
+    pub(super) async fn rescan_some(
+        &self,
+        core: &Core,
+        which: Option<&[u32]>,
+    ) -> Result<(), Error> {
+        self.settled(core).await.map_err(|error| error.context(self.name()))?;
+        let scan = Scan { core, admin: &self.admin, hardware: &self.hardware };
+        let scanned = self.namespaces.rescan(&scan, which).await;
+        scanned.map_err(|error| error.context(self.name()))
     }
 
     /// A namespace as a driver, for a [`Node`](oxblock_engine::Node).
@@ -199,19 +207,11 @@ impl Controller {
     /// # Errors
     /// There is no such namespace, or it is formatted in a way that the driver does not support.
     pub fn namespace(self: &Arc<Self>, nsid: u32) -> Result<Box<dyn Driver>, Error> {
-        let named = |error: Error| error.context(format!("{} namespace {nsid}", self.name()));
-        let found = self.found();
-        let Some(info) = found.get(&nsid) else {
-            let active: Vec<u32> = found.keys().copied().collect();
-            let text = format!("there is none; active are {active:?}");
-            return Err(named(Error::new(ErrorKind::NotFound, text)));
-        };
-        let info = info.as_ref().map_err(|error| named(error.clone()))?;
-        Ok(Box::new(NamespaceDriver {
-            controller: self.clone(),
-            shape: info.shape,
-            limits: info.limits.clone(),
-        }))
+        let namespace = self
+            .namespaces
+            .open(nsid)
+            .map_err(|error| error.context(format!("{} namespace {nsid}", self.name())))?;
+        Ok(Box::new(NamespaceDriver { controller: self.clone(), namespace }))
     }
 
     /// Entries of its Error Information log, 1 to 256 (ELPE + 1).
@@ -233,7 +233,7 @@ impl Controller {
             aborts: load(&self.counters.aborts),
             retries: load(&self.counters.retries),
             late_completions: load(&self.counters.late),
-            events: self.events.count(),
+            events: self.events.counts().all,
             interrupts: load(&self.vectors.counters().taken),
             sleeps: load(&self.vectors.counters().sleeps),
             lost_interrupts: load(&self.vectors.counters().lost),
@@ -260,6 +260,11 @@ impl Controller {
     /// The last asynchronous events, oldest first.
     pub fn events(&self) -> Vec<EventRecord> {
         self.events.recent()
+    }
+
+    /// How many asynchronous events there were, by what they said.
+    pub fn event_counts(&self) -> EventCounts {
+        self.events.counts()
     }
 
     /// Ends the controller in good order: deletes its queues, takes back the memory that it was
@@ -351,6 +356,31 @@ impl Controller {
         &self.features
     }
 
+    pub(super) fn namespaces_known(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    pub(super) fn event_log(&self) -> &EventLog {
+        &self.events
+    }
+
+    /// How long an activation of firmware may take.
+    pub(super) fn activation_timeout(&self) -> Duration {
+        self.activation_timeout
+    }
+
+    /// Gives the function back: it is not touched any more, and reaches no memory. Whether it was
+    /// there to be given back.
+    pub(super) fn let_go(&self) -> bool {
+        let first = !self.released.swap(true, Ordering::SeqCst);
+        if first {
+            self.held_attachment().end();
+            self.features.forget_function();
+            self.function.release();
+        }
+        first
+    }
+
     pub(super) fn shadow(&self) -> Option<&ShadowPages> {
         self.shadow.as_ref()
     }
@@ -378,7 +408,6 @@ impl Controller {
         Known {
             options: &self.options,
             before: Some((self.identity.io_queues, self.shadow.as_ref())),
-            events: &self.events,
             features: &self.features,
         }
     }
@@ -396,10 +425,9 @@ impl Controller {
         Ok(())
     }
 
-    /// Takes what was found after a reset.
-    pub(super) fn renew(&self, setup: Setup) {
-        *self.found() = setup.namespaces;
-        self.queue_ids().free.retain(|qid| *qid <= setup.io_queues);
+    /// After a reset there may be fewer queue pairs.
+    pub(super) fn limit_queues(&self, io_queues: u16) {
+        self.queue_ids().free.retain(|qid| *qid <= io_queues);
     }
 
     pub(super) fn counters(&self) -> &Arc<QueueCounters> {
@@ -453,8 +481,8 @@ impl Controller {
         ids.free.sort_unstable_by(|a, b| b.cmp(a));
     }
 
-    fn found(&self) -> MutexGuard<'_, Found> {
-        self.namespaces.lock().unwrap_or_else(PoisonError::into_inner)
+    fn held_attachment(&self) -> MutexGuard<'_, HeldAttachment> {
+        self.attachment.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn queue_ids(&self) -> MutexGuard<'_, QueueIds> {
@@ -464,7 +492,7 @@ impl Controller {
 
 impl Drop for Controller {
     fn drop(&mut self) {
-        self.attachment.end();
+        self.held_attachment().end();
         // Ends the tasks that wait for events.
         self.admin.close();
     }
@@ -537,9 +565,8 @@ async fn attach(
     let event = vectors.admin_event();
     let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
     let poller = core.add_poller(Box::new(poller));
-    let events = Arc::default();
     let features = Features::new(&function, &options);
-    let known = Known { options: &options, before: None, events: &events, features: &features };
+    let known = Known { options: &options, before: None, features: &features };
     let setup = set_up(core, &admin, &hardware, known).await;
     let setup = match setup {
         Ok(setup) => setup,
@@ -570,11 +597,17 @@ async fn attach(
         queue_entries: entries.min(hardware.entries_max()),
         shadow_doorbells: setup.shadow.is_some(),
     };
+    let activation_timeout = match page.mtfa.get() {
+        0 => options.admin_timeout,
+        units => MTFA_UNIT * u32::from(units),
+    };
+    let aerl = page.aerl;
     let controller = Arc::new(Controller {
-        attachment,
+        attachment: Mutex::new(attachment),
         hardware,
         admin,
         function,
+        released: AtomicBool::new(false),
         vectors,
         queues: Mutex::new(QueueIds {
             free: (1..=setup.io_queues).rev().collect(),
@@ -582,7 +615,7 @@ async fn attach(
             closing: false,
         }),
         identity,
-        namespaces: Mutex::new(setup.namespaces),
+        namespaces: Namespaces::new(setup.found, options.sgl),
         shadow: setup.shadow,
         stations: Stations::default(),
         recovery: Recovery::default(),
@@ -590,15 +623,18 @@ async fn attach(
         lenders: Mutex::default(),
         orphans: AtomicUsize::new(0),
         counters: Arc::default(),
-        events,
+        events: Arc::default(),
         features,
         home: core.id(),
         poller,
         shutdown_timeout: rtd3e.clamp(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_MAX),
+        activation_timeout,
         error_log_entries: u16::from(page.elpe) + 1,
         options,
     });
     *ward.borrow_mut() = Arc::downgrade(&controller);
+    FunctionWatch::begin(core, &*controller.function, Arc::downgrade(&controller))?;
+    events::begin(core, &controller, aerl);
     Ok(controller)
 }
 
@@ -665,14 +701,14 @@ pub(super) struct Known<'a> {
     options: &'a NvmeOptions,
     /// After a reset: the I/O queue pairs and the shadow doorbells that there were.
     before: Option<(u16, Option<&'a ShadowPages>)>,
-    events: &'a Arc<EventLog>,
     features: &'a Features,
 }
 
 /// What the admin queue told and set up.
 pub(super) struct Setup {
-    page: Box<ControllerPage>,
-    namespaces: Found,
+    pub page: Box<ControllerPage>,
+    /// Its namespaces.
+    pub found: Found,
     pub io_queues: u16,
     /// Those that are new.
     shadow: Option<ShadowPages>,
@@ -681,8 +717,8 @@ pub(super) struct Setup {
 impl Setup {
     /// Whether a namespace still is what a queue takes it for.
     pub fn has(&self, shape: &Shape) -> bool {
-        let found = self.namespaces.get(&shape.nsid);
-        found.is_some_and(|info| info.as_ref().is_ok_and(|info| info.shape == *shape))
+        let found = self.found.get(&shape.nsid);
+        found.is_some_and(|info| info.as_ref().is_ok_and(|info| shape.is_of(&info.shape)))
     }
 }
 
@@ -693,7 +729,7 @@ pub(super) async fn set_up(
     hardware: &Arc<Hardware>,
     known: Known<'_>,
 ) -> Result<Setup, Error> {
-    let Known { options, before, events, features } = known;
+    let Known { options, before, features } = known;
     let page = identify::controller(core, admin).await?;
     let named = Quirks::of_identity(page.vid.get(), &read_ascii(&page.mn));
     hardware.set_quirks((hardware.quirks() | named) - options.without_quirks);
@@ -702,10 +738,10 @@ pub(super) async fn set_up(
     if hardware.cap().css_io() {
         identify::select_nvm(core, admin).await?;
     }
-    let namespaces = find_namespaces(core, admin, hardware, options.sgl, &page).await?;
+    let found = Scan { core, admin, hardware }.look(&page, options.sgl, None).await?;
     let wanted = match (before, options.io_queues) {
         (Some((queues, _)), _) => queues.into(),
-        (None, 0) => core.count().saturating_mul(namespaces.len().max(1)),
+        (None, 0) => core.count().saturating_mul(found.len().max(1)),
         (None, asked) => asked.into(),
     };
     let io_queues = ask_for_queues(core, admin, wanted).await?;
@@ -727,43 +763,7 @@ pub(super) async fn set_up(
         admin.execute(core, coalescing.command(), None).await?;
     }
     events::configure(core, admin, page.oaes.get()).await;
-    for _ in 0..=page.aerl.min(EVENTS_ARMED - 1) {
-        drop(core.spawn(events::watch(core.clone(), admin.clone(), events.clone())));
-    }
-    Ok(Setup { page, namespaces, io_queues: io_queues.min(hardware.qid_max()), shadow })
-}
-
-async fn find_namespaces(
-    core: &Core,
-    admin: &Arc<Admin>,
-    hardware: &Hardware,
-    sgl: bool,
-    page: &ControllerPage,
-) -> Result<Found, Error> {
-    let (nvm, has_nvm) = identify::controller_nvm(core, admin, hardware).await?;
-    let (mpsmin, quirks) = (hardware.cap().mpsmin(), hardware.quirks());
-    let bounds = Bounds { page, nvm: &nvm, has_nvm, mpsmin, sgl, quirks };
-    let mut found = BTreeMap::new();
-    for nsid in identify::namespace_ids(core, admin, page, hardware).await? {
-        let csi = identify::command_set(core, admin, hardware, nsid).await?;
-        if csi != oxblock_nvme::identify::CSI_NVM {
-            let text = format!("command set {csi} is not supported, the NVM command set is");
-            found.insert(nsid, Err(Error::new(ErrorKind::NotSupported, text)));
-            continue;
-        }
-        match identify::namespace(core, admin, nsid).await? {
-            // Inactive: it went away since the list was read, or the controller has no list.
-            Ok(namespace) if namespace.nsze.get() == 0 => {}
-            Ok(namespace) => {
-                found.insert(nsid, NamespaceInfo::new(nsid, &namespace, &bounds));
-            }
-            Err(status) => {
-                let error = super::status::error("identify namespace", status);
-                found.insert(nsid, Err(error));
-            }
-        }
-    }
-    Ok(found)
+    Ok(Setup { page, found, io_queues: io_queues.min(hardware.qid_max()), shadow })
 }
 
 /// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that

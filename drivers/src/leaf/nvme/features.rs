@@ -152,6 +152,11 @@ impl Features {
         }
     }
 
+    /// The function is to be let go of: its own memory is not mapped any more.
+    pub fn forget_function(&self) {
+        drop(lock(&self.controller_memory).take());
+    }
+
     /// What the controller has, or should have, and the driver does not use, and why.
     pub fn notices(&self) -> Vec<String> {
         lock(&self.notices).clone()

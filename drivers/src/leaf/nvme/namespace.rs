@@ -2,12 +2,15 @@
 
 use std::sync::Arc;
 
-use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Queue};
+use oxblock_engine::{
+    Core, Counter, Driver, Error, ErrorKind, Limits, LocalFuture, MemoryRule, Node, Queue,
+};
 use oxblock_nvme::command::{PRACT, PRCHK_GUARD, PRCHK_REF};
 use oxblock_nvme::identify::{Controller as ControllerPage, ControllerNvm, Namespace, Oncs};
 use oxblock_nvme::{dsm, prp, sgl};
 
 use super::controller::Controller;
+use super::namespaces::OpenNamespace;
 use super::{Quirks, guest, queue_pair};
 
 /// The most logical blocks of one command: NLB is 16 bits, 0-based.
@@ -33,6 +36,17 @@ pub(super) struct Shape {
     pub ranges_max: u32,
     /// Blocks in one range of it.
     pub range_blocks_max: u32,
+    /// NGUID and EUI64, zeroes where it has none.
+    pub identifiers: [u8; 24],
+}
+
+impl Shape {
+    /// Whether the same commands mean the same blocks of the same namespace in both.
+    pub fn is_of(&self, other: &Shape) -> bool {
+        let format = |shape: &Shape| (shape.block_shift, shape.protection);
+        (self.nsid, self.identifiers) == (other.nsid, other.identifiers)
+            && format(self) == format(other)
+    }
 }
 
 /// Protection information (NVM Command Set 1.0, 5.2) that the controller inserts into what is
@@ -118,6 +132,9 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
     let unlimited = |value: u32, most: u32| if value == 0 { most } else { value.min(most) };
     let sgls = bounds.page.sgls();
     let sgl = bounds.sgl && sgls.supported();
+    let mut identifiers = [0; 24];
+    identifiers[..16].copy_from_slice(&namespace.nguid);
+    identifiers[16..].copy_from_slice(&namespace.eui64);
     Shape {
         nsid,
         block_shift,
@@ -128,6 +145,7 @@ fn shape(nsid: u32, block_shift: u32, namespace: &Namespace, bounds: &Bounds<'_>
         protection: Protection::NONE,
         ranges_max: unlimited(bounds.nvm.dmrl.into(), dsm::RANGES_MAX as u32),
         range_blocks_max: unlimited(bounds.nvm.dmrsl.get(), u32::MAX),
+        identifiers,
     }
 }
 
@@ -227,18 +245,18 @@ fn max_discard(shape: &Shape, bounds: &Bounds<'_>) -> u64 {
 /// A namespace as a leaf.
 pub(super) struct NamespaceDriver {
     pub controller: Arc<Controller>,
-    pub shape: Shape,
-    pub limits: Limits,
+    pub namespace: Arc<OpenNamespace>,
 }
 
 impl NamespaceDriver {
     /// A queue pair of the core's own, or its part of another's where none is left (row 36).
     async fn open_queue(&self, core: &Core) -> Result<Box<dyn Queue>, Error> {
-        let controller = self.controller.clone();
+        self.namespace.check()?;
+        let (controller, shape) = (self.controller.clone(), self.namespace.shape);
         let Some(qid) = controller.take_qid()? else {
-            return guest::open(core, controller, self.shape).await;
+            return guest::open(core, controller, shape).await;
         };
-        let leaf = queue_pair::open(core, controller, self.shape, qid).await?;
+        let leaf = queue_pair::open(core, controller, shape, qid).await?;
         Ok(Box::new(leaf))
     }
 }
@@ -249,7 +267,15 @@ impl Driver for NamespaceDriver {
     }
 
     fn limits(&self) -> Limits {
-        self.limits.clone()
+        self.namespace.limits()
+    }
+
+    fn joined(&self, node: &Arc<Node>) {
+        self.namespace.join(node);
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        self.controller.all_counters()
     }
 
     fn notice(&self) -> Option<&str> {

@@ -198,7 +198,8 @@ impl Controller {
     }
 
     /// Format NVM: an LBA format and the Secure Erase Settings (0 none, 1 user data, 2
-    /// cryptographic). All data is gone. Nodes over the namespace must be opened afresh.
+    /// cryptographic). All data is gone. I/O of nodes over the namespace waits meanwhile; they go on
+    /// where its blocks stay the same, else they fail and must be made anew.
     ///
     /// # Errors
     /// The controller refuses or fails.
@@ -210,7 +211,20 @@ impl Controller {
         ses: u8,
     ) -> Result<(), Error> {
         let command = Command::format_nvm(nsid, lba_format, ses);
-        self.write(core, command, Vec::new(), Some(ERASE_TIMEOUT), "format").await.map(drop)
+        let nodes = self.namespaces_known().nodes();
+        for node in &nodes {
+            core.hold(node).await?;
+        }
+        let outcome = self.write(core, command, Vec::new(), Some(ERASE_TIMEOUT), "format").await;
+        // Blocks of another size must be known before the first I/O goes on.
+        let outcome = match outcome {
+            Ok(_) => self.rescan_some(core, None).await,
+            Err(error) => Err(error),
+        };
+        for node in &nodes {
+            core.resume(node).await?;
+        }
+        outcome
     }
 
     /// Creates a namespace, which is attached to no controller yet; its ID.

@@ -18,9 +18,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-use oxblock_engine::{Core, Error, ErrorKind};
+use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
 use super::controller::{Controller, Setup, set_up};
+use super::events;
 use super::hardware::pci_error;
 use super::health::Health;
 use super::queue_pair::{Created, create_queues};
@@ -61,6 +62,9 @@ impl Recovery {
 /// Resets a controller that is `Resetting`. It is `Live` afterwards, or over.
 pub(super) async fn reset(core: &Core, controller: &Arc<Controller>) {
     let recovery = controller.recovery();
+    let asked = recovery.is_asked();
+    let why = if asked { "is being reset, as asked" } else { "is being reset; I/O waits" };
+    core.publish(controller.name(), EventKind::ResetBegun, why);
     let mut outcome = attempt(core, controller, false).await;
     let gone = |error: &Error| error.kind() == ErrorKind::Gone;
     if outcome.as_ref().is_err_and(|error| !gone(error)) {
@@ -71,18 +75,21 @@ pub(super) async fn reset(core: &Core, controller: &Arc<Controller>) {
     match outcome {
         Ok(()) => {
             recovery.done.fetch_add(1, Ordering::Relaxed);
+            core.publish(controller.name(), EventKind::ResetDone, "was reset, and I/O goes on");
         }
         Err(error) => {
             recovery.failed.fetch_add(1, Ordering::Relaxed);
+            let text = format!("could not be reset: {error}");
             *recovery.why.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
             give_up(core, controller).await;
+            core.publish(controller.name(), EventKind::ResetFailed, text);
         }
     }
     controller.stations().wake();
 }
 
 /// One way from `Resetting` to `Live`.
-async fn attempt(core: &Core, controller: &Controller, harder: bool) -> Result<(), Error> {
+async fn attempt(core: &Core, controller: &Arc<Controller>, harder: bool) -> Result<(), Error> {
     let hardware = controller.hardware();
     hardware.fail();
     bring_down(core, controller, harder).await?;
@@ -144,7 +151,7 @@ async fn park(core: &Core, controller: &Controller) -> Result<(), Error> {
 }
 
 /// From enabled to all that there was before.
-async fn bring_up(core: &Core, controller: &Controller, life: u32) -> Result<(), Error> {
+async fn bring_up(core: &Core, controller: &Arc<Controller>, life: u32) -> Result<(), Error> {
     let hardware = controller.hardware();
     let (aqa, asq, acq) = controller.admin().expose()?;
     hardware.enable(core, aqa, asq, acq).await?;
@@ -153,14 +160,25 @@ async fn bring_up(core: &Core, controller: &Controller, life: u32) -> Result<(),
         let setup = set_up(core, controller.admin(), hardware, known).await?;
         controller.recognize(&setup)?;
         recreate(core, controller, life, &setup).await?;
-        controller.renew(setup);
-        Ok(())
+        Ok(setup)
     };
-    while_restarting(controller, work).await?;
+    let setup = while_restarting(controller, work).await?;
+    controller.limit_queues(setup.io_queues);
     if !hardware.revive() {
         return Err(overtaken(controller));
     }
+    events::begin(core, controller, setup.page.aerl);
+    follow(core, controller, setup);
     Ok(())
+}
+
+/// Lets open nodes follow what the controller has now. A task of its own: it waits for all cores,
+/// which a further reset must not.
+fn follow(core: &Core, controller: &Arc<Controller>, setup: Setup) {
+    let (there, controller) = (core.clone(), controller.clone());
+    drop(core.spawn(async move {
+        controller.namespaces_known().renew(&there, controller.hardware(), setup.found).await;
+    }));
 }
 
 /// Carries on with the set-up for as long as no further reset is due.

@@ -114,6 +114,15 @@ impl Connection {
         self.health.load(Ordering::Acquire) == CLOSED
     }
 
+    /// Leaves the server, for good.
+    pub(super) fn close(&self) {
+        let _ = self.reason.set("it was given back".to_owned());
+        let order = (Ordering::AcqRel, Ordering::Relaxed);
+        // What the server does with memory that it was not asked to unmap is not known.
+        let _ = self.health.compare_exchange(LIVE, LOST, order.0, order.1);
+        let _ = shutdown(&self.socket, Shutdown::Both);
+    }
+
     /// Sends a command, with descriptors, and waits for the reply.
     ///
     /// # Errors

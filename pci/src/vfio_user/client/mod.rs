@@ -142,6 +142,10 @@ impl Function for VfioUserFunction {
         self.connection.events()
     }
 
+    fn release(&self) {
+        self.connection.close();
+    }
+
     fn reset(&self) -> Result<(), PciError> {
         self.connection.call(&Request::Reset, &[]).map(drop)
     }

@@ -462,8 +462,7 @@ fn a_device_that_goes_fails_all_io_and_is_left_alone() {
     }
     rig.wait_ms(1000);
     let ended = controller.clone();
-    let error = rig.run(|core| async move { ended.shutdown(&core).await });
-    assert_eq!(error.unwrap_err().kind(), ErrorKind::Gone);
+    rig.run(|core| async move { ended.shutdown(&core).await }).expect("it ended by itself");
     assert_eq!(rig.device.state().mmio, mmio, "no access after it was found gone");
 }
 

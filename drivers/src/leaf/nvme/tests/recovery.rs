@@ -343,8 +343,11 @@ fn a_namespace_that_changed_is_not_taken_for_the_old_one() {
     let (controller, channel) = rig.open();
     rig.device.state().namespaces.insert(1, super::device::namespace(512, 12));
     rig.run(|core| async move { controller.reset(&core).await }).expect("a reset");
+    let early = Op::write(0, rig.buf(512));
+    assert!(kind(&rig.op(&channel, early)).is_err());
+    rig.wait_ms(1);
     let op = Op::write(0, rig.buf(512));
-    assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Io));
+    assert_eq!(kind(&rig.op(&channel, op)), Err(ErrorKind::Gone), "the node was told by then");
     assert_eq!(rig.device.state().io().len(), 0);
 }
 
