@@ -51,7 +51,8 @@ fn rows_are_as_documented() {
         assert!(!row.handled.is_empty() && !row.tests.is_empty(), "{row:?}");
         assert!(!row.condition.is_empty() && !row.injected.is_empty(), "{row:?}");
         for file in row.handled {
-            let path = if file.contains('/') { root.join(file) } else { root.join(DRIVER).join(file) };
+            let path =
+                if file.contains('/') { root.join(file) } else { root.join(DRIVER).join(file) };
             assert!(path.exists(), "row {}: there is no {}", row.number, path.display());
         }
         for test in row.tests {
