@@ -1,12 +1,14 @@
 //! Rows 28 and 29: what a controller tells of itself, and namespaces that change.
 
+use std::rc::Rc;
 use std::time::Duration;
 
-use oxblock_engine::{ErrorKind, Op};
-use oxblock_nvme::event::TYPE_SMART;
+use oxblock_engine::{ErrorKind, Node, Op};
+use oxblock_nvme::event::{ERROR_PERSISTENT_INTERNAL, Event, TYPE_ERROR, TYPE_SMART};
+use oxblock_nvme::log::LID_ERROR;
 use oxblock_nvme::opcode::admin;
 
-use super::{Rig, Row};
+use super::{Driven, Rig, Row};
 
 pub const ROWS: &[Row] = &[
     (28, "as many as there may be wait for events, each waits again", warnings),
@@ -32,6 +34,11 @@ fn warnings() {
     }
     let last = driven.host.events().pop().expect("an event").event;
     assert_eq!((last.kind, last.log_page), (TYPE_SMART, 2), "{last:?}");
+    // Something inside is broken for good.
+    let information = ERROR_PERSISTENT_INTERNAL;
+    rig.target.report(Event { kind: TYPE_ERROR, information, log_page: LID_ERROR });
+    rig.wait(Duration::from_millis(500));
+    assert_eq!(driven.host.stats().resets, 1);
     rig.exercise(&driven);
 }
 
@@ -55,11 +62,24 @@ fn vanishing_namespace() {
             core.sleep(Duration::from_micros(10)).await;
             channel.poll(|end| kinds.push(end.result.map_err(|fault| fault.kind)));
         }
-        assert!(host.rescan(&core).await.expect("a look").is_empty());
         kinds
     });
     assert_eq!(kinds.len(), 64);
     let failed = kinds.iter().filter(|kind| **kind != Ok(())).count();
     assert!(failed >= 31, "{kinds:?}");
     assert!(!kinds.contains(&Err(ErrorKind::TimedOut)), "{kinds:?}");
+    // It is noticed, and so is its return, even where the log of changes has no more room.
+    rig.wait(Duration::from_millis(500));
+    assert!(driven.host.namespaces().is_empty(), "{:?}", driven.host.namespaces());
+    let host = driven.host.clone();
+    let attached =
+        rig.run(|core| async move { host.attach_namespace(&core, 1, &[CONTROLLER]).await });
+    attached.expect("attached again");
+    rig.target.report_too_many_changed();
+    rig.wait(Duration::from_millis(500));
+    assert_eq!(driven.host.namespaces(), [1]);
+    let host = driven.host.clone();
+    let node = Node::new("nvme0n1", host.namespace(1).unwrap_or_else(|e| panic!("{e}")));
+    let channel = rig.run(|core| async move { core.open(&node).await }).expect("a queue");
+    rig.exercise(&Driven { host, channel: Rc::new(channel) });
 }

@@ -12,6 +12,7 @@ use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
 use std::sync::Arc;
+use std::thread;
 use std::time::Duration;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
@@ -219,6 +220,17 @@ impl Rig {
     fn cap(&self) -> Cap {
         oxblock_pci::enable(self.target.function().config()).expect("a function");
         Cap(self.target.function().bar(0).expect("BAR 0").read64(CAP))
+    }
+}
+
+/// Pulls the controller first: one that is there would have to be stopped, by a core that takes no
+/// more turns.
+impl Drop for Rig {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            self.target.soft_function().set_present(false);
+            self.wait(Duration::from_millis(200));
+        }
     }
 }
 

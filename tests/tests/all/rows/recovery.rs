@@ -43,18 +43,24 @@ fn kinds(rig: &mut Rig, driven: &Driven) -> Vec<Result<(), ErrorKind>> {
 }
 
 fn gone() {
-    let mut rig = Rig::new();
-    let driven = hanging_reads(&mut rig, 9);
-    rig.faults.set_gone(true);
-    let begun = rig.now();
-    assert_eq!(kinds(&mut rig, &driven), [Err(ErrorKind::Gone); 9]);
-    assert!(rig.now() - begun < Duration::from_millis(100), "{:?}", rig.now() - begun);
-    // It is back with all that it had, and nobody speaks to it.
-    rig.faults.clear();
-    let seen = rig.faults.seen(false, nvm::READ);
-    assert_eq!(rig.read(&driven, 0).map_err(|fault| fault.kind), Err(ErrorKind::Gone));
-    rig.wait(Duration::from_secs(100));
-    assert_eq!((rig.faults.seen(false, nvm::READ), driven.host.stats().resets), (seen, 0));
+    for pulled in [false, true] {
+        let mut rig = Rig::new();
+        let driven = hanging_reads(&mut rig, 9);
+        let begun = rig.now();
+        match pulled {
+            true => rig.target.soft_function().set_present(false),
+            false => rig.faults.set_gone(true),
+        }
+        assert_eq!(kinds(&mut rig, &driven), [Err(ErrorKind::Gone); 9]);
+        assert!(rig.now() - begun < Duration::from_millis(100), "{:?}", rig.now() - begun);
+        // It is back, and nobody speaks to it.
+        rig.faults.clear();
+        rig.target.soft_function().set_present(true);
+        let seen = rig.faults.seen(false, nvm::READ);
+        assert_eq!(rig.read(&driven, 0).map_err(|fault| fault.kind), Err(ErrorKind::Gone));
+        rig.wait(Duration::from_secs(10));
+        assert_eq!((rig.faults.seen(false, nvm::READ), driven.host.stats().resets), (seen, 0));
+    }
 }
 
 fn fatal_status() {
@@ -257,5 +263,11 @@ fn function_reset() {
     rig.faults.set_disabling(Readiness::Never);
     rig.faults.fail();
     rig.all_end_well(&driven, 9);
+    rig.faults.set_disabling(Readiness::AtOnce);
+    // An error of its bus.
+    let begun = driven.host.stats().resets;
+    rig.target.function().events().error.signal();
+    rig.wait(Duration::from_millis(500));
+    assert_eq!(driven.host.stats().resets, begun + 1);
     rig.exercise(&driven);
 }
