@@ -213,7 +213,7 @@ fn status_types() {
         rig.faults.answer(every(nvm::READ).nth(1), 0, Status::new(sct, sc).dnr());
         let fault = rig.read(&driven, 0).expect_err("an error");
         let text = fault.to_string();
-        assert!(text.contains(&format!("SCT {sct}h SC {sc:02X}h")), "{text}");
+        assert!(text.contains(&format!("SCT {sct}h SC {sc:02x}h")), "{text}");
         rig.faults.clear();
     }
 }
