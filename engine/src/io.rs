@@ -1,32 +1,31 @@
 //! The I/O state of one core: slots, the leaves' queues, and the way between them.
 //!
-//! An operation takes a slot, passes its node's [`Rules`], and goes to the leaf in one or
+//! An operation takes a slot, passes its node's [`Rules`](crate::plan::Rules), and goes to the leaf in one or
 //! more fragments. A fragment has no slot of its own: the slot counts those at the leaf
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod leaves;
 mod routed;
+mod users;
 
 use std::collections::VecDeque;
-use std::os::fd::BorrowedFd;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Waker;
-use std::time::Duration;
 
-use oxblock_mem::{Arena, IoVector, Pool, View};
+use oxblock_mem::{IoVector, Pool, View};
 
 use crate::clock::Time;
-use crate::node::Refusal;
-use crate::plan::{BOUNCE_LEN, Memory, Rules};
+use crate::plan::{BOUNCE_LEN, Memory};
 use crate::route::{NONE, Route};
-use crate::slot::{Line, Owner, Slot, SlotTable, State, Step, token};
-use crate::stats::{CoreStats, LeafStats};
+use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
 use crate::{
-    Completion, Error, ErrorKind, Fault, Full, InPlace, Node, Op, OpFlags, OpId, OpKind, Pass,
-    Queue, Request, Sleep, Token,
+    Completion, ErrorKind, Fault, Full, InPlace, Op, OpFlags, OpId, OpKind, Pass, Request, Token,
 };
+pub(crate) use leaves::{Halt, Leaf};
 use routed::Next;
+pub(crate) use users::Entry;
+use users::User;
 
 /// Fragments of one operation at the leaf at once.
 const MAX_FRAGMENTS: u32 = 8;
@@ -35,68 +34,6 @@ const BOUNCE_COUNT: usize = 16;
 /// Slots and bounce buffers that only channels opened to serve may take.
 const SLOT_RESERVE: usize = 64;
 const BOUNCE_RESERVE: usize = 4;
-
-/// A node's queue on this core.
-pub(crate) struct Leaf {
-    node: Arc<Node>,
-    queue: Box<dyn Queue>,
-    pub(crate) rules: Rules,
-    /// Slots whose next fragment the queue would not take yet.
-    line: Line,
-    /// Whether requests were submitted since the last kick.
-    dirty: bool,
-    /// Whether, and how, operations are kept from the queue.
-    pub(crate) halt: Option<Halt>,
-    stats: LeafStats,
-}
-
-/// Why operations do not go to a leaf's queue.
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Halt {
-    /// The node is held: they wait in the leaf's line.
-    Held,
-    /// The leaf is being closed, or its node was withdrawn: they fail.
-    Refused(Refusal),
-}
-
-impl Leaf {
-    /// Whether an operation can go to the queue now, whole and as it is.
-    #[inline(always)]
-    fn takes(&self, op: &Op) -> bool {
-        self.rules.is_straight(op) && self.line.is_empty() && self.halt.is_none()
-    }
-
-    /// Why operations are refused, if they are.
-    fn refusal(&self) -> Option<Refusal> {
-        match self.halt {
-            Some(Halt::Refused(refusal)) => Some(refusal),
-            Some(Halt::Held) | None => None,
-        }
-    }
-}
-
-/// A channel's completions.
-struct User {
-    /// Where its operations go, or [`NONE`] if they have a route to go.
-    leaf: u16,
-    /// How its operations find their leaves, or [`NONE`].
-    route: u16,
-    done: VecDeque<u32>,
-    open: bool,
-    in_flight: u32,
-    /// How many free slots and bounce buffers it leaves to others.
-    keep_slots: usize,
-    keep_bounce: usize,
-}
-
-/// Where a channel's operations enter.
-#[derive(Clone, Copy)]
-pub(crate) enum Entry {
-    /// At a leaf.
-    Leaf(u16),
-    /// At a node that stands on others.
-    Route(u16),
-}
 
 /// What became of handing an operation's fragments to the leaf.
 #[derive(PartialEq, Eq)]
@@ -141,254 +78,6 @@ impl Io {
             admission: VecDeque::new(),
             spurious: 0,
             failed: None,
-        }
-    }
-
-    // --- users ---
-
-    /// The index of a node's queue on this core, if it has one.
-    pub fn leaf_of(&self, node: &Arc<Node>) -> Option<u16> {
-        let same = |leaf: &Option<Leaf>| leaf.as_ref().is_some_and(|l| Arc::ptr_eq(&l.node, node));
-        self.leaves.iter().position(same).map(|index| index as u16)
-    }
-
-    /// Adds a node's queue.
-    pub fn add_leaf(
-        &mut self,
-        node: &Arc<Node>,
-        queue: Box<dyn Queue>,
-        arena: &Arena,
-    ) -> Result<u16, Error> {
-        let rules = Rules::new(&node.limits());
-        self.provide(&rules, arena)?;
-        let leaf = Leaf {
-            node: node.clone(),
-            queue,
-            rules,
-            line: Line::new(),
-            dirty: false,
-            halt: node.halt(),
-            stats: LeafStats::default(),
-        };
-        let free = (0..self.leaf_count()).find(|index| self.is_free(*index));
-        let index = free.unwrap_or_else(|| {
-            self.leaves.push(None);
-            self.leaf_count() - 1
-        });
-        self.leaves[index as usize] = Some(leaf);
-        Ok(index)
-    }
-
-    /// Whether another node may have this place: no channel and no slot means the one before.
-    fn is_free(&self, leaf: u16) -> bool {
-        self.leaves[leaf as usize].is_none()
-            && !self.users.iter().any(|user| user.open && user.leaf == leaf)
-            && !self.is_routed_to(leaf)
-            && !self.slots.iter().any(|slot| slot.state != State::Free && slot.leaf == leaf)
-    }
-
-    /// Takes the memory that a leaf of these rules needs beside its own.
-    pub(crate) fn provide(&mut self, rules: &Rules, arena: &Arena) -> Result<(), Error> {
-        if rules.may_bounce() && self.bounce.is_none() {
-            self.bounce = Some(Pool::new(arena, BOUNCE_LEN, BOUNCE_COUNT)?);
-        }
-        if rules.max_write_zeroes == 0 && self.zeroes.is_none() {
-            self.zeroes = Some(arena.alloc(BOUNCE_LEN, 4096)?.into());
-        }
-        Ok(())
-    }
-
-    /// Adds a user of a leaf, or of a route. One that serves may have the reserve.
-    pub fn add_user(&mut self, entry: Entry, serves: bool) -> u16 {
-        let (leaf, route) = match entry {
-            Entry::Leaf(leaf) => (leaf, NONE),
-            Entry::Route(route) => (NONE, route),
-        };
-        let user = User {
-            leaf,
-            route,
-            done: VecDeque::with_capacity(self.slots.len()),
-            open: true,
-            in_flight: 0,
-            keep_slots: if serves { 0 } else { SLOT_RESERVE },
-            keep_bounce: if serves { 0 } else { BOUNCE_RESERVE },
-        };
-        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
-            Some(index) => {
-                self.users[index] = user;
-                index as u16
-            }
-            None => {
-                self.users.push(user);
-                (self.users.len() - 1) as u16
-            }
-        }
-    }
-
-    /// Ends a user: what it has in flight is detached, what it did not fetch is dropped.
-    pub fn remove_user(&mut self, user: u16) {
-        while let Some(index) = self.next_done(user) {
-            drop(self.take_result(index));
-        }
-        for slot in self.slots.iter_mut() {
-            if slot.user == user && slot.state == State::Running {
-                slot.owner = Owner::Detached;
-                slot.rare.waker = None;
-            }
-        }
-        self.users[user as usize].open = false;
-    }
-
-    /// The slot of a polling user's next completion.
-    #[inline(always)]
-    pub fn next_done(&mut self, user: u16) -> Option<u32> {
-        self.users[user as usize].done.pop_front()
-    }
-
-    /// Completions that wait to be fetched by a user, those included of leaves that
-    /// completed within their submit.
-    #[inline]
-    pub fn completions_waiting(&mut self, user: u16) -> usize {
-        if !self.pass.done.is_empty() {
-            self.drain();
-        }
-        self.users[user as usize].done.len()
-    }
-
-    /// A user's operations between submit and the fetching of their completions.
-    pub fn user_in_flight(&self, user: u16) -> usize {
-        self.users[user as usize].in_flight as usize
-    }
-
-    /// The result of a future's operation, once it is there.
-    pub fn poll_future(&mut self, id: OpId, waker: &Waker) -> Option<Completion> {
-        let slot = self.slots.find(id)?;
-        if slot.state == State::Done {
-            return Some(self.take_result(id.index));
-        }
-        if !slot.rare.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
-            slot.rare.waker = Some(waker.clone());
-        }
-        None
-    }
-
-    /// The future of this operation is gone; the slot keeps the buffers until the leaf is done.
-    pub fn detach(&mut self, id: OpId) {
-        let Some(slot) = self.slots.find(id) else {
-            return;
-        };
-        slot.owner = Owner::Detached;
-        slot.rare.waker = None;
-        if slot.state == State::Done {
-            drop(self.take_result(id.index));
-        }
-    }
-
-    /// Wakes this waker when a slot is free again.
-    pub fn wait_for_slot(&mut self, waker: &Waker) {
-        if !self.admission.iter().any(|known| known.will_wake(waker)) {
-            self.admission.push_back(waker.clone());
-        }
-    }
-
-    /// Asks for an early end. Whether the operation was still there.
-    pub fn cancel(&mut self, id: OpId) -> bool {
-        let Some(slot) = self.slots.find(id) else {
-            return false;
-        };
-        if slot.state != State::Running {
-            return false;
-        }
-        let (index, leaf_index) = (id.index, slot.leaf as usize);
-        let Some(Some(leaf)) = self.leaves.get_mut(leaf_index) else {
-            return false;
-        };
-        slot.cancelled = true;
-        if slot.outstanding > 0 {
-            leaf.queue.cancel(token(index, id.generation));
-        } else if slot.waiting {
-            slot.waiting = false;
-            slot.fail(Fault::new(ErrorKind::Cancelled, 0));
-            leaf.line.remove(&mut self.slots, index);
-            self.finish(index);
-        }
-        true
-    }
-
-    /// What each leaf says about sleep.
-    pub fn sleeps(&mut self) -> impl Iterator<Item = Sleep<'_>> {
-        self.leaves.iter_mut().flatten().map(|leaf| leaf.queue.sleep())
-    }
-
-    /// Lets the leaf wait whose place among [`sleeps`](Self::sleeps) this is: see
-    /// [`Queue::wait`].
-    pub fn wait(&mut self, at: usize, event: BorrowedFd<'_>, timeout: Option<Duration>) -> bool {
-        let leaf = self.leaves.iter_mut().flatten().nth(at);
-        leaf.is_some_and(|leaf| leaf.queue.wait(event, timeout))
-    }
-
-    /// Whether to poll a while before sleep: always, unless all that is in flight is slow.
-    pub fn is_worth_polling(&self, now_ns: u64) -> bool {
-        let mut busy =
-            self.leaves.iter().flatten().filter(|leaf| leaf.queue.in_flight() > 0).peekable();
-        busy.peek().is_none() || busy.any(|leaf| leaf.queue.is_worth_polling(now_ns))
-    }
-
-    /// What the slot table holds and saw.
-    pub fn stats(&self) -> CoreStats {
-        CoreStats {
-            slots: self.slots.unreserved(),
-            slots_used: self.slots.used(),
-            slots_to_serve: self.slots.free(),
-            spurious_completions: self.spurious,
-            sleeps: 0,
-        }
-    }
-
-    /// What a user's node did.
-    pub fn leaf_stats(&self, user: u16) -> LeafStats {
-        if let Some(route) = self.route(user) {
-            return route.stats;
-        }
-        let leaf = self.leaves.get(self.users[user as usize].leaf as usize);
-        leaf.and_then(Option::as_ref).map_or_else(LeafStats::default, |leaf| leaf.stats)
-    }
-
-    // --- for closing ---
-
-    pub(crate) fn slots(&self) -> &SlotTable {
-        &self.slots
-    }
-
-    pub(crate) fn slots_mut(&mut self) -> &mut SlotTable {
-        &mut self.slots
-    }
-
-    pub(crate) fn leaf_count(&self) -> u16 {
-        self.leaves.len() as u16
-    }
-
-    pub(crate) fn leaf_mut(&mut self, leaf: u16) -> Option<&mut Leaf> {
-        self.leaves.get_mut(leaf as usize)?.as_mut()
-    }
-
-    pub(crate) fn take_leaf(&mut self, leaf: u16) -> Option<Leaf> {
-        self.leaves.get_mut(leaf as usize)?.take()
-    }
-
-    /// Asks a leaf's device to stop; true once it has, or if there is no such leaf.
-    pub(crate) fn quiesce(&mut self, leaf: u16) -> bool {
-        match self.leaves.get_mut(leaf as usize) {
-            Some(Some(leaf)) => leaf.queue.quiesce(&mut self.pass),
-            _ => true,
-        }
-    }
-
-    /// From now on every operation fails.
-    pub(crate) fn set_failed(&mut self, text: &'static str) {
-        self.failed = Some(text);
-        for leaf in self.leaves.iter_mut().flatten() {
-            leaf.halt = Some(Halt::Refused((ErrorKind::Failed, text)));
         }
     }
 
@@ -550,11 +239,6 @@ impl Io {
                 other => return other,
             }
         }
-    }
-
-    fn is_held(&self, leaf: u16) -> bool {
-        let leaf = self.leaves[leaf as usize].as_ref();
-        leaf.is_some_and(|leaf| matches!(leaf.halt, Some(Halt::Held)))
     }
 
     /// Hands the next fragment to the leaf.

@@ -1,0 +1,151 @@
+//! The users of one core's leaves: channels, and the futures of their operations.
+
+use std::collections::VecDeque;
+use std::task::Waker;
+
+use super::{BOUNCE_RESERVE, Io, SLOT_RESERVE};
+use crate::route::NONE;
+use crate::slot::{Owner, State, token};
+use crate::{Completion, ErrorKind, Fault, OpId};
+
+/// A channel's completions.
+pub(super) struct User {
+    /// Where its operations go, or [`NONE`] if they have a route to go.
+    pub(super) leaf: u16,
+    /// How its operations find their leaves, or [`NONE`].
+    pub(super) route: u16,
+    pub(super) done: VecDeque<u32>,
+    pub(super) open: bool,
+    pub(super) in_flight: u32,
+    /// How many free slots and bounce buffers it leaves to others.
+    pub(super) keep_slots: usize,
+    pub(super) keep_bounce: usize,
+}
+
+/// Where a channel's operations enter.
+#[derive(Clone, Copy)]
+pub(crate) enum Entry {
+    /// At a leaf.
+    Leaf(u16),
+    /// At a node that stands on others.
+    Route(u16),
+}
+
+impl Io {
+    /// Adds a user of a leaf, or of a route. One that serves may have the reserve.
+    pub fn add_user(&mut self, entry: Entry, serves: bool) -> u16 {
+        let (leaf, route) = match entry {
+            Entry::Leaf(leaf) => (leaf, NONE),
+            Entry::Route(route) => (NONE, route),
+        };
+        let user = User {
+            leaf,
+            route,
+            done: VecDeque::with_capacity(self.slots.len()),
+            open: true,
+            in_flight: 0,
+            keep_slots: if serves { 0 } else { SLOT_RESERVE },
+            keep_bounce: if serves { 0 } else { BOUNCE_RESERVE },
+        };
+        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
+            Some(index) => {
+                self.users[index] = user;
+                index as u16
+            }
+            None => {
+                self.users.push(user);
+                (self.users.len() - 1) as u16
+            }
+        }
+    }
+
+    /// Ends a user: what it has in flight is detached, what it did not fetch is dropped.
+    pub fn remove_user(&mut self, user: u16) {
+        while let Some(index) = self.next_done(user) {
+            drop(self.take_result(index));
+        }
+        for slot in self.slots.iter_mut() {
+            if slot.user == user && slot.state == State::Running {
+                slot.owner = Owner::Detached;
+                slot.rare.waker = None;
+            }
+        }
+        self.users[user as usize].open = false;
+    }
+
+    /// The slot of a polling user's next completion.
+    #[inline(always)]
+    pub fn next_done(&mut self, user: u16) -> Option<u32> {
+        self.users[user as usize].done.pop_front()
+    }
+
+    /// Completions that wait to be fetched by a user, those included of leaves that
+    /// completed within their submit.
+    #[inline]
+    pub fn completions_waiting(&mut self, user: u16) -> usize {
+        if !self.pass.done.is_empty() {
+            self.drain();
+        }
+        self.users[user as usize].done.len()
+    }
+
+    /// A user's operations between submit and the fetching of their completions.
+    pub fn user_in_flight(&self, user: u16) -> usize {
+        self.users[user as usize].in_flight as usize
+    }
+
+    /// The result of a future's operation, once it is there.
+    pub fn poll_future(&mut self, id: OpId, waker: &Waker) -> Option<Completion> {
+        let slot = self.slots.find(id)?;
+        if slot.state == State::Done {
+            return Some(self.take_result(id.index));
+        }
+        if !slot.rare.waker.as_ref().is_some_and(|known| known.will_wake(waker)) {
+            slot.rare.waker = Some(waker.clone());
+        }
+        None
+    }
+
+    /// The future of this operation is gone; the slot keeps the buffers until the leaf is done.
+    pub fn detach(&mut self, id: OpId) {
+        let Some(slot) = self.slots.find(id) else {
+            return;
+        };
+        slot.owner = Owner::Detached;
+        slot.rare.waker = None;
+        if slot.state == State::Done {
+            drop(self.take_result(id.index));
+        }
+    }
+
+    /// Wakes this waker when a slot is free again.
+    pub fn wait_for_slot(&mut self, waker: &Waker) {
+        if !self.admission.iter().any(|known| known.will_wake(waker)) {
+            self.admission.push_back(waker.clone());
+        }
+    }
+
+    /// Asks for an early end. Whether the operation was still there.
+    pub fn cancel(&mut self, id: OpId) -> bool {
+        let Some(slot) = self.slots.find(id) else {
+            return false;
+        };
+        if slot.state != State::Running {
+            return false;
+        }
+        let (index, leaf_index) = (id.index, slot.leaf as usize);
+        let Some(Some(leaf)) = self.leaves.get_mut(leaf_index) else {
+            return false;
+        };
+        slot.cancelled = true;
+        if slot.outstanding > 0 {
+            leaf.queue.cancel(token(index, id.generation));
+        } else if slot.waiting {
+            slot.waiting = false;
+            slot.fail(Fault::new(ErrorKind::Cancelled, 0));
+            leaf.line.remove(&mut self.slots, index);
+            self.finish(index);
+        }
+        true
+    }
+}
