@@ -27,13 +27,13 @@ impl Plugged {
         Plugged(())
     }
 
-    /// Asks the guest to let go of it. QEMU tells, in time, that it has: see [`Plugged::is_out`].
+    /// Asks the guest to let go of it. QEMU tells, in time, that it has: see [`Plugged::wait_out`].
     pub fn begin_removal(&self) {
         execute("device_del", json!({ "id": ID }));
     }
 
     /// Waits until it is out, and drops it.
-    pub fn is_out(self) {
+    pub fn wait_out(self) {
         wait_for("DEVICE_DELETED", ID);
         assert!(until(|| !is_there()), "the kernel still has {}", PLUGGED.address);
         std::mem::forget(self);

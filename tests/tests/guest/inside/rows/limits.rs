@@ -38,7 +38,7 @@ fn mqes() {
             driven.host
         });
         plugged.begin_removal();
-        plugged.is_out();
+        plugged.wait_out();
     }
 }
 
@@ -53,7 +53,7 @@ fn mdts() {
             driven.host
         });
         plugged.begin_removal();
-        plugged.is_out();
+        plugged.wait_out();
     }
 }
 
@@ -135,7 +135,7 @@ fn shadow_doorbells() {
             host
         });
         plugged.begin_removal();
-        plugged.is_out();
+        plugged.wait_out();
     }
 }
 
