@@ -2,4 +2,6 @@
 #![deny(unsafe_code)]
 
 pub mod conformance;
+pub mod exercise;
 pub mod random;
+pub mod rows;

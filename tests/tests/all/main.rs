@@ -11,5 +11,6 @@ mod interrupts;
 mod options;
 mod registered;
 mod resets;
+mod rows;
 mod sharing;
 mod vfio_user;

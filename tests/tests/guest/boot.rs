@@ -8,9 +8,14 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use serde_json::json;
+
+use crate::control::Control;
 use crate::files::output;
 use crate::initramfs;
-use crate::inside::disks::{CONTROLLERS, Controller, Namespace};
+use crate::inside::disks::{
+    CONTROLLERS, Controller, Namespace, PLUGGED, PLUGGED_BUS, disk_node, file_node,
+};
 use crate::inside::{MARK, Machine};
 use crate::packages::Packages;
 use crate::report::Report;
@@ -86,13 +91,23 @@ impl Guest {
         qemu.arg("-append").arg(format!("{KERNEL} {MARK}=1"));
         qemu.arg("-serial").arg("stdio");
         qemu.arg("-serial").arg(format!("file:{}", path("report").display()));
+        let control = Control::new()?;
+        qemu.args(control.arguments());
+        for port in 1..=PLUGGED_BUS {
+            let room = "pref64-reserve=64M";
+            let words = format!("pcie-root-port,id=port{port},chassis={port},slot={port},{room}");
+            qemu.arg("-device").arg(words);
+        }
         for (index, controller) in CONTROLLERS.iter().enumerate() {
             attach(&mut qemu, folder.path(), index + 1, controller)?;
         }
+        make_disks(&mut qemu, folder.path(), PLUGGED_BUS, &PLUGGED)?;
         let console = File::create(path("console")).map_err(|e| format!("console: {e}"))?;
         let messages = console.try_clone().map_err(|e| format!("console: {e}"))?;
         qemu.stdin(Stdio::null()).stdout(console).stderr(messages);
-        let ended = Running::start(&mut qemu)?.watch(&path("report"));
+        let running = Running::start(&mut qemu)?;
+        control.serve();
+        let ended = running.watch(&path("report"));
         let mut report = Report::read(&read(&path("report")));
         if !report.complete {
             report.failure = format!("{ended}; its console:\n{}", tail(&read(&path("console"))));
@@ -153,22 +168,35 @@ fn attach(
     bus: usize,
     controller: &Controller,
 ) -> Result<(), String> {
-    let mut device = |words: String| {
-        qemu.arg("-device").arg(words);
-    };
-    device(format!("pcie-root-port,id=port{bus},chassis={bus},slot={bus}"));
-    device(format!("nvme,id=nvme{bus},bus=port{bus},serial={}", controller.serial));
-    for Namespace { nsid, block_size, metadata_size, length } in controller.namespaces {
-        let drive = format!("disk{bus}n{nsid}");
-        let path = folder.join(&drive);
-        let made = File::create(&path).and_then(|file| file.set_len(*length));
-        made.map_err(|e| format!("{}: {e}", path.display()))?;
-        let file = path.display();
-        qemu.arg("-drive").arg(format!("if=none,id={drive},format=raw,file={file}"));
+    make_disks(qemu, folder, bus, controller)?;
+    let serial = controller.serial;
+    qemu.arg("-device").arg(format!("nvme,id=nvme{bus},bus=port{bus},serial={serial}"));
+    for Namespace { nsid, block_size, metadata_size, .. } in controller.namespaces {
+        let drive = disk_node(bus, *nsid);
         let sizes = format!("logical_block_size={block_size},physical_block_size={block_size}");
         qemu.arg("-device").arg(format!(
             "nvme-ns,bus=nvme{bus},drive={drive},nsid={nsid},{sizes},ms={metadata_size}"
         ));
+    }
+    Ok(())
+}
+
+/// The disks of a controller, each a block node over that of its file: faults are put between the
+/// two.
+fn make_disks(
+    qemu: &mut Command,
+    folder: &Path,
+    bus: usize,
+    controller: &Controller,
+) -> Result<(), String> {
+    for Namespace { nsid, length, .. } in controller.namespaces {
+        let drive = disk_node(bus, *nsid);
+        let path = folder.join(&drive);
+        let made = File::create(&path).and_then(|file| file.set_len(*length));
+        made.map_err(|e| format!("{}: {e}", path.display()))?;
+        let file = json!({ "driver": "file", "node-name": file_node(&drive), "filename": path });
+        let node = json!({ "driver": "raw", "node-name": drive, "file": file });
+        qemu.arg("-blockdev").arg(node.to_string());
     }
     Ok(())
 }

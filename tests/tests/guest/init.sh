@@ -15,6 +15,8 @@ ulimit -c 0
 # The module vfio asks for this one after itself, which busybox's modprobe does not know.
 sed -i 's/vfio-pci.ko:/& vfio_iommu_type1.ko/' /lib/modules/*/modules.dep
 modprobe nvme
+# What tests ask of the host, and its answers.
+stty -F /dev/ttyS2 raw -echo
 /bin/guest
 code=$?
 echo "the tests ended with code $code; the kernel's last words:"

@@ -6,6 +6,7 @@
 #![deny(unsafe_code)]
 
 mod boot;
+mod control;
 mod fetch;
 mod files;
 mod initramfs;
@@ -117,6 +118,6 @@ impl Boot {
             let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
             self.guest.run()
         });
-        report.outcome(name).map_err(Failed::from)
+        report.outcome(name).map(|output| print!("{output}")).map_err(Failed::from)
     }
 }

@@ -1,7 +1,7 @@
 //! What a guest says of its tests, over a serial line of its own.
 //!
 //! A line is `begin NAME`, then the test's output with `| ` before each line, then `passed NAME`
-//! or `failed NAME`; at last comes `end`.
+//! or `failed NAME`; at last comes `end`. Few tests that pass have output.
 
 use std::collections::BTreeMap;
 
@@ -15,8 +15,8 @@ pub const END: &str = "end";
 /// What is known of one boot.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Errors, with the output, of tests that ended.
-    ended: BTreeMap<String, Result<(), String>>,
+    /// The output of tests that ended; an error is that of one that failed.
+    ended: BTreeMap<String, Result<String, String>>,
     /// The test that has begun and not ended, with its output so far.
     running: Option<(String, String)>,
     /// The guest came to its end.
@@ -50,10 +50,10 @@ impl Report {
         Report { ended: self.ended.into_iter().chain(second.ended).collect(), ..second }
     }
 
-    /// How a test ended.
+    /// The output of a test that passed.
     ///
-    /// Errors: its output, or why there is none.
-    pub fn outcome(&self, name: &str) -> Result<(), String> {
+    /// Errors: that of one that failed, or why there is none.
+    pub fn outcome(&self, name: &str) -> Result<String, String> {
         if let Some(outcome) = self.ended.get(name) {
             return outcome.clone();
         }
@@ -74,13 +74,17 @@ impl Report {
                 output.push('\n');
             }
         } else if let Some(name) = line.strip_prefix(PASSED) {
-            self.running = None;
-            self.ended.insert(name.to_owned(), Ok(()));
+            let output = self.take_output();
+            self.ended.insert(name.to_owned(), Ok(output));
         } else if let Some(name) = line.strip_prefix(FAILED) {
-            let output = self.running.take().map(|(_, output)| output).unwrap_or_default();
+            let output = self.take_output();
             self.ended.insert(name.to_owned(), Err(output));
         } else if line == END {
             self.complete = true;
         }
+    }
+
+    fn take_output(&mut self) -> String {
+        self.running.take().map(|(_, output)| output).unwrap_or_default()
     }
 }

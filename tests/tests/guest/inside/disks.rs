@@ -45,5 +45,25 @@ pub const SECOND: Controller = Controller {
     ],
 };
 
-/// All of them, in the order of their buses.
+/// The controller that a test plugs in, when it does.
+pub const PLUGGED: Controller = Controller {
+    address: "0000:03:00.0",
+    serial: "oxblock2",
+    namespaces: &[namespace(1, 512, 16 << 20)],
+};
+
+/// Its bus, the last.
+pub const PLUGGED_BUS: usize = 3;
+
+/// Those that are there all the time, in the order of their buses.
 pub const CONTROLLERS: [Controller; 2] = [FIRST, SECOND];
+
+/// What QEMU calls the disk of a namespace of the controller on a bus.
+pub fn disk_node(bus: usize, nsid: u32) -> String {
+    format!("disk{bus}n{nsid}")
+}
+
+/// What QEMU calls the file below a disk.
+pub fn file_node(disk: &str) -> String {
+    format!("{disk}-file")
+}

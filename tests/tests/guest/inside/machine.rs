@@ -9,12 +9,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use oxblock_drivers::nvme::{self, NvmeOptions};
-use oxblock_engine::{Core, Engine, Options};
+use oxblock_engine::{Core, Engine, Error, Options};
 use oxblock_mem::{ArenaOptions, PagePolicy};
-use oxblock_pci::vfio::Vfio;
+use oxblock_pci::vfio::{Vfio, VfioFunction};
 
-use super::Start;
 use super::disks::{CONTROLLERS, Controller};
+use super::{Start, plugged};
 
 const HUGEPAGES: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages";
 /// Within this the kernel makes disks of a controller that it was given.
@@ -25,6 +25,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// Errors: what could not be done.
 pub fn prepare(start: &Start) -> Result<(), String> {
     write(HUGEPAGES, &start.hugepages.to_string())?;
+    plugged::unplug()?;
     for controller in &CONTROLLERS {
         give(controller.address, start.driver)?;
     }
@@ -148,14 +149,26 @@ pub fn write_at(path: &Path, offset: u64, bytes: &[u8]) {
 
 /// Attaches our driver to a controller that was handed over.
 pub async fn attach(core: &Core, controller: &Controller) -> Arc<nvme::Controller> {
+    attach_with(core, controller, NvmeOptions::default()).await.unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// The same with options of its own, where it may fail.
+pub async fn attach_with(
+    core: &Core,
+    controller: &Controller,
+    options: NvmeOptions,
+) -> Result<Arc<nvme::Controller>, Error> {
+    nvme::Controller::attach(core, function_of(controller), options).await
+}
+
+/// The function of a controller that was handed over, opened.
+pub fn function_of(controller: &Controller) -> Arc<VfioFunction> {
     let address = controller.address.parse().expect("an address");
     let function = match has_iommu() {
         true => Vfio::new().open(address),
         false => Vfio::new().open_without_iommu(address),
     };
-    let function = function.unwrap_or_else(|e| panic!("{e}"));
-    let attached = nvme::Controller::attach(core, function, NvmeOptions::default()).await;
-    attached.unwrap_or_else(|e| panic!("{e}"))
+    function.unwrap_or_else(|e| panic!("{e}"))
 }
 
 /// The output of `oxblock` with these words.

@@ -5,13 +5,17 @@ mod conformance;
 mod data;
 pub mod disks;
 mod doctor;
+mod faults;
 mod guide;
 mod hipri;
+mod host;
 mod kernel;
 mod machine;
 mod noiommu;
 mod nvme;
 mod pci;
+mod plugged;
+mod rows;
 mod runner;
 mod vfio;
 
@@ -34,6 +38,7 @@ pub fn tests() -> Vec<Test> {
     bench::add(&mut tests);
     data::add(&mut tests);
     conformance::add(&mut tests);
+    rows::add(&mut tests);
     tests
 }
 
@@ -47,18 +52,25 @@ pub struct Test {
     pub start: Start,
     /// What it does; it panics when it fails.
     pub body: Box<dyn Fn()>,
+    /// Its output is shown when it passes, too.
+    pub told: bool,
 }
 
 impl Test {
     /// A test that finds both controllers with the kernel, and hugepages.
     pub fn new(name: &str, body: impl Fn() + 'static) -> Test {
         let (machine, start) = (Machine::Stock, Start::default());
-        Test { name: format!("guest_{name}"), machine, start, body: Box::new(body) }
+        Test { name: format!("guest_{name}"), machine, start, body: Box::new(body), told: false }
     }
 
     /// The same on another machine.
     pub fn machine(self, machine: Machine) -> Test {
         Test { machine, ..self }
+    }
+
+    /// The same, and what it says is shown.
+    pub fn told(self) -> Test {
+        Test { told: true, ..self }
     }
 
     /// The same with other things to start from.

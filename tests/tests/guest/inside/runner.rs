@@ -51,7 +51,11 @@ fn run(tests: &[Test]) -> io::Result<bool> {
         let begun = Instant::now();
         let mut complaints = attempt(test);
         complaints.extend(log.alarms());
-        for text in complaints.iter().flat_map(|complaint| complaint.lines()) {
+        let said = match complaints.is_empty() && test.told {
+            true => vec![output()],
+            false => complaints.clone(),
+        };
+        for text in said.iter().flat_map(|said| said.lines()) {
             writeln!(line, "{OUTPUT}{text}")?;
         }
         let verdict = if complaints.is_empty() { PASSED } else { FAILED };
@@ -79,7 +83,12 @@ fn attempt(test: &Test) -> Vec<String> {
         Ok(Some(failure)) => failure,
         Err(e) => format!("its process: {e}"),
     };
-    vec![String::from_utf8_lossy(&fs::read(OUTPUT_FILE).unwrap_or_default()).into_owned(), failure]
+    vec![output(), failure]
+}
+
+/// What the last test said.
+fn output() -> String {
+    String::from_utf8_lossy(&fs::read(OUTPUT_FILE).unwrap_or_default()).into_owned()
 }
 
 /// Waits for the end of a test; what was wrong with it, if anything was.

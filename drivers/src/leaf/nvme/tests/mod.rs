@@ -1,43 +1,12 @@
 //! The driver against a device that does what each test says. "Row n" is a condition that an
-//! NVMe driver must survive; all are listed with the tests that cover them.
-//!
-//! | row | condition | tests |
-//! |---|---|---|
-//! | 1 | registers read as all ones | `attach::gone_*`, `io::a_device_that_goes_*`, `recovery::removal_*` |
-//! | 2 | EN=1, RDY=0 at attach | `attach::a_controller_that_is_becoming_ready_*` |
-//! | 3 | ready timeout | `attach::the_ready_timeout_*`, `recovery::a_reset_that_fails_*` |
-//! | 4 | CSTS.CFS | `attach::a_fatal_*`, `recovery::a_fatal_*` |
-//! | 5, 6, 7 | MQES, doorbells, MPSMIN | `attach::mqes_*`, `attach::doorbells_*`, `attach::pages_*` |
-//! | 8, 9, 10 | MDTS, formats, NOIOB | `super::namespace::tests`, `io::transfers_*`, `attach::formats_*`, `io::protection_*` |
-//! | 11, 12 | PRP and SGL | `oxblock_nvme::prp`, `oxblock_nvme::sgl`, `io::prps_*`, `io::sgls_*` |
-//! | 13 | full queues | `io::a_full_queue_*` |
-//! | 14 | phase tag first | `oxblock_nvme::queue`, with loom; `io::a_torn_*` |
-//! | 15 | CID | `super::tracker::tests`, `io::wrong_identifiers_*` |
-//! | 16 | SQHD | `oxblock_nvme::queue`, `io::a_wrong_head_*` |
-//! | 17 | barrier before the doorbell | `oxblock_nvme::queue` with loom |
-//! | 18 | shadow doorbells | `oxblock_nvme::queue` with loom; `io::shadow_*` |
-//! | 19 | timeouts | `recovery::a_late_command_*`, `recovery::what_is_always_late_*` |
-//! | 20 | aborts in flight | `recovery::aborts_*` |
-//! | 21 | nothing ends before RDY=0 | `recovery::nothing_in_flight_*`, `recovery::completions_of_*` |
-//! | 22, 33 | failed resets | `recovery::a_reset_that_fails_*`, `recovery::closing_*` |
-//! | 23 | DNR, CRD, retry limit | `recovery::failed_commands_*`, `recovery::retries_*` |
-//! | 24 | what is never sent again | `recovery::compare_*` |
-//! | 25 | SCT and SC together | `super::status::tests`, `io::status_*` |
-//! | 26 | errors in words | `recovery::errors_*` |
-//! | 27 | busy namespaces | `recovery::a_busy_namespace_*` |
-//! | 30 | keep alive | `super::keep_alive::tests`, `features::a_controller_is_kept_alive_*`, `features::a_keep_alive_that_fails_*` |
-//! | 31 | shutdown | `ending::shutdown_*`, `features::an_abrupt_shutdown_*`, `features::host_memory_*` |
-//! | 32 | power states | `super::power::tests`, `features::power_states_*` |
-//! | 34 | a full IOMMU | `attach::a_full_iommu_*`, `attach::room_in_*`; in `oxblock_mem`, `regions::an_arena_waits_*` |
-//! | 35 | flush and FUA | `io::flushes_*` |
-//! | 36 | fewer queues | `attach::fewer_queues_*`, `attach::a_queue_that_fails_*`, `super::lending::tests`, `recovery::fewer_queues_*` |
-//! | 37 | memory of the controller | `oxblock_nvme::cmb`, `own_memory` |
-//! | 38 | quirks | `super::quirks::tests`, `quirks` |
+//! NVMe driver must survive: `docs/nvme-errors.md` lists all of them, with the tests that cover
+//! them.
 
 mod attach;
 mod cost;
 mod device;
 mod ending;
+mod events;
 mod features;
 mod fuzz;
 mod interrupts;
