@@ -14,6 +14,7 @@ pub fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new("pci::a_user_without_root_may_own_a_device", owner));
     tests.push(Test::new("pci::a_killed_process_leaves_a_device_that_goes_back", killed));
     tests.push(Test::new("pci::a_device_in_user_space_is_in_use", used_by_process).start(bound));
+    tests.push(Test::new("pci::a_process_lets_go_of_what_is_taken", taken).start(bound));
 }
 
 fn target(nsid: u32) -> String {
@@ -97,4 +98,20 @@ fn used_by_process() {
     assert!(refused.failure().contains("is in use: vfio/"), "a device was taken from a process");
     assert_eq!(driver(FIRST.address).as_deref(), Some("vfio-pci"));
     oxblock(&["pci", "unbind", FIRST.address]).success();
+}
+
+/// With --force the process that drives a device is asked for it, and does not have to end first.
+fn taken() {
+    let mut bench = Command::new("/bin/oxblock");
+    bench.args(["bench", &target(1), "--rw=randread", "--time_based", "--runtime=60"]);
+    let bench = bench.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a process");
+    let is_at_it = || oxblock(&["pci", "list"]).success().contains("IN USE: vfio/");
+    assert!(until(is_at_it));
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    oxblock(&["pci", "unbind", "--force", FIRST.address]).success();
+    assert_eq!(driver(FIRST.address).as_deref(), Some("nvme"));
+    let ended = bench.wait_with_output().expect("its end");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert!(!ended.status.success(), "its I/O failed");
+    assert!(said.contains("was removed, or given back"), "{said}");
 }

@@ -2,6 +2,7 @@
 
 mod limits;
 mod recovery;
+mod removal;
 mod statuses;
 
 use std::rc::Rc;
@@ -21,6 +22,7 @@ pub fn add(tests: &mut Vec<Test>) {
     let mut rows = Rows(tests);
     limits::add(&mut rows);
     recovery::add(&mut rows);
+    removal::add(&mut rows);
     statuses::add(&mut rows);
 }
 
