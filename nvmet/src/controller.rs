@@ -27,10 +27,6 @@ use crate::registers::Registers;
 use crate::service::{Parts, Service};
 use crate::transport::pci::{Notice, Shared};
 
-/// Vendor "ox", a number that no maker of hardware has, and its first device.
-const VENDOR: u16 = 0x6f78;
-const DEVICE: u16 = 0x0001;
-
 /// Mass storage, non-volatile memory, NVM Express.
 const CLASS: u32 = 0x01_08_02;
 
@@ -176,7 +172,7 @@ impl Controller {
         let function = SoftFunction::new(
             options.address.clone(),
             wrap(Arc::clone(&shared) as Arc<dyn Device>),
-            ids(),
+            ids(&options),
             Arc::clone(&iommu),
             Arc::clone(&interrupts),
         )
@@ -238,12 +234,12 @@ fn capabilities(options: &ControllerOptions) -> Cap {
         .with_crms(1)
 }
 
-fn ids() -> Ids {
+fn ids(options: &ControllerOptions) -> Ids {
     Ids {
-        vendor: VENDOR,
-        device: DEVICE,
-        subsystem_vendor: VENDOR,
-        subsystem: DEVICE,
+        vendor: options.vendor,
+        device: options.device,
+        subsystem_vendor: options.subsystem_vendor,
+        subsystem: options.subsystem,
         class: CLASS,
         revision: 1,
     }
@@ -264,7 +260,8 @@ fn admin(options: &ControllerOptions, namespaces: u32, now_ms: u64) -> Admin {
     let identity = Identity {
         serial: options.serial.clone(),
         model: options.model.clone(),
-        vendor: VENDOR,
+        vendor: options.vendor,
+        subsystem_vendor: options.subsystem_vendor,
         mdts: options.mdts,
         sgl: options.sgl,
         shadow_doorbells: options.shadow_doorbells && !options.mapped_doorbells,

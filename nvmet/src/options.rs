@@ -18,6 +18,10 @@ const MDTS_MAX: u8 = 16;
 const PAGE: u64 = 4096;
 const BAR_MEMORY_MAX: u64 = 1 << 30;
 
+/// Vendor "ox", a number that no maker of hardware has, and its first device.
+const VENDOR: u16 = 0x6f78;
+const DEVICE: u16 = 0x0001;
+
 /// The largest Host Memory Buffer that can be asked for, in bytes.
 const HOST_MEMORY_MAX: u64 = 256 << 20;
 
@@ -46,6 +50,15 @@ pub struct ControllerOptions {
     pub serial: String,
     /// Model, ASCII, at most 40 characters.
     pub model: String,
+    /// PCI vendor, in the configuration space and in Identify (VID). With the device of another
+    /// maker it makes drivers take the controller for that one.
+    pub vendor: u16,
+    /// PCI device.
+    pub device: u16,
+    /// PCI subsystem vendor, in the configuration space and in Identify (SSVID).
+    pub subsystem_vendor: u16,
+    /// PCI subsystem.
+    pub subsystem: u16,
     /// Whether hosts may describe the data of I/O commands by SGL.
     pub sgl: bool,
     /// Whether shadow doorbells (Doorbell Buffer Config) are offered.
@@ -117,6 +130,10 @@ impl Default for ControllerOptions {
             mdts: 8,
             serial: "OXBLOCK0".into(),
             model: "oxblock software controller".into(),
+            vendor: VENDOR,
+            device: DEVICE,
+            subsystem_vendor: VENDOR,
+            subsystem: DEVICE,
             sgl: true,
             shadow_doorbells: true,
             mapped_doorbells: false,

@@ -54,6 +54,7 @@ pub(crate) struct Identity {
     pub(crate) serial: String,
     pub(crate) model: String,
     pub(crate) vendor: u16,
+    pub(crate) subsystem_vendor: u16,
     pub(crate) mdts: u8,
     pub(crate) sgl: bool,
     pub(crate) shadow_doorbells: bool,
@@ -124,7 +125,7 @@ impl Identity {
     fn controller_page(&self, inventory: &Inventory, revision: &[u8; 8]) -> Page {
         let mut c = Controller::boxed();
         c.vid = self.vendor.into();
-        c.ssvid = self.vendor.into();
+        c.ssvid = self.subsystem_vendor.into();
         write_ascii(&mut c.sn, &self.serial);
         write_ascii(&mut c.mn, &self.model);
         c.fr = *revision;
@@ -404,6 +405,7 @@ mod tests {
             serial: "S1".into(),
             model: "M".into(),
             vendor: 0x1234,
+            subsystem_vendor: 0x5678,
             mdts: 5,
             sgl: true,
             shadow_doorbells: true,

@@ -3,10 +3,11 @@ use oxblock_nvme::feature::{self, QueueCounts};
 use oxblock_nvme::opcode::admin;
 use oxblock_nvme::sgl::Descriptor;
 use oxblock_nvme::{Command, NSID_ALL, Status, log};
-use oxblock_pci::EventFd;
+use oxblock_pci::{EventFd, Ids};
 use std::sync::Arc;
 
 use super::options;
+use crate::ControllerOptions;
 use crate::host::Host;
 
 fn cq(qid: u16, entries: u32, iova: u64) -> Command {
@@ -31,6 +32,24 @@ fn every_identify_page_arrives() {
     assert_eq!((namespace[26], namespace[134]), (1, 12));
     assert_eq!(host.status(0, Command::identify(0, 3, 0)), Status::INVALID_NAMESPACE);
     assert_eq!(host.status(0, Command::identify(0x99, 0, 0)), Status::INVALID_FIELD);
+}
+
+/// What makes a driver take the controller for another maker's device.
+#[test]
+fn a_controller_poses_as_another_device() {
+    let options = ControllerOptions {
+        vendor: 0x144d,
+        device: 0xa80b,
+        subsystem_vendor: 0x1028,
+        subsystem: 0x1234,
+        ..options().0
+    };
+    let mut host = Host::ready(options);
+    let ids = Ids::read(host.function.config()).unwrap();
+    assert_eq!((ids.vendor, ids.device), (0x144d, 0xa80b));
+    assert_eq!((ids.subsystem_vendor, ids.subsystem), (0x1028, 0x1234));
+    let page = host.page(Command::identify(1, 0, 0));
+    assert_eq!(page[..4], [0x4d, 0x14, 0x28, 0x10]);
 }
 
 #[test]

@@ -109,6 +109,12 @@ pub struct State {
     pub created_sq: Option<Command>,
     /// Event requests that are armed.
     pub armed: Vec<Command>,
+    /// Log pages, by their identifier; others are all zeroes.
+    pub logs: BTreeMap<u8, Vec<u8>>,
+    /// Log pages that were read, in order.
+    pub logs_read: Vec<u8>,
+    /// An event that is raised again as soon as a request is armed.
+    pub nagging: Option<Event>,
     pub shadow: Option<[Arc<Cells>; 2]>,
     aqa: u32,
     asq: u64,
@@ -277,6 +283,9 @@ impl State {
             created_cq: None,
             created_sq: None,
             armed: Vec::new(),
+            logs: BTreeMap::new(),
+            logs_read: Vec::new(),
+            nagging: None,
             shadow: None,
             aqa: 0,
             asq: 0,
@@ -458,7 +467,11 @@ impl State {
             if self.armed.len() > usize::from(self.controller.aerl) {
                 return self.post(0, command.cid(), Status::AER_LIMIT_EXCEEDED, 0);
             }
-            return self.armed.push(*command);
+            self.armed.push(*command);
+            if let Some(event) = self.nagging {
+                self.raise(event);
+            }
+            return;
         }
         if let Some((status, left)) = self.refused.get_mut(&opcode)
             && *left > 0
@@ -503,7 +516,8 @@ impl State {
                 let set = self.features.get(&(command.cdw10() as u8));
                 (Status::SUCCESS, set.map_or(0, |(command, _)| command.cdw11().into()))
             }
-            admin::ABORT | admin::GET_LOG_PAGE | admin::KEEP_ALIVE => (Status::SUCCESS, 0),
+            admin::ABORT | admin::KEEP_ALIVE => (Status::SUCCESS, 0),
+            admin::GET_LOG_PAGE => (self.log_page(command), 0),
             admin::DOORBELL_BUFFER_CONFIG => {
                 let page = |iova| self.translator.cells(iova, 4096).ok().map(Arc::new);
                 let [first, second] = [command.prp1(), command.prp2()].map(page);
@@ -511,6 +525,16 @@ impl State {
                 made(self.shadow.is_some().then_some(()))
             }
             _ => (Status::INVALID_OPCODE, 0),
+        }
+    }
+
+    fn log_page(&mut self, command: &Command) -> Status {
+        let lid = command.cdw10() as u8;
+        self.logs_read.push(lid);
+        let Some(page) = self.logs.get(&lid) else { return Status::SUCCESS };
+        match self.translator.write(command.prp1(), page) {
+            Ok(()) => Status::SUCCESS,
+            Err(_) => Status::DATA_TRANSFER_ERROR,
         }
     }
 

@@ -6,6 +6,7 @@ mod attach;
 mod cost;
 mod device;
 mod ending;
+mod events;
 mod features;
 mod fuzz;
 mod interrupts;
