@@ -104,14 +104,14 @@ fn used_by_process() {
 fn taken() {
     let mut bench = Command::new("/bin/oxblock");
     bench.args(["bench", &target(1), "--rw=randread", "--time_based", "--runtime=60"]);
-    let bench = bench.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().expect("a process");
+    let bench = bench.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("a process");
     let is_at_it = || oxblock(&["pci", "list"]).success().contains("IN USE: vfio/");
     assert!(until(is_at_it));
     std::thread::sleep(std::time::Duration::from_millis(500));
     oxblock(&["pci", "unbind", "--force", FIRST.address]).success();
     assert_eq!(driver(FIRST.address).as_deref(), Some("nvme"));
     let ended = bench.wait_with_output().expect("its end");
-    let said = String::from_utf8_lossy(&ended.stderr);
     assert!(!ended.status.success(), "its I/O failed");
-    assert!(said.contains("was removed, or given back"), "{said}");
+    let said = [ended.stdout, ended.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
+    assert!(said.concat().contains("was removed, or given back"), "{said:?}");
 }

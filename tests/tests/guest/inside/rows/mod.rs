@@ -2,7 +2,6 @@
 
 mod limits;
 mod recovery;
-mod removal;
 mod statuses;
 
 use std::rc::Rc;
@@ -22,7 +21,6 @@ pub fn add(tests: &mut Vec<Test>) {
     let mut rows = Rows(tests);
     limits::add(&mut rows);
     recovery::add(&mut rows);
-    removal::add(&mut rows);
     statuses::add(&mut rows);
 }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use oxblock_drivers::nvme::NvmeOptions;
-use oxblock_engine::Op;
+use oxblock_engine::{ErrorKind, EventKind, Op};
 use oxblock_nvme::regs::{CSTS, Csts};
 use oxblock_pci::Function;
 use oxblock_tests::exercise::Exercise;
@@ -34,28 +34,32 @@ pub fn add(rows: &mut Rows<'_>) {
     rows.add(33, "function_reset", outcome, "VFIO_DEVICE_RESET", function_reset);
 }
 
-/// Asked for while there is I/O, as who pulls a device in good order asks for it.
+/// A process kept a device that was asked for: its slot stayed occupied until the process ended.
 fn unplugged() {
-    let plugged = Plugged::new(&json!({}));
-    let plugged = on_engine(1, move |core| async move {
-        let driven = Driven::new(core, &PLUGGED, 1, NvmeOptions::default()).await;
-        let exercise = Exercise::of(64);
-        exercise.run(&driven.core, &driven.channel).await;
-        plugged.begin_removal();
-        let begun = driven.core.now();
-        while exercise.pass(&driven.core, &driven.channel, false).await.is_empty() {
-            assert!(driven.core.now() - begun < PATIENCE.as_nanos() as u64, "it is still there");
+    on_engine(2, |core| async move {
+        let mut events = core.events();
+        for round in 0..2 {
+            let plugged = Plugged::new(&json!({}));
+            let driven = Driven::new(core.clone(), &PLUGGED, 1, NvmeOptions::default()).await;
+            let exercise = Exercise { round, ..Exercise::of(64) };
+            exercise.run(&core, &driven.channel).await;
+            plugged.begin_removal();
+            let begun = core.now();
+            while exercise.pass(&core, &driven.channel, false).await.is_empty() {
+                assert!(core.now() - begun < PATIENCE.as_nanos() as u64, "it is still there");
+            }
+            let fault = driven.read(0, 4096).await.result.expect_err("it is gone");
+            assert_eq!(fault.kind, ErrorKind::Gone, "{fault}");
+            let mut told = Vec::new();
+            while told.last() != Some(&EventKind::DeviceGone) {
+                told.extend(events.next().await.map(|event| event.kind));
+            }
+            assert_eq!(told.first(), Some(&EventKind::DeviceLeaving), "{told:?}");
+            // The driver is still held, and its registers: the kernel does not wait for them.
+            plugged.wait_out();
+            drop(driven);
         }
-        plugged
     });
-    plugged.wait_out();
-    let plugged = Plugged::new(&json!({}));
-    on_engine(1, |core| async move {
-        let driven = Driven::new(core, &PLUGGED, 1, NvmeOptions::default()).await;
-        Exercise::of(64).run(&driven.core, &driven.channel).await;
-        driven.host
-    });
-    drop(plugged);
 }
 
 /// A controller that cannot fetch its commands fails.
