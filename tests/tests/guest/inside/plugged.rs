@@ -57,7 +57,9 @@ pub fn plug(properties: &Value) {
         device[name] = value.clone();
     }
     fs::write(AUTOPROBE, "0").expect("no driver takes it by itself");
-    execute("device_add", device);
+    // The disk of one that was there before is let go a moment after it.
+    let added = until(|| try_execute("device_add", device.clone()).is_ok());
+    assert!(added, "QEMU does not take {device}");
     let found = until(is_there);
     fs::write(AUTOPROBE, "1").expect("drivers take what comes");
     assert!(found, "the kernel did not find {}", PLUGGED.address);

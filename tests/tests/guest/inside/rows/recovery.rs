@@ -9,10 +9,11 @@ use oxblock_pci::Function;
 use oxblock_tests::exercise::Exercise;
 use serde_json::json;
 
-use super::super::disks::{FIRST, disk_node};
+use super::super::disks::{FIRST, PLUGGED, disk_node};
 use super::super::faults::Between;
 use super::super::host::execute;
 use super::super::machine::until;
+use super::super::plugged::Plugged;
 use super::{Driven, Rows, on_engine};
 
 /// Within this the driver has noticed: an emulated machine is slow.
@@ -21,6 +22,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 const SPARE_IS_LOW: u8 = 1;
 
 pub fn add(rows: &mut Rows<'_>) {
+    let outcome = "I/O in flight fails, the function is given back, and comes again";
+    rows.add(1, "unplugged", outcome, "device_del and device_add", unplugged);
     let outcome = "the controller is reset and all I/O goes on";
     rows.add(4, "fatal_status", outcome, "CFS: bus mastering off", fatal_status);
     let outcome = "aborted, then the controller is reset and all I/O goes on";
@@ -29,6 +32,30 @@ pub fn add(rows: &mut Rows<'_>) {
     rows.add(28, "smart_warning", outcome, "smart_critical_warning", smart_warning);
     let outcome = "reset by way of the function, I/O goes on";
     rows.add(33, "function_reset", outcome, "VFIO_DEVICE_RESET", function_reset);
+}
+
+/// Asked for while there is I/O, as who pulls a device in good order asks for it.
+fn unplugged() {
+    let plugged = Plugged::new(&json!({}));
+    let plugged = on_engine(1, move |core| async move {
+        let driven = Driven::new(core, &PLUGGED, 1, NvmeOptions::default()).await;
+        let exercise = Exercise::of(64);
+        exercise.run(&driven.core, &driven.channel).await;
+        plugged.begin_removal();
+        let begun = driven.core.now();
+        while exercise.pass(&driven.core, &driven.channel, false).await.is_empty() {
+            assert!(driven.core.now() - begun < PATIENCE.as_nanos() as u64, "it is still there");
+        }
+        plugged
+    });
+    plugged.wait_out();
+    let plugged = Plugged::new(&json!({}));
+    on_engine(1, |core| async move {
+        let driven = Driven::new(core, &PLUGGED, 1, NvmeOptions::default()).await;
+        Exercise::of(64).run(&driven.core, &driven.channel).await;
+        driven.host
+    });
+    drop(plugged);
 }
 
 /// A controller that cannot fetch its commands fails.
