@@ -34,7 +34,7 @@ impl<H: Hooks> Service<H> {
         let blocks = u64::from(command.blocks());
         let geometry = self.inventory.usable(nsid)?;
         match command.opcode() {
-            nvm::READ | nvm::COMPARE => {
+            nvm::READ | nvm::COMPARE | nvm::VERIFY => {
                 geometry.range(slba, blocks)?;
                 self.refuse_bad(tag, nsid, slba, blocks)
             }
@@ -56,15 +56,18 @@ impl<H: Hooks> Service<H> {
         reads: &[Range],
         changes: &[Range],
     ) -> Result<(), Status> {
-        let Some((base, shift)) = self.inventory.allocated(nsid).map(|g| (g.base, g.shift)) else {
-            return Ok(());
-        };
+        let Some(geometry) = self.inventory.allocated(nsid) else { return Ok(()) };
+        let (base, shift) = (geometry.base, geometry.shift);
+        let metadata = geometry.metadata.clone();
         let blocks = |range: &Range| ((range.offset - base) >> shift, range.len >> shift);
         for (slba, blocks) in reads.iter().map(blocks) {
             self.refuse_bad(tag, nsid, slba, blocks)?;
         }
         for (slba, blocks) in changes.iter().map(blocks) {
             self.inventory.clear_bad(nsid, slba, blocks);
+            if let Some(metadata) = &metadata {
+                metadata.clear(slba, blocks);
+            }
         }
         Ok(())
     }

@@ -56,6 +56,31 @@ impl HostMemory {
         }
     }
 
+    /// The data of an I/O command.
+    ///
+    /// # Errors
+    /// As [`DataPath::map`].
+    pub(crate) fn map_data(&mut self, command: &Command, len: usize) -> Result<IoVector, Status> {
+        DataPath::map(self, command, len)
+    }
+
+    /// The metadata of an I/O command in a buffer of its own, which is contiguous (MPTR). A list
+    /// that describes it is not offered in SGLS.
+    ///
+    /// # Errors
+    /// It is not aligned, or the IOMMU does not know it.
+    pub(crate) fn map_metadata(
+        &mut self,
+        command: &Command,
+        len: usize,
+    ) -> Result<IoVector, Status> {
+        if !matches!(command.psdt(), PSDT_PRP | PSDT_SGL) || !command.mptr().is_multiple_of(4) {
+            return Err(Status::INVALID_FIELD);
+        }
+        let buf = self.translator.buf(command.mptr(), len);
+        buf.map(IoVector::from).map_err(|_| Status::DATA_TRANSFER_ERROR)
+    }
+
     /// The data of an admin command, which PCIe describes by PRPs only (Base 2.0, 4.1).
     ///
     /// # Errors

@@ -127,11 +127,12 @@ impl<'a> Fuzz<'a> {
         let reactor = reactor();
         let ram = Ram::new(1 << 20, 512);
         let ledger = Ledger::default();
-        let large = NamespaceOptions::new(ram.node("b"), 4096);
-        let namespaces = vec![
-            NamespaceOptions::new(ram.node("a"), 512),
-            NamespaceOptions { read_only: data.first().is_some_and(|byte| byte % 4 == 0), ..large },
-        ];
+        let of = |name, block_size| NamespaceOptions {
+            metadata: true,
+            ..NamespaceOptions::new(ram.node(name), block_size)
+        };
+        let read_only = data.first().is_some_and(|byte| byte % 4 == 0);
+        let namespaces = vec![of("a", 512), NamespaceOptions { read_only, ..of("b", 4096) }];
         let options = ControllerOptions {
             namespaces,
             capacity: vec![ram.node("c")],
@@ -362,6 +363,7 @@ impl<'a> Fuzz<'a> {
         if input.byte().is_multiple_of(16) {
             command.0[0] |= u64::from(input.byte()) << 8;
         }
+        command.0[2] = self.address();
         command.0[3] = self.address();
         command.0[4] = self.address();
         command

@@ -9,7 +9,10 @@ use oxblock_engine::Limits;
 use oxblock_nvme::feature::WriteProtection;
 use oxblock_nvme::{NSID_ALL, Status};
 
+use std::sync::Arc;
+
 use crate::namespace::{FORMATS, Geometry, Part, permits};
+use crate::protection::{Layout, Metadata};
 
 /// What namespaces that hosts create are aligned to, and a multiple of, in bytes.
 const GRANULARITY: u64 = 4096;
@@ -237,12 +240,23 @@ impl Inventory {
     }
 
     /// Gives a namespace another LBA format.
-    pub(crate) fn reformat(&mut self, nsid: u32, index: u8) {
-        if let Some(entry) = self.entry_mut(nsid)
-            && let Some(shift) = entry.geometry.format(index)
-        {
-            entry.geometry.reshape(shift);
-        }
+    ///
+    /// # Errors
+    /// There is no room for its metadata. The namespace is as it was.
+    pub(crate) fn reformat(&mut self, nsid: u32, index: u8, layout: Layout) -> Result<(), Status> {
+        let closed = self.closed.is_some();
+        let Some(entry) = self.entry_mut(nsid) else { return Ok(()) };
+        let geometry = &mut entry.geometry;
+        let Some(shift) = geometry.format(index) else { return Ok(()) };
+        let metadata = match geometry.has_metadata(index) {
+            true => Some(Metadata::new(geometry.len >> shift, layout)),
+            false => None,
+        };
+        let metadata = metadata.transpose().map_err(|_| Status::INTERNAL_ERROR)?;
+        geometry.reshape(shift);
+        geometry.metadata = metadata.map(Arc::new);
+        entry.settle(closed);
+        Ok(())
     }
 
     /// Allocates a namespace of `blocks` blocks, and returns its number. It is not attached.
@@ -349,7 +363,7 @@ impl Inventory {
 impl Entry {
     fn settle(&mut self, closed: bool) {
         let takes_io = self.attached && self.busy.is_none() && !closed;
-        self.is_open = takes_io && self.bad.is_empty();
+        self.is_open = takes_io && self.bad.is_empty() && self.geometry.metadata.is_none();
     }
 }
 

@@ -16,6 +16,7 @@
 //! | admin commands | `admin` |
 //! | namespaces that come, go and change: format, sanitize | `inventory`, `maintenance`, `erase` |
 //! | I/O commands | `nvm`, `namespace`, `bad_blocks` |
+//! | metadata and protection information | `protection` |
 //! | Host Memory Buffer | `host_buffer` |
 //! | keep alive, power, coalescing: what time brings | `timers` |
 //! | fault switches for tests | [`fault`] |
@@ -48,6 +49,7 @@ mod maintenance;
 mod namespace;
 mod nvm;
 mod options;
+mod protection;
 mod queue;
 #[cfg(any(test, feature = "fuzz"))]
 mod ram;

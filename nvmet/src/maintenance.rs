@@ -17,6 +17,7 @@ use crate::erase::{Erasure, How};
 use crate::hooks::Hooks;
 use crate::inventory::Busy;
 use crate::namespace::Part;
+use crate::protection::Layout;
 use crate::queue::{LONG, Tag};
 use crate::service::Service;
 use crate::status;
@@ -56,7 +57,7 @@ impl Task {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum What {
     /// They get this LBA format, after an erasure.
-    Format { index: u8, how: How },
+    Format { index: u8, how: How, layout: Layout },
     /// They are erased, and are no more.
     Delete,
     /// They are detached.
@@ -237,12 +238,12 @@ impl<H: Hooks> Service<H> {
     }
 
     fn end_task(&mut self, current: Current) {
-        let Current { task, status, .. } = current;
+        let Current { task, mut status, .. } = current;
         let succeeded = status.is_success();
         for &nsid in &task.nsids {
             self.inventory.set_busy(nsid, None);
-            if succeeded {
-                self.change(nsid, task.what);
+            if succeeded && let Err(failed) = self.change(nsid, task.what) {
+                status = failed;
             }
         }
         if matches!(task.what, What::Sanitize { .. }) {
@@ -250,7 +251,14 @@ impl<H: Hooks> Service<H> {
             self.admin.sanitize.end(succeeded, writes);
             if succeeded {
                 let all: Vec<u32> = self.inventory.all_allocated().map(|g| g.nsid).collect();
-                all.into_iter().for_each(|nsid| self.inventory.clear_all_bad(nsid));
+                for nsid in all {
+                    self.inventory.clear_all_bad(nsid);
+                    if let Some(g) = self.inventory.allocated(nsid)
+                        && let Some(metadata) = &g.metadata
+                    {
+                        metadata.clear(0, g.blocks);
+                    }
+                }
             }
             self.inventory.set_closed(self.admin.sanitize.closed());
             self.admin.raise(Event {
@@ -264,17 +272,18 @@ impl<H: Hooks> Service<H> {
         }
     }
 
-    fn change(&mut self, nsid: u32, what: What) {
+    fn change(&mut self, nsid: u32, what: What) -> Result<(), Status> {
         match what {
-            What::Format { index, .. } => {
+            What::Format { index, layout, .. } => {
                 self.inventory.clear_all_bad(nsid);
-                self.inventory.reformat(nsid, index);
+                self.inventory.reformat(nsid, index, layout)?;
             }
             What::Delete => self.inventory.delete(nsid),
             What::Detach => self.inventory.set_attached(nsid, false),
             What::Sanitize { .. } => {}
         }
         self.tell_changed(nsid);
+        Ok(())
     }
 
     /// Tells the host that a namespace has changed, if it asked to know.

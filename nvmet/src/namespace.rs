@@ -1,10 +1,13 @@
 //! Namespaces: logical blocks over a node of the engine.
 
+use std::sync::Arc;
+
 use oxblock_engine::{Channel, Limits};
 use oxblock_nvme::Status;
 use oxblock_nvme::feature::WriteProtection;
 
 use crate::options::NamespaceOptions;
+use crate::protection::Metadata;
 
 /// Copy: logical blocks of one command in bytes, which are read whole before they are written,
 /// so that overlapping ranges come out right.
@@ -39,6 +42,10 @@ pub(crate) struct Geometry {
     pub(crate) shift: u32,
     /// A format that it has besides the usual ones.
     pub(crate) extra_format: Option<u32>,
+    /// Whether it lists the usual formats with metadata, too, after all others.
+    pub(crate) lists_metadata: bool,
+    /// The metadata of its blocks, if they have any.
+    pub(crate) metadata: Option<Arc<Metadata>>,
     pub(crate) read_only: bool,
     /// Whether it is so by a feature that the host set.
     pub(crate) protection: WriteProtection,
@@ -92,6 +99,8 @@ impl Geometry {
             blocks: 0,
             shift,
             extra_format,
+            lists_metadata: options.metadata,
+            metadata: None,
             read_only,
             protection: WriteProtection::None,
             noiob: 0,
@@ -114,6 +123,8 @@ impl Geometry {
             blocks: 0,
             shift,
             extra_format: None,
+            lists_metadata: false,
+            metadata: None,
             read_only: limits.read_only,
             protection: WriteProtection::None,
             noiob: 0,
@@ -140,13 +151,27 @@ impl Geometry {
 
     /// How many LBA formats it lists.
     pub(crate) fn formats(&self) -> u8 {
+        let with_metadata = if self.lists_metadata { FORMATS.len() as u8 } else { 0 };
+        self.plain_formats() + with_metadata
+    }
+
+    /// How many of them have no metadata.
+    fn plain_formats(&self) -> u8 {
         FORMATS.len() as u8 + u8::from(self.extra_format.is_some())
+    }
+
+    /// Whether the blocks of an LBA format have metadata.
+    pub(crate) fn has_metadata(&self, index: u8) -> bool {
+        (self.plain_formats()..self.formats()).contains(&index)
     }
 
     /// The block size of an LBA format, as a power of two; `None` if it does not exist, or the node
     /// below does not permit it.
     pub(crate) fn format(&self, index: u8) -> Option<u32> {
-        let index = usize::from(index);
+        let index = match self.has_metadata(index) {
+            true => usize::from(index - self.plain_formats()),
+            false => usize::from(index),
+        };
         let shift = match FORMATS.get(index) {
             Some(&shift) => shift,
             None => self.extra_format.filter(|_| index == FORMATS.len())?,
@@ -158,7 +183,8 @@ impl Geometry {
     /// The index of the LBA format in use.
     pub(crate) fn format_index(&self) -> u8 {
         let index = FORMATS.iter().position(|&shift| shift == self.shift);
-        index.unwrap_or(FORMATS.len()) as u8
+        let index = index.unwrap_or(FORMATS.len()) as u8;
+        if self.metadata.is_some() { self.plain_formats() + index } else { index }
     }
 
     /// What its identifiers derive from: the number, and how often it was given away before.

@@ -106,6 +106,9 @@ pub struct NamespaceOptions {
     pub block_size: u32,
     /// Whether writes are refused.
     pub read_only: bool,
+    /// Whether formats with 8 bytes of metadata, with or without protection information, are listed
+    /// after the others. The namespace begins without.
+    pub metadata: bool,
     /// Optimal I/O boundary in logical blocks; `None` takes it from the node.
     pub noiob: Option<u16>,
 }
@@ -114,7 +117,7 @@ impl NamespaceOptions {
     /// A writable namespace over a node.
     #[must_use]
     pub fn new(node: Arc<Node>, block_size: u32) -> NamespaceOptions {
-        NamespaceOptions { node, block_size, read_only: false, noiob: None }
+        NamespaceOptions { node, block_size, read_only: false, metadata: false, noiob: None }
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use oxblock_engine::{Channel, Completion, Core, Full, Op, OpKind, Poller, PollerId, Sleep};
+use oxblock_nvme::command::FUSE_NONE;
 use oxblock_nvme::event::{ERROR_INVALID_DOORBELL_REGISTER, ERROR_INVALID_DOORBELL_VALUE};
 use oxblock_nvme::opcode::nvm;
 use oxblock_nvme::regs::Cc;
@@ -27,6 +28,7 @@ use crate::maintenance::{self, Maintenance};
 use crate::namespace::{Backing, Range, Usage};
 use crate::nvm::long::{Jobs, PLACES, Step};
 use crate::nvm::{self as commands, Rules};
+use crate::protection::Transfer;
 use crate::queue::{LONG, Queues, Tag, Work};
 use crate::registers::Events;
 use crate::status;
@@ -300,6 +302,10 @@ impl<H: Hooks> Service<H> {
             let open = self.inventory.usable(command.nsid());
             Some(open.map_err(|status| refused(command, status))?)
         };
+        let has_metadata = geometry.is_some_and(|geometry| geometry.metadata.is_some());
+        if has_metadata && command.opcode() != nvm::DATASET_MANAGEMENT {
+            return self.start_protected(tag, command);
+        }
         let Some((_, job)) = self.jobs.free() else {
             self.stalled.push_back(Stalled::Long(tag, *command));
             return Ok(());
@@ -324,12 +330,7 @@ impl<H: Hooks> Service<H> {
             };
             self.mind_bad_ranges(tag, command.nsid(), reads, changes)?;
         }
-        let Some((place, job)) = self.jobs.free() else { return Err(Status::INTERNAL_ERROR) };
-        job.owner = Some(tag);
-        self.jobs.keep();
-        self.set_work(tag, Work::Long(place));
-        self.step_long(place);
-        Ok(())
+        self.run_long(tag)
     }
 
     /// The same for a namespace that is not open: perhaps it has bad blocks.
@@ -340,10 +341,56 @@ impl<H: Hooks> Service<H> {
         }
         let geometry = self.inventory.usable(command.nsid())?;
         let index = geometry.backing;
+        let metadata = geometry.metadata.clone();
+        if metadata.is_some() {
+            match command.opcode() {
+                nvm::READ | nvm::WRITE => return self.start_protected(tag, command),
+                // Comparing with metadata in between is not offered.
+                nvm::COMPARE => return Err(Status::INVALID_FIELD),
+                _ => {}
+            }
+        }
         let op = commands::operation(command, geometry, &self.rules, &mut self.memory)?;
+        if let Some(metadata) = metadata
+            && command.opcode() == nvm::WRITE_ZEROES
+        {
+            metadata.zero(command)?;
+        }
         self.mind_bad_blocks(tag, command)?;
         self.stalled.push_back(Stalled::Op(index, op.tag(tag.to_bits())));
         self.unstall();
+        Ok(())
+    }
+
+    /// Starts a command on blocks with metadata, or puts it in line for a place.
+    #[cold]
+    fn start_protected(&mut self, tag: Tag, command: &Command) -> Result<(), Status> {
+        let geometry = self.inventory.usable(command.nsid())?;
+        let metadata = geometry.metadata.as_ref().ok_or(Status::INTERNAL_ERROR)?;
+        if command.fuse() != FUSE_NONE || command.opcode() == nvm::COPY {
+            return Err(Status::INVALID_FIELD);
+        }
+        if command.opcode() == nvm::WRITE {
+            geometry.writable()?;
+        }
+        let Some((_, job)) = self.jobs.free() else {
+            self.stalled.push_back(Stalled::Long(tag, *command));
+            return Ok(());
+        };
+        job.backing = geometry.backing;
+        let (rules, memory) = (&self.rules, &mut self.memory);
+        job.begin_transfer(Transfer::new(command, geometry, metadata, rules, memory)?);
+        self.mind_bad_blocks(tag, command)?;
+        self.run_long(tag)
+    }
+
+    /// Runs the long command that was put in the free place.
+    fn run_long(&mut self, tag: Tag) -> Result<(), Status> {
+        let Some((place, job)) = self.jobs.free() else { return Err(Status::INTERNAL_ERROR) };
+        job.owner = Some(tag);
+        self.jobs.keep();
+        self.set_work(tag, Work::Long(place));
+        self.step_long(place);
         Ok(())
     }
 
@@ -375,7 +422,14 @@ impl<H: Hooks> Service<H> {
     }
 
     fn end_long(&mut self, place: u8, status: Status) {
-        let owner = self.jobs.get(place).and_then(|job| job.owner);
+        let job = self.jobs.get(place);
+        let (owner, bad_block) = job.map_or((None, None), |job| (job.owner, job.bad_block));
+        if let Some(tag) = owner
+            && let Some(lba) = bad_block
+            && let Some(slot) = self.queues.sq(tag.sqid).and_then(|sq| sq.slot(tag.slot))
+        {
+            slot.slba = lba;
+        }
         self.jobs.release(place);
         match owner {
             Some(tag) => self.complete(tag, 0, status),

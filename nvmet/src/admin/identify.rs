@@ -14,6 +14,7 @@ use super::power;
 use super::sanitize::SANICAP;
 use crate::inventory::{Busy, Inventory};
 use crate::namespace::{COPY_RANGES, FORMATS, Geometry};
+use crate::protection::METADATA;
 
 /// The version of the base specification that is implemented.
 pub(crate) const VERSION: u32 = oxblock_nvme::regs::version(2, 0, 0);
@@ -44,6 +45,10 @@ const VWC_FLUSH_ALL: u8 = 0b11 << 1;
 
 /// The time that a normal shutdown may take, microseconds.
 const SHUTDOWN_US: u32 = 10_000_000;
+
+/// MC: metadata behind its block, or in a buffer of its own. DPC: types 1 to 3, first or last.
+const METADATA_EITHER_WAY: u8 = 3;
+const PROTECTION_ALL: u8 = 0x1f;
 
 /// An identify page.
 pub(crate) type Page = Box<[u8; PAGE_BYTES]>;
@@ -200,6 +205,15 @@ impl Identity {
         for (index, format) in (0..g.formats()).zip(n.lbaf.iter_mut()) {
             // Zero says that the format cannot be had.
             format.lbads = g.format(index).unwrap_or(0) as u8;
+            format.ms = if g.has_metadata(index) { METADATA as u16 } else { 0 }.into();
+        }
+        if g.lists_metadata {
+            (n.mc, n.dpc) = (METADATA_EITHER_WAY, PROTECTION_ALL);
+        }
+        if let Some(metadata) = &g.metadata {
+            let layout = metadata.layout;
+            n.flbas |= u8::from(layout.extended) << 4;
+            n.dps = layout.kind | u8::from(layout.first) << 3;
         }
         n.fpi = format_progress(g, inventory);
         n.dlfeat = NamespacePage::DEAC;

@@ -14,6 +14,7 @@ use crate::erase::{How, PATTERN};
 use crate::hooks::Hooks;
 use crate::inventory::{Busy, named};
 use crate::maintenance::{Task, What};
+use crate::protection::Layout;
 use crate::queue::Tag;
 use crate::service::Service;
 
@@ -21,6 +22,9 @@ use crate::service::Service;
 const SES: u32 = 7 << 9;
 const SES_USER_DATA: u32 = 1 << 9;
 const PROTECTION: u32 = 7 << 5;
+const PROTECTION_FIRST: u32 = 1 << 8;
+/// Metadata Settings: metadata follows the data of its block.
+const EXTENDED: u32 = 1 << 4;
 
 /// Namespace Management and Attachment, dword 10: what to do.
 const SELECT: u32 = 0xf;
@@ -37,15 +41,20 @@ impl<H: Hooks> Service<H> {
             // Nothing is encrypted here.
             _ => return Err(Status::INVALID_FIELD),
         };
-        if dword & PROTECTION != 0 {
-            return Err(Status::INVALID_FORMAT);
-        }
+        let layout = Layout {
+            kind: ((dword & PROTECTION) >> 5) as u8,
+            first: dword & PROTECTION_FIRST != 0,
+            extended: dword & EXTENDED != 0,
+        };
         let nsids = self.writable(command.nsid(), true)?;
         let of = |nsid: &u32| self.inventory.active(*nsid);
-        if nsids.iter().filter_map(of).any(|g| g.format(index).is_none()) {
+        if nsids.iter().filter_map(of).any(|g| {
+            let plain = !g.has_metadata(index);
+            g.format(index).is_none() || layout.kind > 3 || plain && layout.kind != 0
+        }) {
             return Err(Status::INVALID_FORMAT);
         }
-        self.begin_task(Task::of_command(tag, nsids, What::Format { index, how }));
+        self.begin_task(Task::of_command(tag, nsids, What::Format { index, how, layout }));
         Ok(Outcome::Held)
     }
 

@@ -9,6 +9,7 @@ use oxblock_mem::{Arena, Buf, IoVector};
 use oxblock_nvme::Status;
 
 use crate::namespace::{COPY_BYTES, Range};
+use crate::protection::{Bad, Transfer};
 use crate::queue::Tag;
 use crate::status;
 
@@ -29,6 +30,8 @@ pub(crate) enum Kind {
     Copy,
     /// Flushes all nodes.
     FlushAll,
+    /// Reads, writes or verifies blocks with metadata.
+    Protected,
 }
 
 /// A place for a long command.
@@ -53,6 +56,9 @@ pub(crate) struct Job {
     pub(crate) running: Option<OpId>,
     /// An operation that the engine had no room for.
     pub(crate) stalled: Option<Op>,
+    /// Blocks with metadata, and the first of them that was not as it should be.
+    transfer: Option<Transfer>,
+    pub(crate) bad_block: Option<u64>,
     status: Status,
 }
 
@@ -81,6 +87,8 @@ impl Job {
             filled: None,
             running: None,
             stalled: None,
+            transfer: None,
+            bad_block: None,
             status: Status::SUCCESS,
         }
     }
@@ -91,7 +99,14 @@ impl Job {
         self.ranges.clear();
         (self.next, self.done) = (0, 0);
         (self.fua, self.writing) = (false, false);
+        (self.transfer, self.bad_block) = (None, None);
         self.status = Status::SUCCESS;
+    }
+
+    /// Starts afresh with blocks that have metadata.
+    pub(crate) fn begin_transfer(&mut self, transfer: Transfer) {
+        self.begin(Kind::Protected);
+        self.transfer = Some(transfer);
     }
 
     /// Adds a range. There is room for as many as any command has.
@@ -142,7 +157,34 @@ impl Job {
             }
             Kind::FlushAll if self.backing < backings => Some(Op::flush()),
             Kind::FlushAll => None,
+            Kind::Protected => self.next_piece(),
         }
+    }
+
+    fn next_piece(&mut self) -> Option<Op> {
+        let transfer = self.transfer.as_mut()?;
+        let len = transfer.piece_bytes();
+        if len == 0 {
+            return None;
+        }
+        let mut memory = self.free.take()?;
+        let rest = memory.split_off(len);
+        if !rest.is_empty() {
+            self.free = Some(rest);
+        }
+        match transfer.next(memory) {
+            Ok(op) => Some(op),
+            Err((bad, memory)) => {
+                self.refuse(bad);
+                self.free = join(Some(memory), self.free.take());
+                None
+            }
+        }
+    }
+
+    fn refuse(&mut self, (lba, status): Bad) {
+        self.bad_block = Some(lba);
+        self.abort(status.dnr());
     }
 
     /// Reads on in the range in work, as much as fits the free memory.
@@ -169,6 +211,12 @@ impl Job {
         let Completion { op, result } = completion;
         if let Err(fault) = result {
             self.abort(status::of_fault(&fault, op.kind));
+        }
+        if self.status.is_success()
+            && let Some(transfer) = &mut self.transfer
+            && let Err(bad) = transfer.completed(&op.data)
+        {
+            self.refuse(bad);
         }
         match op.kind {
             OpKind::Read => self.advance(op.len),
@@ -209,6 +257,7 @@ impl Job {
         self.free = join(self.filled.take(), self.free.take());
         self.running = None;
         self.owner = None;
+        self.transfer = None;
     }
 
     /// The ranges that it reads or discards.

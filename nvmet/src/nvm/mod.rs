@@ -37,7 +37,7 @@ pub(crate) struct Rules {
 impl Rules {
     /// Bytes that a command moves, if it may.
     #[inline]
-    fn transfer(&self, len: u64) -> Result<usize, Status> {
+    pub(crate) fn transfer(&self, len: u64) -> Result<usize, Status> {
         if len > self.transfer_max {
             return Err(Status::INVALID_FIELD);
         }

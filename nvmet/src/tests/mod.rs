@@ -9,6 +9,7 @@ mod lifecycle;
 mod manage;
 mod memory;
 mod power;
+mod protection;
 mod shadow;
 mod threads;
 

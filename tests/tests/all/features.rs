@@ -4,13 +4,19 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
-use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
-use oxblock_engine::{Channel, Core, Engine, Node, Options};
+use oxblock_drivers::nvme::{AdminData, Controller as Host, NvmeOptions};
+use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Options};
 use oxblock_mem::ArenaOptions;
 use oxblock_nvme::feature::{AUTONOMOUS_POWER_STATE_TRANSITION, SEL_CURRENT};
+use oxblock_nvme::log::LID_ERROR;
+use oxblock_nvme::{Command, NSID_ALL};
 use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
 
 const LEN: usize = 64 << 10;
+
+/// Format NVM: 512 bytes of data with 8 of metadata, and protection information of type 1.
+const PROTECTED_FORMAT: u8 = 2;
+const PROTECTION_TYPE_1: u32 = 1 << 5;
 
 fn engine() -> Engine {
     let options = Options { arena: ArenaOptions::new(16 << 20), ..Options::default() };
@@ -208,6 +214,49 @@ fn power_transitions_are_as_they_were_asked_for() {
             drop(channel);
             host.shutdown(&core).await.expect("a shutdown");
         }
+    });
+    done.expect("the test");
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// The controller inserts, checks and strips protection information of type 1. A block that
+/// changes below comes out as a protection error that names it.
+#[test]
+fn protection_information_guards_the_blocks() {
+    let engine = engine();
+    let done = engine.run(0, |core| async move {
+        let disk = MemoryOptions { size: 1 << 20, block_size: 512 };
+        let below = Node::new("memory0", memory::open(disk).expect("a memory disk"));
+        let namespace =
+            NamespaceOptions { metadata: true, ..NamespaceOptions::new(below.clone(), 512) };
+        let options = ControllerOptions { namespaces: vec![namespace], ..Default::default() };
+        let target = Target::start(&core, options).await.expect("a controller");
+        let (host, channel) = attach(&core, &target, NvmeOptions::default()).await;
+        drop(channel);
+        let mut format = Command::format_nvm(1, PROTECTED_FORMAT, 0);
+        format = format.with_cdw10_11(format.cdw10() | PROTECTION_TYPE_1, 0);
+        let reply = host.admin_command(&core, format, AdminData::None, None).await;
+        assert!(reply.expect("an answer").status.is_success());
+        host.shutdown(&core).await.expect("a shutdown");
+        drop(host);
+
+        let (host, channel) = attach(&core, &target, NvmeOptions::default()).await;
+        exercise(&core, &channel, 0x5a).await;
+        let bad = 77;
+        let other = core.open(&below).await.expect("the disk");
+        let mut buf = core.arena().alloc(512, 512).expect("memory");
+        buf.fill(0, 512, 0x5b);
+        other.write(bad * 512, buf).await.1.expect("a write below");
+        let buf = core.arena().alloc(LEN, 4096).expect("memory");
+        let error = channel.read(0, buf).await.1.expect_err("the guard does not match");
+        assert_eq!(error.kind(), ErrorKind::Protection, "{error}");
+        assert!(error.to_string().contains("guard"), "{error}");
+        let log = Command::log_page(LID_ERROR, NSID_ALL, 64, 0, true);
+        let reply = host.admin_command(&core, log, AdminData::FromController(64), None).await;
+        assert_eq!(reply.expect("the error log").data[16..24], bad.to_le_bytes());
+        exercise(&core, &channel, 0x5c).await;
+        drop((channel, other));
+        host.shutdown(&core).await.expect("a shutdown");
     });
     done.expect("the test");
     engine.shutdown().expect("an orderly shutdown");
