@@ -12,5 +12,6 @@ mod options;
 mod registered;
 mod resets;
 mod rows;
+mod seeds;
 mod sharing;
 mod vfio_user;

@@ -509,7 +509,11 @@ impl std::fmt::Debug for Controller {
 
 async fn shutdown_if_there(controller: Weak<Controller>, core: Core) -> Result<(), Error> {
     match controller.upgrade() {
-        Some(controller) => controller.shutdown(&core).await,
+        Some(controller) => match controller.shutdown(&core).await {
+            // Its nodes and the events have told: an engine ends well without it.
+            Err(error) if error.kind() == ErrorKind::Gone => Ok(()),
+            outcome => outcome,
+        },
         None => Ok(()),
     }
 }

@@ -110,13 +110,13 @@ async fn bring_down(core: &Core, controller: &Controller, harder: bool) -> Resul
         false => hardware.disable(core).await,
         true => hardware.disable_now(core).await,
     };
-    let failed = disabled.as_ref().is_err_and(|error| error.kind() != ErrorKind::Gone);
-    if harder || failed {
+    if disabled.as_ref().is_err_and(|error| error.kind() == ErrorKind::Gone) {
+        return disabled;
+    }
+    if harder || disabled.is_err() {
         // Row 33.
         reset_function(controller)?;
         hardware.disable_now(core).await?;
-    } else {
-        disabled?;
     }
     hardware.down();
     Ok(())
