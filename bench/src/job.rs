@@ -9,7 +9,7 @@
 //! for each pass that found completions, taken after the last of them was fetched. The latency
 //! is thus never told too short; an I/O that was fetched first in its pass is told too long by as
 //! much as the fetching of the others took. Where the only I/O in flight was done at once, the
-//! reading after it is also the one before the next ([`single`]). Submission is not timed apart from
+//! reading after it is also the one before the next (`single`). Submission is not timed apart from
 //! completion (fio's `slat`): that would be a further reading.
 
 use std::cell::RefCell;
