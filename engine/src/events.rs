@@ -28,8 +28,6 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
-    /// There is a device that was not there before. It is nobody's until it is attached.
-    DeviceAppeared,
     /// A device is to go: what was open on it is being closed.
     DeviceLeaving,
     /// A device went, or was let go of. It can be attached again when it comes back.
