@@ -23,6 +23,8 @@
 //! specification are treated as they need ([`Quirks`]). What could not be used is said by
 //! [`Controller::notices`].
 //!
+//! Controllers that are plugged in while the engine runs are told of by [`HotPlug`].
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
@@ -42,6 +44,7 @@ mod hardware;
 mod health;
 mod home;
 mod host_memory;
+mod hotplug;
 mod identify;
 mod interrupts;
 mod keep_alive;
@@ -70,6 +73,7 @@ use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
 pub use events::{EventCounts, EventRecord};
+pub use hotplug::HotPlug;
 pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
 pub use pmr::PersistentMemory;
