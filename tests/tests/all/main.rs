@@ -7,6 +7,7 @@ mod engines;
 mod faults;
 mod features;
 mod files;
+mod hotplug;
 mod interrupts;
 mod options;
 mod registered;

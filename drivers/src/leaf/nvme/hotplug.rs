@@ -9,8 +9,10 @@ use oxblock_pci::host::{
     BusFunction, Change, ChangeKind, Monitor, MonitorOptions, NVME_CLASS, Root, Wait, is_vfio,
 };
 
-/// Turns of a busy core between two looks. A look is a system call, or none.
-const TURNS_PER_LOOK: u32 = 1 << 14;
+/// How often a core that is too busy to sleep looks. A look is a system call, or none.
+const LOOK_NS: u64 = 5_000_000;
+/// Turns of which one looks at the clock.
+const TURNS_PER_READING: u32 = 64;
 
 /// Watches this machine for NVMe controllers, for as long as it lives, and tells the engine's
 /// embedder of them by [`Core::events`]: [`EventKind::DeviceAppeared`] of one that comes, and again
@@ -68,7 +70,8 @@ impl HotPlug {
         let notice = monitor.notice().map(str::to_owned);
         let id = Rc::new(Cell::new(None));
         let (owner, turns, slept) = (Arc::downgrade(&alive), 0, false);
-        let watch = BusWatch { monitor, owner, turns, slept, id: id.clone() };
+        let next_look_ns = 0;
+        let watch = BusWatch { monitor, owner, turns, next_look_ns, slept, id: id.clone() };
         id.set(Some(core.add_poller(Box::new(watch))));
         HotPlug { _alive: alive, found, notice }
     }
@@ -90,6 +93,7 @@ struct BusWatch {
     monitor: Monitor,
     owner: Weak<()>,
     turns: u32,
+    next_look_ns: u64,
     /// The core was asked whether it may sleep since the last look.
     slept: bool,
     id: Rc<Cell<Option<PollerId>>>,
@@ -105,7 +109,9 @@ impl BusWatch {
             }
             return 1;
         }
-        self.monitor.look(core.pass_now(), |change| tell(core, &change))
+        let now_ns = core.pass_now();
+        self.next_look_ns = now_ns + LOOK_NS;
+        self.monitor.look(now_ns, |change| tell(core, &change))
     }
 }
 
@@ -113,7 +119,8 @@ impl Poller for BusWatch {
     #[inline]
     fn poll(&mut self, core: &Core) -> usize {
         self.turns = self.turns.wrapping_add(1);
-        if self.slept || self.turns.is_multiple_of(TURNS_PER_LOOK) {
+        let reads = self.turns.is_multiple_of(TURNS_PER_READING);
+        if self.slept || reads && core.pass_now() >= self.next_look_ns {
             return self.look(core);
         }
         0
