@@ -5,6 +5,7 @@ mod attached;
 mod bench;
 mod doctor;
 mod function;
+mod held;
 mod interrupts;
 mod node;
 mod nvme;

@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use oxblock_drivers::DRIVERS;
-use oxblock_engine::graph::Graph;
+use oxblock_engine::graph::{Access, Graph};
 use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Engine, Error, Node};
+
+use crate::held::hold;
 
 /// Reads a node.
 ///
@@ -27,10 +29,15 @@ fn explain(error: Error) -> Error {
 }
 
 /// Opens it, on the engine's first core. `queue_depth` is how many requests a file has in the
-/// kernel at once where that is not said.
+/// kernel at once where that is not said, `access` what is done to the node and left to others.
 ///
-/// Errors: what the drivers say.
-pub fn open(engine: &Engine, options: &NodeOptions, queue_depth: u16) -> Result<Arc<Node>, Error> {
+/// Errors: what the drivers say; others who stand against that access.
+pub fn open(
+    engine: &Engine,
+    options: &NodeOptions,
+    queue_depth: u16,
+    access: Access,
+) -> Result<Arc<Node>, Error> {
     let mut options = options.clone();
     options.set_default("node-name", "target");
     for file in nodes_of(&options, "file") {
@@ -39,7 +46,7 @@ pub fn open(engine: &Engine, options: &NodeOptions, queue_depth: u16) -> Result<
     engine.run(0, move |core| async move {
         let mut graph = Graph::new();
         let id = graph.open(&core, &DRIVERS, options).await?;
-        graph.node(id).map(|node| node.body.clone())
+        hold(graph, id, access)
     })?
 }
 
