@@ -163,7 +163,7 @@ fn of_two_processes_that_race_for_a_file_two_never_write() {
     assert!(outcome.ours > 0 && outcome.theirs > 0, "one of them never wins: {outcome:?}");
 }
 
-/// The race can be lost: this is what happens where nobody locks.
+/// The race can be lost: so it goes where nobody locks.
 #[test]
 fn without_locks_two_write() {
     let Some(place) = Place::new() else { return };
