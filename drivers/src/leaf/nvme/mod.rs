@@ -64,6 +64,7 @@ mod queue_pair;
 mod quirks;
 mod recovery;
 mod retry;
+mod setup;
 mod station;
 mod statistics;
 mod status;
