@@ -227,6 +227,12 @@ impl Core {
         self.0.shared.events.publish(&Event { at_ns, subject, kind, text });
     }
 
+    /// What drivers keep for all nodes of the engine: one value of each type, made when it is
+    /// first asked for, and dropped after the cores.
+    pub fn engine_wide<T: Default + std::any::Any + Send + Sync>(&self) -> Arc<T> {
+        self.0.shared.value()
+    }
+
     /// Opens a node for I/O from this core. The first channel opens the core's queue; all
     /// share it.
     ///
