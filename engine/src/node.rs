@@ -11,10 +11,33 @@ use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 pub struct Node {
     name: Arc<str>,
     body: Body,
-    read_only: bool,
+    restrictions: Restrictions,
     limits: Mutex<Arc<Limits>>,
     withdrawn: OnceLock<Refusal>,
     held: AtomicBool,
+}
+
+/// What a node does not let through, whatever its driver can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards do nothing, and zeroes that are written free no space.
+    pub no_discard: bool,
+    /// Flushes, and force unit access, do nothing.
+    pub no_flush: bool,
+}
+
+impl Restrictions {
+    /// What remains of the driver's limits.
+    fn apply(self, limits: Limits) -> Limits {
+        Limits {
+            read_only: limits.read_only || self.read_only,
+            max_discard: if self.no_discard { 0 } else { limits.max_discard },
+            no_flush: self.no_flush,
+            ..limits
+        }
+    }
 }
 
 /// Why operations are refused.
@@ -29,9 +52,18 @@ impl Node {
 
     /// A node of either kind; one that is read-only refuses writes whatever its driver says.
     pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
-        let limits = Mutex::new(Arc::new(body.limits(read_only)));
+        Self::restricted(name, body, Restrictions { read_only, ..Restrictions::default() })
+    }
+
+    /// A node of either kind that does not let everything through.
+    pub fn restricted(
+        name: impl Into<Arc<str>>,
+        body: Body,
+        restrictions: Restrictions,
+    ) -> Arc<Self> {
+        let limits = Mutex::new(Arc::new(restrictions.apply(body.limits())));
         let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
-        let node = Arc::new(Self { name, body, read_only, limits, withdrawn, held });
+        let node = Arc::new(Self { name, body, restrictions, limits, withdrawn, held });
         if let Body::Leaf(driver) = &node.body {
             driver.joined(&node);
         }
@@ -134,22 +166,21 @@ impl Node {
     pub(crate) fn reread(&self) -> (Arc<Limits>, Arc<Limits>) {
         // Read under the lock, so that of two readers the later one's stay.
         let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Arc::new(self.body.limits(self.read_only));
+        let new = Arc::new(self.restrictions.apply(self.body.limits()));
         (std::mem::replace(&mut *limits, new.clone()), new)
     }
 }
 
 impl Body {
-    fn limits(&self, read_only: bool) -> Limits {
-        let limits = match self {
+    fn limits(&self) -> Limits {
+        match self {
             Self::Leaf(driver) => driver.limits(),
             Self::Over(format, children) => {
                 let limits: Vec<Arc<Limits>> =
                     children.iter().map(|child| child.limits()).collect();
                 format.limits(&limits)
             }
-        };
-        Limits { read_only: limits.read_only || read_only, ..limits }
+        }
     }
 }
 

@@ -144,6 +144,9 @@ fn collect_flushes(
     leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
     flushes: &mut Vec<u16>,
 ) {
+    if node.limits().no_flush {
+        return;
+    }
     match node.format() {
         Some(format) => {
             let children = node.children();

@@ -5,6 +5,7 @@ mod in_place;
 mod leaf;
 mod lifecycle;
 mod requests;
+mod restrictions;
 mod routes;
 mod slow;
 mod waiting;
