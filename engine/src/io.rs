@@ -5,7 +5,9 @@
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod drained;
 mod leaves;
+mod led;
 mod routed;
 mod users;
 
@@ -16,6 +18,7 @@ use std::task::Waker;
 use oxblock_mem::{IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::drain::Drained;
 use crate::plan::{BOUNCE_LEN, Memory};
 use crate::route::{NONE, Route};
 use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
@@ -52,6 +55,8 @@ pub(crate) struct Io {
     leaves: Vec<Option<Leaf>>,
     routes: Vec<Route>,
     users: Vec<User>,
+    /// The drained sections of now.
+    pub drains: Vec<Drained>,
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
@@ -72,6 +77,7 @@ impl Io {
             leaves: Vec::new(),
             routes: Vec::new(),
             users: Vec::new(),
+            drains: Vec::new(),
             pass,
             bounce: None,
             zeroes: None,
@@ -157,8 +163,23 @@ impl Io {
         }
     }
 
+    /// Starts an operation that was kept back.
+    fn start(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        slot.leaf = self.users[slot.user as usize].leaf;
+        if slot.leaf == NONE {
+            self.submit_routed(index);
+        } else {
+            slot.begin_whole_extent();
+            self.submit_slowly(index);
+        }
+    }
+
     /// Checks an operation, and starts it behind those that wait already.
     fn submit_slowly(&mut self, index: u32) {
+        if self.park(index) {
+            return;
+        }
         match self.check(index) {
             Ok(false) => {}
             Ok(true) => return self.finish(index),
@@ -563,7 +584,7 @@ fn copy_back(slot: &Slot) -> Result<(), Fault> {
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
+        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter | Step::Parked => {}
     }
     Ok(())
 }

@@ -46,6 +46,8 @@ pub(crate) enum Step {
     EmulatedCompare,
     /// The flush that makes up for a missing FUA.
     FlushAfter,
+    /// Nothing has been done yet: the node is drained.
+    Parked,
 }
 
 /// One operation in flight: what every I/O touches, in two cache lines.

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::book::{NewChild, new_edge};
 use super::{Access, ChildRole, ChildRule};
 use crate::{Error, ErrorKind};
 
@@ -175,6 +176,35 @@ impl<B> Tables<B> {
         }
         self.edges.insert(id, edge);
         Ok(id)
+    }
+
+    /// Gives a node another child.
+    pub fn attach(&mut self, parent: NodeId, child: NewChild) -> Result<EdgeId, Error> {
+        self.node(parent)?;
+        self.insert_edge(new_edge(parent, child))
+    }
+
+    /// Lets an edge lead to another node; the old one goes if nobody uses it.
+    pub fn replace_child(&mut self, id: EdgeId, to: NodeId) -> Result<(), Error> {
+        let from = self.edge(id)?.child;
+        self.redirect(id, to)?;
+        self.drop_unused(from);
+        Ok(())
+    }
+
+    /// Lets the users of a node use another, but for those that stay and those beneath the other.
+    pub fn replace_node(&mut self, from: NodeId, to: NodeId) -> Result<(), Error> {
+        for edge in self.node(from)?.parents.clone() {
+            let moves = match &self.edge(edge)?.parent {
+                Parent::Root(root) => !root.stays_at_node(),
+                Parent::Node(parent) => !self.is_beneath(to, *parent),
+            };
+            if moves {
+                self.redirect(edge, to)?;
+            }
+        }
+        self.drop_unused(from);
+        Ok(())
     }
 
     /// Takes an edge away; whoever is then beneath nobody goes.

@@ -30,21 +30,26 @@ impl Io {
     /// open now. `None` if this core has no queue of one of its leaves.
     pub(crate) fn route_to(&mut self, node: &Arc<Node>) -> Option<u16> {
         let route = Route::new(node, &|leaf| self.leaf_of(leaf))?;
+        Some(self.keep_route(route))
+    }
+
+    /// The place of a route, or of one that is the same.
+    pub(super) fn keep_route(&mut self, route: Route) -> u16 {
         let is_used = |index: usize| {
-            let mut users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+            let mut users = self.users.iter().filter(|user| user.is_used());
             users.any(|user| usize::from(user.route) == index)
         };
         let all = || 0..self.routes.len();
         let same = all().find(|&index| is_used(index) && self.routes[index].is_same(&route));
         if let Some(same) = same {
-            return Some(same as u16);
+            return same as u16;
         }
         let unused = all().find(|&index| !is_used(index));
         match unused {
             Some(index) => self.routes[index] = route,
             None => self.routes.push(route),
         }
-        Some(unused.unwrap_or(self.routes.len() - 1) as u16)
+        unused.unwrap_or(self.routes.len() - 1) as u16
     }
 
     /// A node has other limits now.
@@ -62,7 +67,7 @@ impl Io {
 
     /// Whether a route that somebody uses leads to a leaf.
     pub(super) fn is_routed_to(&self, leaf: u16) -> bool {
-        let mut routes = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+        let mut routes = self.users.iter().filter(|user| user.is_used());
         routes.any(|user| {
             self.routes.get(user.route as usize).is_some_and(|route| route.leads_to(leaf))
         })
@@ -73,7 +78,7 @@ impl Io {
     pub(super) fn submit_routed(&mut self, index: u32) {
         let Self { slots, users, routes, leaves, pass, .. } = self;
         let slot = &mut slots[index];
-        if let Some(route) = routes.get(users[slot.user as usize].route as usize)
+        if let Some(route) = routes.get(users[slot.user as usize].way_in as usize)
             && route.rules.is_plain(&slot.op)
             && let op = &slot.op
             && let Place::Leaf { leaf: to, offset, len } =

@@ -1,6 +1,7 @@
 //! The engine over a leaf that is as awkward as its limits allow.
 
 mod changes;
+mod drains;
 mod in_place;
 mod leaf;
 mod lifecycle;
