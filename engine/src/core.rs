@@ -11,7 +11,7 @@ use oxblock_mem::{Arena, Memory, Region, spsc};
 use crate::channel::Channel;
 use crate::clock::Time;
 use crate::drain::Sources;
-use crate::io::{Entry, Io};
+use crate::io::{Entry, Io, Standing};
 use crate::poller::{Poller, PollerId, Pollers};
 use crate::remote::{Mailbox, Message, remote_call, remote_task};
 use crate::shared::{Closer, EngineShared};
@@ -249,6 +249,12 @@ impl Core {
         self.0.shared.events.publish(&Event { at_ns, subject, kind, text });
     }
 
+    /// What drivers keep for all nodes of the engine: one value of each type, made when it is
+    /// first asked for, and dropped after the cores.
+    pub fn engine_wide<T: Default + std::any::Any + Send + Sync>(&self) -> Arc<T> {
+        self.0.shared.value()
+    }
+
     /// Opens a node for I/O from this core. The first channel opens the core's queue; all
     /// share it.
     ///
@@ -277,6 +283,13 @@ impl Core {
                 break;
             }
         }
+        let standing = if serves { Standing::Serving } else { Standing::User };
+        self.channel(node, standing)
+    }
+
+    /// A channel on a node whose leaves are open on this core.
+    pub(crate) fn channel(&self, node: &Arc<Node>, standing: Standing) -> Result<Channel, Error> {
+        self.start_slow(node)?;
         let mut io = self.0.io.borrow_mut();
         let entry = if node.is_leaf() {
             io.leaf_of(node).map(Entry::Leaf)
@@ -286,7 +299,7 @@ impl Core {
         let entry = entry.ok_or_else(|| {
             Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
         })?;
-        let user = io.add_user(node, entry, serves);
+        let user = io.add_user(node, entry, standing);
         Ok(Channel::new(self.clone(), user))
     }
 

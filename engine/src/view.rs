@@ -207,9 +207,17 @@ impl Core {
     /// Leads this core's users along the views of now, and to other nodes.
     fn lead_users(&self, planned: &Planned) {
         let change = &planned.change;
+        // Tasks were made for the children that there were; those of now are there before their
+        // users are led to them. Without them, what needs one fails.
+        self.0.io.borrow_mut().end_tasks_of(|node| change.changes(node));
+        let users = self.0.io.borrow().users_and_nodes();
+        for (node, stays) in users {
+            let _ = self.start_slow(change.target(&node, stays));
+        }
         let mut io = self.0.io.borrow_mut();
         io.rebuild_routes(|node| node.subtree().iter().any(|node| change.changes(node)));
         io.move_users(|node, stays| change.target(node, stays).clone());
+        io.end_unused_tasks();
         drop(io);
         self.follow_drains();
     }

@@ -177,18 +177,11 @@ fn entry_of(
     node: Arc<Node>,
 ) -> NodeEntry<Arc<Node>> {
     NodeEntry {
-        name: node.name().clone(),
         driver: driver.name,
-        read_only: node.limits().read_only,
         force_share: common.force_share,
-        implicit: false,
         is_filter: driver.kind == DriverKind::Filter,
-        has_ragged_end: false,
-        child_rule: driver.child_rule,
         owned: false,
-        body: node,
-        children: Vec::new(),
-        parents: Vec::new(),
+        ..NodeEntry::new(node, driver.child_rule)
     }
 }
 

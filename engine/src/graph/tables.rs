@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::book::{NewChild, new_edge};
 use super::{Access, ChildRole, ChildRule};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Node};
 
 /// Names a node. It is never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -354,6 +354,27 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::Invalid, format!("Node name too long: '{name}'")));
     }
     Ok(())
+}
+
+impl NodeEntry<Arc<Node>> {
+    /// The entry of a node that was made by hand, which asks of its children what the rule says. It
+    /// stays until it is released.
+    pub fn new(node: Arc<Node>, child_rule: ChildRule) -> Self {
+        Self {
+            name: node.name().clone(),
+            driver: node.driver_name(),
+            read_only: node.limits().read_only,
+            force_share: false,
+            implicit: false,
+            is_filter: false,
+            has_ragged_end: false,
+            child_rule,
+            owned: true,
+            body: node,
+            children: Vec::new(),
+            parents: Vec::new(),
+        }
+    }
 }
 
 impl<B> fmt::Debug for NodeEntry<B> {

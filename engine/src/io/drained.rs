@@ -1,6 +1,6 @@
 //! Users whose node is drained: their operations wait in their slots, in order.
 
-use super::{Entry, Io};
+use super::{Entry, Io, Standing};
 use crate::drain::{Drained, Scope, Stage};
 use crate::slot::{Line, State, Step};
 use crate::{ErrorKind, Fault};
@@ -20,9 +20,11 @@ impl Io {
 
     fn is_to_wait(&self, user: u16) -> bool {
         let user = &self.users[user as usize];
+        // What tasks do is part of operations under way.
         user.is_used()
+            && !matches!(user.standing, Standing::Task(_))
             && self.drains.iter().any(|drain| {
-                let stage = if drain.spares(user.serves) { Stage::Still } else { Stage::Parking };
+                let stage = if drain.spares(user.standing) { Stage::Still } else { Stage::Parking };
                 drain.stage >= stage && drain.scope.touches(&user.node)
             })
     }
@@ -81,7 +83,7 @@ impl Io {
     pub(crate) fn is_at_rest(&self, drain: &Drained) -> bool {
         let touched: Vec<bool> = (self.users.iter())
             .map(|user| {
-                let is_spared = drain.spares(user.serves) && drain.stage < Stage::Still;
+                let is_spared = drain.spares(user.standing) && drain.stage < Stage::Still;
                 user.is_used() && !is_spared && drain.scope.touches(&user.node)
             })
             .collect();
@@ -93,9 +95,9 @@ impl Io {
 }
 
 impl Drained {
-    /// Whether one that serves others goes on until the users are at rest. Where everything is
+    /// Whether one that others wait for goes on until the users are at rest: where everything is
     /// drained, those others may be among them.
-    fn spares(&self, serves: bool) -> bool {
-        serves && matches!(self.scope, Scope::Everything)
+    fn spares(&self, standing: Standing) -> bool {
+        !matches!(standing, Standing::User) && matches!(self.scope, Scope::Everything)
     }
 }

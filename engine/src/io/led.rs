@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::users::User;
-use super::{Entry, Io};
+use super::{Entry, Io, Standing};
 use crate::Node;
 use crate::node::is_among;
 use crate::route::{NONE, Route};
@@ -14,9 +14,10 @@ impl Io {
         self.used().map(|user| (user.node.clone(), user.stays)).collect()
     }
 
-    /// Whether somebody's operations can go to a leaf.
+    /// Whether somebody's operations can go to a leaf. Tasks do what their node's users ask.
     pub(crate) fn is_reached(&self, leaf: &Arc<Node>) -> bool {
-        self.used().any(|user| is_among(&user.node.subtree(), leaf))
+        let mut users = self.used().filter(|user| !matches!(user.standing, Standing::Task(_)));
+        users.any(|user| is_among(&user.node.subtree(), leaf))
     }
 
     fn used(&self) -> impl Iterator<Item = &User> {
@@ -62,6 +63,7 @@ impl Io {
 
     /// A node's route; what lies on leaves that are closed fails.
     fn route_as_it_is(&self, node: &Arc<Node>) -> Option<Route> {
-        Route::new(node, &|leaf| Some(self.leaf_of(leaf).unwrap_or(NONE)))
+        let leaf_of = |leaf: &Arc<Node>| Some(self.leaf_of(leaf).unwrap_or(NONE));
+        Route::new(node, &leaf_of, &|node| self.slow_of(node))
     }
 }

@@ -5,8 +5,10 @@ mod drains;
 mod in_place;
 mod leaf;
 mod lifecycle;
+mod live;
 mod requests;
 mod routes;
+mod slow;
 mod waiting;
 
 use std::sync::Arc;
