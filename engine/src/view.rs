@@ -106,15 +106,16 @@ impl Planned {
 
 impl Core {
     /// Makes a change of views on all cores. `commit` is called at the moment from which on it
-    /// holds; dropped before, this changes nothing, dropped later, the change goes its way.
+    /// holds, unless that fails; dropped before, this changes nothing, dropped later, the change
+    /// goes its way.
     ///
     /// # Errors
     /// A core could not open a queue of a leaf that is new to it; a user would find another block
-    /// size; a core has ended. Nothing has changed.
+    /// size; what `commit` says; a core has ended. Nothing has changed.
     pub(crate) async fn change_views(
         &self,
         change: ViewChange,
-        commit: impl FnOnce(),
+        commit: impl FnOnce() -> Result<(), Error>,
     ) -> Result<(), Error> {
         let drain = Drain::new(self, change.scope()).await?;
         let planned = Arc::new(change.plan());
@@ -131,7 +132,7 @@ impl Core {
             }
         }
         if outcome.is_ok() {
-            outcome = drain.settle().await;
+            outcome = drain.settle().await.and_then(|()| commit());
         }
         if let Err(error) = outcome {
             self.close_unused(leaves).await;
@@ -142,7 +143,6 @@ impl Core {
             node.set_view(view.clone());
         }
         let old: Vec<_> = (planned.limits.iter()).map(|(node, _)| node.reread()).collect();
-        commit();
         // From here on it is not to be stopped half way.
         let core = self.clone();
         let rest = self.spawn(async move {

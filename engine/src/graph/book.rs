@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::blockers::{Blocker, OpType};
 use super::tables::{Edge, EdgeId, NodeEntry, NodeId, Parent, Root, Tables};
-use super::{Access, ChildEvent, ChildRole};
+use super::{Access, ChildEvent, ChildRole, NodeBody};
 use crate::{Error, ErrorKind};
 
 /// The nodes, their children, and who may do what to them. `B` does a node's work.
@@ -44,7 +44,7 @@ impl<B> Default for Graph<B> {
     }
 }
 
-impl<B: Clone> Graph<B> {
+impl<B: NodeBody> Graph<B> {
     /// A graph without nodes.
     pub fn new() -> Self {
         Self::default()
@@ -256,13 +256,14 @@ impl<B: Clone> Graph<B> {
         })
     }
 
-    /// One transaction: makes `change` on a copy, and keeps it if the rules hold.
+    /// One transaction: makes `change` on a copy, and keeps it if the rules hold and every body
+    /// whose users change has got what it needs for them.
     pub(super) fn change<T>(
         &mut self,
         change: impl FnOnce(&mut Tables<B>) -> Result<T, Error>,
     ) -> Result<T, Error> {
         let (tables, outcome) = self.try_change(change)?;
-        self.keep(tables);
+        self.keep(tables)?;
         Ok(outcome)
     }
 
@@ -277,10 +278,13 @@ impl<B: Clone> Graph<B> {
         Ok((tables, outcome))
     }
 
-    /// Makes a copy on which a change was made the graph.
-    pub(super) fn keep(&mut self, tables: Tables<B>) {
+    /// Makes a copy on which a change was made the graph, if every body whose users change gets
+    /// what it needs for them.
+    pub(super) fn keep(&mut self, tables: Tables<B>) -> Result<(), Error> {
+        self.tables.hand_over_to(&tables)?;
         self.tables = tables;
         self.blockers.retain(|id, _| self.tables.nodes.contains_key(id));
+        Ok(())
     }
 
     pub(super) fn tables(&self) -> &Tables<B> {

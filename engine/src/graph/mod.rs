@@ -11,6 +11,7 @@
 //! A graph of [`Node`](crate::Node)s is changed while I/O goes on through [`Graph::live`]: where
 //! channels lead follows the book, on all cores, in one drained section.
 
+mod access;
 mod blockers;
 mod book;
 mod check;
@@ -24,6 +25,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use access::NodeBody;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
 pub use driver_info::{
