@@ -19,25 +19,30 @@ use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpFlags, O
 /// to where they came from once the device is done with them.
 pub struct Channel {
     core: Core,
-    node: Arc<Node>,
     user: u16,
     /// Each write is to be durable when it ends.
     write_through: Cell<bool>,
 }
 
 impl Channel {
-    pub(crate) fn new(core: Core, node: Arc<Node>, user: u16) -> Self {
-        Self { core, node, user, write_through: Cell::new(false) }
+    pub(crate) fn new(core: Core, user: u16) -> Self {
+        Self { core, user, write_through: Cell::new(false) }
     }
 
-    /// The node.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
+    /// The node, which is another once the graph has that in its place.
+    pub fn node(&self) -> Arc<Node> {
+        self.core.0.io.borrow().node_of(self.user)
+    }
+
+    /// Keeps to the node that it is at now, also when that is replaced by another: what it does
+    /// concerns this very node, such as a job's.
+    pub fn stay_at_node(&self) {
+        self.core.0.io.borrow_mut().let_stay(self.user);
     }
 
     /// What one request of the node may ask; the engine splits what is longer.
     pub fn limits(&self) -> Arc<Limits> {
-        self.node.limits()
+        self.node().limits()
     }
 
     /// The core.
@@ -189,7 +194,7 @@ impl Channel {
     }
 
     fn explain(&self, kind: OpKind, fault: crate::Fault) -> Error {
-        Error::from(fault).op(kind).node(self.node.name())
+        Error::from(fault).op(kind).node(self.node().name())
     }
 }
 

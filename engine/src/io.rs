@@ -5,7 +5,9 @@
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod drained;
 mod leaves;
+mod led;
 mod routed;
 mod slow;
 mod users;
@@ -17,6 +19,7 @@ use std::task::Waker;
 use oxblock_mem::{IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::drain::Drained;
 use crate::plan::{BOUNCE_LEN, Memory};
 use crate::route::{NONE, Route};
 use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
@@ -61,6 +64,8 @@ pub(crate) struct Io {
     /// The formats' tasks; places of those that are gone are empty.
     slow: Vec<Option<SlowPlace>>,
     users: Vec<User>,
+    /// The drained sections of now.
+    pub drains: Vec<Drained>,
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
@@ -82,6 +87,7 @@ impl Io {
             routes: Vec::new(),
             slow: Vec::new(),
             users: Vec::new(),
+            drains: Vec::new(),
             pass,
             bounce: None,
             zeroes: None,
@@ -167,8 +173,23 @@ impl Io {
         }
     }
 
+    /// Starts an operation that was kept back.
+    fn start(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        slot.leaf = self.users[slot.user as usize].leaf;
+        if slot.leaf == NONE {
+            self.submit_routed(index);
+        } else {
+            slot.begin_whole_extent();
+            self.submit_slowly(index);
+        }
+    }
+
     /// Checks an operation, and starts it behind those that wait already.
     fn submit_slowly(&mut self, index: u32) {
+        if self.park(index) {
+            return;
+        }
         match self.check(index) {
             Ok(false) => {}
             Ok(true) => return self.finish(index),
@@ -590,7 +611,12 @@ fn copy_back(slot: &Slot) -> Result<(), Fault> {
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter | Step::Slow => {}
+        Step::Straight
+        | Step::Direct
+        | Step::BounceWrite
+        | Step::FlushAfter
+        | Step::Slow
+        | Step::Parked => {}
     }
     Ok(())
 }

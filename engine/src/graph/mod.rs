@@ -8,8 +8,8 @@
 //! embedder has ([`Graph::open`]). How I/O finds its way through it is told in
 //! [`format`](crate::Format).
 //!
-//! Channels keep the way through the graph that they were opened with: a change of the book does
-//! not move them.
+//! A graph of [`Node`](crate::Node)s is changed while I/O goes on through [`Graph::live`]: where
+//! channels lead follows the book, on all cores, in one drained section.
 
 mod access;
 mod blockers;
@@ -17,6 +17,7 @@ mod book;
 mod cache;
 mod check;
 mod driver_info;
+mod live;
 mod open;
 mod permission;
 mod role;
@@ -32,6 +33,7 @@ pub use cache::CacheMode;
 pub use driver_info::{
     ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
 };
+pub use live::Live;
 pub use permission::{Access, Permissions};
 pub use role::{ChildAsk, ChildRole, ChildRule, default_access};
 pub use settings::{DetectZeroes, NodeSettings};
