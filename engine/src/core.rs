@@ -48,6 +48,8 @@ pub(crate) struct CoreInner {
     pub sleeps: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
+    /// Queues of drivers that are to be their nodes'.
+    pub new_queues: RefCell<Vec<(Arc<Node>, Box<dyn crate::Queue>)>>,
     /// What makes requests of its own, and keeps still where a node is drained.
     pub sources: Sources,
     /// The number of the next drain that is begun here.
@@ -348,7 +350,12 @@ impl Core {
                 self.yield_now().await;
                 continue;
             };
-            let queue = node.driver()?.queue(self).await.map_err(|e| e.node(node.name()))?;
+            let driver = node.driver()?;
+            let queue = driver.queue(self).await.map_err(|e| e.node(node.name()))?;
+            // It was reopened meanwhile.
+            if !Arc::ptr_eq(&driver, &node.driver()?) {
+                continue;
+            }
             return self.add_leaf(node, queue);
         }
     }
