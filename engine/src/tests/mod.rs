@@ -8,6 +8,7 @@ mod lifecycle;
 mod live;
 mod requests;
 mod routes;
+mod schedules;
 mod slow;
 mod waiting;
 
