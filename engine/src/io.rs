@@ -240,8 +240,7 @@ impl Io {
             let text = "the node writes no zeroes by itself, and a fallback is forbidden";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        let needless_discard = op.kind == OpKind::Discard && rules.max_discard == 0;
-        Ok(self.total(index) == 0 || needless_discard)
+        Ok(self.total(index) == 0 || rules.is_needless(op.kind))
     }
 
     fn wait_in_line(&mut self, index: u32) {
@@ -280,18 +279,20 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self { slots, leaves, users, pass, bounce, zeroes, .. } = self;
+        let Self { slots, leaves, routes, users, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
         let op = &slot.op;
         let Some(Some(leaf)) = leaves.get_mut(slot.leaf as usize) else {
             return Handed::Enough;
         };
+        let route = routes.get(users[slot.user as usize].route as usize);
+        let flags = route.map_or(op.flags, |route| route.rules.flags(op.flags));
         let offset = (op.offset + slot.cursor).wrapping_add(slot.shift);
         let left = slot.extent_end - slot.cursor;
         let mut request = Request {
             token: token(index, slot.generation),
             kind: op.kind,
-            flags: op.flags,
+            flags: leaf.rules.flags(flags),
             offset,
             len: left,
             data: View::empty(),

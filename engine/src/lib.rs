@@ -247,7 +247,7 @@ pub use error::{Error, ErrorKind, Fault, Source};
 pub use events::{Event, EventKind, Events};
 pub use format::{Body, Extent, Format, Intent};
 pub use limits::{Limits, MemoryRule};
-pub use node::{Node, View};
+pub use node::{Node, Restrictions, View};
 pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};
 pub use poller::{Poller, PollerId};
 pub use reactor::{Options, PollMode, Reactor};

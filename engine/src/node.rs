@@ -11,11 +11,34 @@ use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 pub struct Node {
     name: Arc<str>,
     work: Work,
-    read_only: bool,
+    restrictions: Restrictions,
     limits: Mutex<Arc<Limits>>,
     parents: Mutex<Vec<Weak<Node>>>,
     withdrawn: OnceLock<Refusal>,
     held: AtomicBool,
+}
+
+/// What a node does not let through, whatever its driver can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards do nothing, and zeroes that are written free no space.
+    pub no_discard: bool,
+    /// Flushes, and force unit access, do nothing.
+    pub no_flush: bool,
+}
+
+impl Restrictions {
+    /// What remains of the driver's limits.
+    fn apply(self, limits: Limits) -> Limits {
+        Limits {
+            read_only: limits.read_only || self.read_only,
+            max_discard: if self.no_discard { 0 } else { limits.max_discard },
+            no_flush: self.no_flush,
+            ..limits
+        }
+    }
 }
 
 enum Work {
@@ -45,16 +68,25 @@ impl Node {
 
     /// A node of either kind; one that is read-only refuses writes whatever its driver says.
     pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
+        Self::restricted(name, body, Restrictions { read_only, ..Restrictions::default() })
+    }
+
+    /// A node of either kind that does not let everything through.
+    pub fn restricted(
+        name: impl Into<Arc<str>>,
+        body: Body,
+        restrictions: Restrictions,
+    ) -> Arc<Self> {
         let work = match body {
             Body::Leaf(driver) => Work::Leaf(driver),
             Body::Over(format, children) => {
                 Work::Over(Mutex::new(View { format, children: children.into() }))
             }
         };
-        let limits = Mutex::new(Arc::new(restrict(work.limits(), read_only)));
+        let limits = Mutex::new(Arc::new(restrictions.apply(work.limits())));
         let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
         let parents = Mutex::default();
-        let node = Arc::new(Self { name, work, read_only, limits, parents, withdrawn, held });
+        let node = Arc::new(Self { name, work, restrictions, limits, parents, withdrawn, held });
         match &node.work {
             Work::Leaf(driver) => driver.joined(&node),
             Work::Over(_) => node.join_children(),
@@ -197,7 +229,7 @@ impl Node {
 
     /// The node's limits where its driver has these.
     pub(crate) fn with_own_limits(&self, limits: Limits) -> Limits {
-        restrict(limits, self.read_only)
+        self.restrictions.apply(limits)
     }
 
     /// Reads the limits from the driver: those before, and those from now on.
@@ -221,10 +253,6 @@ impl Work {
             }
         }
     }
-}
-
-fn restrict(limits: Limits, read_only: bool) -> Limits {
-    Limits { read_only: limits.read_only || read_only, ..limits }
 }
 
 /// What is reached from a node, itself included and first, each once.

@@ -135,6 +135,9 @@ fn collect_flushes(
     leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
     flushes: &mut Vec<u16>,
 ) {
+    if node.limits().no_flush {
+        return;
+    }
     match node.view() {
         Some(View { format, children }) => {
             for child in format.flushes().iter().filter_map(|&child| children.get(child)) {

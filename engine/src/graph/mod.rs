@@ -14,6 +14,7 @@
 mod access;
 mod blockers;
 mod book;
+mod cache;
 mod check;
 mod driver_info;
 mod live;
@@ -28,6 +29,7 @@ mod tests;
 pub use access::NodeBody;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
+pub use cache::CacheMode;
 pub use driver_info::{
     ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
 };

@@ -104,7 +104,7 @@ impl Graph<Arc<Node>> {
                 children: &nodes,
             };
             let body = (driver.open)(&opening).await?;
-            let node = Node::with_body(name.clone(), body, common.read_only);
+            let node = Node::restricted(name.clone(), body, common.restrictions());
             let entry = entry_of(driver, &common, node);
             Ok(Planned::New(Box::new(New { entry, children })))
         })

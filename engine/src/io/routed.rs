@@ -252,7 +252,7 @@ impl Io {
             let text = "force unit access over several leaves: flush after the write instead";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        Ok(self.total(index) == 0)
+        Ok(self.total(index) == 0 || route.rules.is_needless(op.kind))
     }
 
     /// A fault of a leaf, as the user of the node above it sees it.

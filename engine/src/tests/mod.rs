@@ -7,6 +7,7 @@ mod leaf;
 mod lifecycle;
 mod live;
 mod requests;
+mod restrictions;
 mod routes;
 mod schedules;
 mod slow;

@@ -39,6 +39,16 @@ impl Backing {
     /// # Errors
     /// As those of [`open`](super::open).
     pub(super) fn open(options: &FileOptions, by_threads: bool) -> Result<Backing, Error> {
+        if options.auto_read_only && !options.read_only {
+            let takes_writes = FileOptions { auto_read_only: false, ..options.clone() };
+            return match Backing::open(&takes_writes, by_threads) {
+                Err(error) if takes_no_writes(error.kind()) => {
+                    let reads = FileOptions { read_only: true, ..takes_writes };
+                    Backing::open(&reads, by_threads)
+                }
+                opened => opened,
+            };
+        }
         let path = options.path.display();
         let fail = |what: &str, e| fail(options, what, e);
         let exclusive = !options.read_only && is_device(&options.path);
@@ -79,6 +89,10 @@ impl Backing {
         let direct_block = direct.map(|d| d.offset);
         Ok(Backing { file, limits, direct_block, discard_by_ioctl, zeroes_are_data, lock })
     }
+}
+
+fn takes_no_writes(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Denied | ErrorKind::ReadOnly)
 }
 
 fn is_device(path: &Path) -> bool {
@@ -251,6 +265,19 @@ mod tests {
             let blocks = path.metadata().unwrap().blocks();
             assert_eq!(blocks >= 2048, preallocate, "{blocks} blocks of 512 bytes");
         }
+    }
+
+    /// Not even root may write to it.
+    #[test]
+    fn what_takes_no_writes_is_opened_for_reading_where_that_is_asked_for() {
+        let options = FileOptions::new("/proc/sys/kernel/ostype");
+        let error = Backing::open(&options, false).err().expect("a refusal");
+        assert!(takes_no_writes(error.kind()), "{error}");
+        let auto = FileOptions { auto_read_only: true, ..options };
+        assert!(Backing::open(&auto, false).expect("for reading").limits.read_only);
+        let writable = tempfile::NamedTempFile::new().expect("a file");
+        let auto = FileOptions { path: writable.path().into(), ..auto };
+        assert!(!Backing::open(&auto, false).expect("for writing").limits.read_only);
     }
 
     /// O_NONBLOCK keeps the open of a pipe from blocking, but io_uring fails with EAGAIN what

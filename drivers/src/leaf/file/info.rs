@@ -95,6 +95,7 @@ fn open(opening: &Opening<'_>, driver: &str, suits: fn(&FileType) -> bool) -> Re
     let driver = super::open(FileOptions {
         direct: common.direct,
         read_only: common.read_only,
+        auto_read_only: common.auto_read_only,
         engine,
         sqthread_poll: settings.bool("sqthread-poll") == Some(true),
         queue_depth: depth.unwrap_or(128),

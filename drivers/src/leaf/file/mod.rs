@@ -70,6 +70,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// Whether to refuse writes, and to open the file for reading only.
     pub read_only: bool,
+    /// Whether to do so where the file cannot be opened for writing.
+    pub auto_read_only: bool,
     /// The granularity of requests in bytes; 0 for the finest that the file takes.
     pub block_size: u32,
     /// How many requests one core has in the kernel at once, 1 to 4096.
@@ -112,6 +114,7 @@ impl FileOptions {
             preallocate: false,
             direct: false,
             read_only: false,
+            auto_read_only: false,
             block_size: 0,
             queue_depth: 128,
             at_once: true,
