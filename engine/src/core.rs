@@ -10,21 +10,29 @@ use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
-use crate::io::{Entry, Io};
+use crate::drain::Sources;
+use crate::io::{Entry, Io, Standing};
 use crate::poller::{Poller, PollerId, Pollers};
-use crate::remote::{Mailbox, Message, remote_task};
+use crate::remote::{Mailbox, Message, remote_call, remote_task};
 use crate::shared::{Closer, EngineShared};
 use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
-use crate::{CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Remote};
+use crate::{
+    CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
+};
 
 /// How often memory that is to be given back is looked at.
 const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
+/// How often a change of the graph that an opening waits for is looked at.
+const OPEN_RETRY: Duration = Duration::from_micros(20);
 
 /// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Core(pub(crate) Rc<CoreInner>);
+
+/// A leaf, and its queue of a driver that is to take another's place.
+pub(crate) type NewQueue = (Arc<Node>, Box<dyn Queue>);
 
 pub(crate) struct CoreInner {
     pub id: usize,
@@ -45,6 +53,12 @@ pub(crate) struct CoreInner {
     pub sleeps: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
+    /// Queues of drivers that are to be their nodes'.
+    pub new_queues: RefCell<Vec<NewQueue>>,
+    /// What makes requests of its own, and keeps still where a node is drained.
+    pub sources: Sources,
+    /// The number of the next drain that is begun here.
+    pub next_drain: Cell<u64>,
 }
 
 impl CoreInner {
@@ -134,10 +148,26 @@ impl Core {
         F: Future<Output = T> + 'static,
         M: FnOnce(Core) -> F + Send + 'static,
     {
-        let (handle, mut message) = remote_task(make);
+        let (handle, message) = remote_task(make);
+        self.send(core, message).await;
+        handle.await
+    }
+
+    /// Does something on another core, or this one, in its next turn and without a task, and
+    /// gives the result. The core's I/O state is free to be borrowed.
+    pub(crate) async fn tell<T: Send + 'static>(
+        &self,
+        core: usize,
+        run: impl FnOnce(&Core) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (handle, message) = remote_call(run);
+        self.send(core, message).await;
+        handle.await
+    }
+
+    async fn send(&self, core: usize, mut message: Message) {
         if core == self.id() {
-            message(self);
-            return handle.await;
+            return message(self);
         }
         loop {
             match self.push(core, message) {
@@ -147,7 +177,6 @@ impl Core {
             self.yield_now().await;
         }
         CoreWaker(self.0.shared.mailboxes[core].clone()).wake();
-        handle.await
     }
 
     fn push(&self, core: usize, message: Message) -> Result<(), Message> {
@@ -227,6 +256,12 @@ impl Core {
         self.0.shared.events.publish(&Event { at_ns, subject, kind, text });
     }
 
+    /// What drivers keep for all nodes of the engine: one value of each type, made when it is
+    /// first asked for, and dropped after the cores.
+    pub fn engine_wide<T: Default + std::any::Any + Send + Sync>(&self) -> Arc<T> {
+        self.0.shared.value()
+    }
+
     /// Opens a node for I/O from this core. The first channel opens the core's queue; all
     /// share it.
     ///
@@ -248,28 +283,51 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
-        let entry = match node.format() {
-            None => Entry::Leaf(self.open_leaf(node).await?),
-            Some(_) => {
-                self.open_leaves(node).await?;
-                let route = self.0.io.borrow_mut().route_to(node);
-                Entry::Route(route.ok_or_else(|| {
-                    Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
-                })?)
+        loop {
+            self.open_leaves(node).await?;
+            // Where the graph is being changed, the leaves may be others afterwards.
+            if !self.waits_for_change().await {
+                break;
             }
+        }
+        let standing = if serves { Standing::Serving } else { Standing::User };
+        self.channel(node, standing)
+    }
+
+    /// A channel on a node whose leaves are open on this core.
+    pub(crate) fn channel(&self, node: &Arc<Node>, standing: Standing) -> Result<Channel, Error> {
+        self.start_slow(node)?;
+        let mut io = self.0.io.borrow_mut();
+        let entry = if node.is_leaf() {
+            io.leaf_of(node).map(Entry::Leaf)
+        } else {
+            io.route_to(node).map(Entry::Route)
         };
-        let user = self.0.io.borrow_mut().add_user(entry, serves);
-        Ok(Channel::new(self.clone(), node.clone(), user))
+        let entry = entry.ok_or_else(|| {
+            Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
+        })?;
+        let user = io.add_user(node, entry, standing);
+        Ok(Channel::new(self.clone(), user))
+    }
+
+    /// Waits until no change of the graph is being made; whether there was one.
+    async fn waits_for_change(&self) -> bool {
+        let is_held = || self.0.io.borrow().drains.iter().any(|drain| drain.holds_opens);
+        let has_waited = is_held();
+        while is_held() {
+            self.sleep(OPEN_RETRY).await;
+        }
+        has_waited
     }
 
     /// Opens this core's queues of all leaves beneath a node.
     fn open_leaves<'a>(&'a self, node: &'a Arc<Node>) -> LocalFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            if node.format().is_none() {
+            if node.is_leaf() {
                 return self.open_leaf(node).await.map(|_| ());
             }
             self.refuse_if_withdrawn(node)?;
-            for child in node.children() {
+            for child in node.children().iter() {
                 self.open_leaves(child).await?;
             }
             Ok(())
@@ -284,7 +342,7 @@ impl Core {
     }
 
     /// Opens this core's queue of a leaf, or finds it.
-    async fn open_leaf(&self, node: &Arc<Node>) -> Result<u16, Error> {
+    pub(crate) async fn open_leaf(&self, node: &Arc<Node>) -> Result<u16, Error> {
         loop {
             self.0.shared.refuse_if_ending()?;
             self.refuse_if_withdrawn(node)?;
@@ -297,12 +355,17 @@ impl Core {
                 self.yield_now().await;
                 continue;
             };
-            let queue = node.driver()?.queue(self).await.map_err(|e| e.node(node.name()))?;
+            let driver = node.driver()?;
+            let queue = driver.queue(self).await.map_err(|e| e.node(node.name()))?;
+            // It was reopened meanwhile.
+            if !Arc::ptr_eq(&driver, &node.driver()?) {
+                continue;
+            }
             return self.add_leaf(node, queue);
         }
     }
 
-    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
+    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn Queue>) -> Result<u16, Error> {
         let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));

@@ -5,8 +5,11 @@
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod drained;
 mod leaves;
+mod led;
 mod routed;
+mod slow;
 mod users;
 
 use std::collections::VecDeque;
@@ -16,6 +19,7 @@ use std::task::Waker;
 use oxblock_mem::{IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::drain::Drained;
 use crate::plan::{BOUNCE_LEN, Memory};
 use crate::route::{NONE, Route};
 use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
@@ -24,8 +28,10 @@ use crate::{
 };
 pub(crate) use leaves::{Halt, Leaf};
 use routed::Next;
-pub(crate) use users::Entry;
+pub(crate) use slow::SlowPart;
+use slow::SlowPlace;
 use users::User;
+pub(crate) use users::{Entry, Standing};
 
 /// Fragments of one operation at the leaf at once.
 const MAX_FRAGMENTS: u32 = 8;
@@ -34,6 +40,8 @@ const BOUNCE_COUNT: usize = 16;
 /// Slots and bounce buffers that only channels opened to serve may take.
 const SLOT_RESERVE: usize = 64;
 const BOUNCE_RESERVE: usize = 4;
+/// Slots of each level of formats' tasks that none above it may take.
+const NESTED_RESERVE: usize = 16;
 
 /// What became of handing an operation's fragments to the leaf.
 #[derive(PartialEq, Eq)]
@@ -44,6 +52,8 @@ enum Handed {
     Enough,
     /// The leaf's queue, or the bounce pool, is exhausted.
     Blocked,
+    /// A task of a format has to do something first.
+    Slow,
 }
 
 /// See the module's documentation.
@@ -51,12 +61,16 @@ pub(crate) struct Io {
     slots: SlotTable,
     leaves: Vec<Option<Leaf>>,
     routes: Vec<Route>,
+    /// The formats' tasks; places of those that are gone are empty.
+    slow: Vec<Option<SlowPlace>>,
     users: Vec<User>,
+    /// The drained sections of now.
+    pub drains: Vec<Drained>,
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
-    /// Futures that found no free slot.
-    admission: VecDeque<Waker>,
+    /// Futures that found no free slot, and how many free ones each leaves to others.
+    admission: VecDeque<(usize, Waker)>,
     /// Completions that named no fragment in flight.
     spurious: u64,
     /// Set once the engine failed: every operation ends with this.
@@ -71,7 +85,9 @@ impl Io {
             slots,
             leaves: Vec::new(),
             routes: Vec::new(),
+            slow: Vec::new(),
             users: Vec::new(),
+            drains: Vec::new(),
             pass,
             bounce: None,
             zeroes: None,
@@ -157,8 +173,23 @@ impl Io {
         }
     }
 
+    /// Starts an operation that was kept back.
+    fn start(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        slot.leaf = self.users[slot.user as usize].leaf;
+        if slot.leaf == NONE {
+            self.submit_routed(index);
+        } else {
+            slot.begin_whole_extent();
+            self.submit_slowly(index);
+        }
+    }
+
     /// Checks an operation, and starts it behind those that wait already.
     fn submit_slowly(&mut self, index: u32) {
+        if self.park(index) {
+            return;
+        }
         match self.check(index) {
             Ok(false) => {}
             Ok(true) => return self.finish(index),
@@ -167,16 +198,21 @@ impl Io {
                 return self.finish(index);
             }
         }
-        let leaf = self.slots[index].leaf;
-        let blocked = match self.leaves.get(leaf as usize) {
-            Some(Some(leaf)) if leaf.line.is_empty() => self.hand(index) == Handed::Blocked,
-            None => self.hand(index) == Handed::Blocked,
-            _ => true,
+        self.go_on(index);
+    }
+
+    /// Lets an operation go on, behind those that wait already where it is.
+    fn go_on(&mut self, index: u32) {
+        let handed = match self.leaves.get(self.slots[index].leaf as usize) {
+            Some(Some(leaf)) if leaf.line.is_empty() => self.hand(index),
+            None => self.hand(index),
+            _ => Handed::Blocked,
         };
-        if blocked {
-            self.wait_in_line(index);
-        } else if leaf == NONE && self.is_over(index) {
-            self.finish(index);
+        match handed {
+            Handed::Blocked => self.wait_in_line(index),
+            Handed::Slow => self.begin_slow(index),
+            Handed::More | Handed::Enough if self.is_over(index) => self.finish_writes(index),
+            Handed::More | Handed::Enough => {}
         }
     }
 
@@ -204,8 +240,7 @@ impl Io {
             let text = "the node writes no zeroes by itself, and a fallback is forbidden";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        let needless_discard = op.kind == OpKind::Discard && rules.max_discard == 0;
-        Ok(self.total(index) == 0 || needless_discard)
+        Ok(self.total(index) == 0 || rules.is_needless(op.kind))
     }
 
     fn wait_in_line(&mut self, index: u32) {
@@ -230,6 +265,7 @@ impl Io {
                 Next::Extent => {}
                 Next::Later | Next::Over => return Handed::Enough,
                 Next::Blocked => return Handed::Blocked,
+                Next::Slow => return Handed::Slow,
             }
             if self.is_held(self.slots[index].leaf) {
                 return Handed::Blocked;
@@ -243,18 +279,20 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self { slots, leaves, users, pass, bounce, zeroes, .. } = self;
+        let Self { slots, leaves, routes, users, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
         let op = &slot.op;
         let Some(Some(leaf)) = leaves.get_mut(slot.leaf as usize) else {
             return Handed::Enough;
         };
+        let route = routes.get(users[slot.user as usize].route as usize);
+        let flags = route.map_or(op.flags, |route| route.rules.flags(op.flags));
         let offset = (op.offset + slot.cursor).wrapping_add(slot.shift);
         let left = slot.extent_end - slot.cursor;
         let mut request = Request {
             token: token(index, slot.generation),
             kind: op.kind,
-            flags: op.flags,
+            flags: leaf.rules.flags(flags),
             offset,
             len: left,
             data: View::empty(),
@@ -326,18 +364,26 @@ impl Io {
                     if !self.hand_flush_after(index) {
                         break;
                     }
-                } else if self.hand(index) == Handed::Blocked {
-                    if usize::from(self.slots[index].leaf) == leaf {
-                        break;
+                } else {
+                    match self.hand(index) {
+                        Handed::Blocked if usize::from(self.slots[index].leaf) == leaf => break,
+                        Handed::Blocked => {
+                            // It goes on at another leaf, behind those that wait there.
+                            self.leave_line(leaf, index);
+                            self.wait_in_line(index);
+                            continue;
+                        }
+                        Handed::Slow => {
+                            self.leave_line(leaf, index);
+                            self.begin_slow(index);
+                            continue;
+                        }
+                        Handed::More | Handed::Enough => {}
                     }
-                    // It goes on at another leaf, behind those that wait there.
-                    self.leave_line(leaf, index);
-                    self.wait_in_line(index);
-                    continue;
                 }
                 self.leave_line(leaf, index);
                 if fresh && self.slots[index].outstanding == 0 {
-                    self.finish(index);
+                    self.finish_writes(index);
                 }
             }
         }
@@ -512,7 +558,11 @@ impl Io {
     fn finish_for_future(&mut self, index: u32) {
         let slot = &mut self.slots[index];
         if slot.owner == Owner::Detached {
+            let user = slot.user as usize;
             drop(self.take_result(index));
+            if !self.users[user].open {
+                self.end_unused_tasks();
+            }
         } else if let Some(waker) = slot.rare.waker.take() {
             waker.wake();
         }
@@ -526,10 +576,8 @@ impl Io {
         let user = slot.user as usize;
         self.users[user].in_flight -= 1;
         self.slots.release(index);
-        if !self.admission.is_empty()
-            && let Some(waker) = self.admission.pop_front()
-        {
-            waker.wake();
+        if !self.admission.is_empty() {
+            self.admit_next();
         }
         Completion { op, result }
     }
@@ -563,7 +611,12 @@ fn copy_back(slot: &Slot) -> Result<(), Fault> {
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
+        Step::Straight
+        | Step::Direct
+        | Step::BounceWrite
+        | Step::FlushAfter
+        | Step::Slow
+        | Step::Parked => {}
     }
     Ok(())
 }

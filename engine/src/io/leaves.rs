@@ -129,7 +129,7 @@ impl Io {
         CoreStats {
             slots: self.slots.unreserved(),
             slots_used: self.slots.used(),
-            slots_to_serve: self.slots.free(),
+            slots_to_serve: self.slots.free() - self.slots_of_tasks().min(self.slots.free()),
             spurious_completions: self.spurious,
             sleeps: 0,
         }
@@ -140,8 +140,9 @@ impl Io {
         if let Some(route) = self.route(user) {
             return route.stats;
         }
-        let leaf = self.leaves.get(self.users[user as usize].leaf as usize);
-        leaf.and_then(Option::as_ref).map_or_else(LeafStats::default, |leaf| leaf.stats)
+        let leaf = self.leaf_of(&self.users[user as usize].node);
+        let leaf = leaf.and_then(|leaf| self.leaves[leaf as usize].as_ref());
+        leaf.map_or_else(LeafStats::default, |leaf| leaf.stats)
     }
 
     pub(super) fn is_held(&self, leaf: u16) -> bool {

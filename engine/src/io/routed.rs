@@ -21,6 +21,8 @@ pub(super) enum Next {
     Later,
     /// The next extent's leaf has others waiting.
     Blocked,
+    /// A task of a format has to find the next extent, or to do what there is to do.
+    Slow,
     /// Nothing is left to hand on.
     Over,
 }
@@ -29,22 +31,27 @@ impl Io {
     /// The index of a node's route on this core; made where there is none to the leaves that are
     /// open now. `None` if this core has no queue of one of its leaves.
     pub(crate) fn route_to(&mut self, node: &Arc<Node>) -> Option<u16> {
-        let route = Route::new(node, &|leaf| self.leaf_of(leaf))?;
+        let route = Route::new(node, &|leaf| self.leaf_of(leaf), &|node| self.slow_of(node))?;
+        Some(self.keep_route(route))
+    }
+
+    /// The place of a route, or of one that is the same.
+    pub(super) fn keep_route(&mut self, route: Route) -> u16 {
         let is_used = |index: usize| {
-            let mut users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+            let mut users = self.users.iter().filter(|user| user.is_used());
             users.any(|user| usize::from(user.route) == index)
         };
         let all = || 0..self.routes.len();
         let same = all().find(|&index| is_used(index) && self.routes[index].is_same(&route));
         if let Some(same) = same {
-            return Some(same as u16);
+            return same as u16;
         }
         let unused = all().find(|&index| !is_used(index));
         match unused {
             Some(index) => self.routes[index] = route,
             None => self.routes.push(route),
         }
-        Some(unused.unwrap_or(self.routes.len() - 1) as u16)
+        unused.unwrap_or(self.routes.len() - 1) as u16
     }
 
     /// A node has other limits now.
@@ -62,10 +69,13 @@ impl Io {
 
     /// Whether a route that somebody uses leads to a leaf.
     pub(super) fn is_routed_to(&self, leaf: u16) -> bool {
-        let mut routes = self.users.iter().filter(|user| user.open || user.in_flight > 0);
-        routes.any(|user| {
-            self.routes.get(user.route as usize).is_some_and(|route| route.leads_to(leaf))
-        })
+        self.used_routes().any(|route| route.leads_to(leaf))
+    }
+
+    /// The routes that somebody uses.
+    pub(super) fn used_routes(&self) -> impl Iterator<Item = &Route> {
+        let users = self.users.iter().filter(|user| user.is_used());
+        users.filter_map(|user| self.routes.get(user.route as usize))
     }
 
     /// Starts an operation that was put into a slot.
@@ -73,7 +83,7 @@ impl Io {
     pub(super) fn submit_routed(&mut self, index: u32) {
         let Self { slots, users, routes, leaves, pass, .. } = self;
         let slot = &mut slots[index];
-        if let Some(route) = routes.get(users[slot.user as usize].route as usize)
+        if let Some(route) = routes.get(users[slot.user as usize].way_in as usize)
             && route.rules.is_plain(&slot.op)
             && let op = &slot.op
             && let Place::Leaf { leaf: to, offset, len } =
@@ -115,6 +125,10 @@ impl Io {
                     }
                 }
                 Ok(Place::Zero { len }) => self.read_zeroes(index, len),
+                Ok(Place::Slow { .. }) if slot.outstanding > 0 => return Next::Later,
+                Ok(Place::Slow { slow, offset, len }) => {
+                    return self.note_slow(index, slow, offset, len);
+                }
                 Ok(Place::End) => {
                     let text = "the range ends beyond what lies beneath the node";
                     self.fail_here(index, ErrorKind::NoSpace, text);
@@ -184,7 +198,7 @@ impl Io {
         if moves && !leaf.line.is_empty() { Next::Blocked } else { Next::Extent }
     }
 
-    /// The next `len` bytes of a read or a compare are zeroes.
+    /// The next `len` bytes are zeroes already, or nowhere.
     fn read_zeroes(&mut self, index: u32, len: u64) {
         let slot = &mut self.slots[index];
         let left = slot.op.len - slot.cursor;
@@ -198,6 +212,7 @@ impl Io {
                     slot.fail(Fault::new(ErrorKind::Mismatch, offset));
                 }
             }
+            OpKind::WriteZeroes | OpKind::Discard if len > 0 => {}
             _ => {
                 let text = "the format answered with zeroes where there can be none";
                 slot.fail(Fault::text(ErrorKind::Io, slot.op.offset + at, text));
@@ -207,7 +222,7 @@ impl Io {
         slot.extent_end = slot.cursor;
     }
 
-    fn fail_here(&mut self, index: u32, kind: ErrorKind, text: &'static str) {
+    pub(super) fn fail_here(&mut self, index: u32, kind: ErrorKind, text: &'static str) {
         let slot = &mut self.slots[index];
         slot.fail(Fault::text(kind, slot.op.offset + slot.cursor, text));
     }
@@ -237,7 +252,7 @@ impl Io {
             let text = "force unit access over several leaves: flush after the write instead";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        Ok(self.total(index) == 0)
+        Ok(self.total(index) == 0 || route.rules.is_needless(op.kind))
     }
 
     /// A fault of a leaf, as the user of the node above it sees it.

@@ -16,6 +16,9 @@
 //! Direct I/O may poll the device for what ends (`hipri`), where it has queues for that, instead of
 //! having it interrupt.
 //!
+//! What the users of the node do to the file, and do not bear of others, is told to other processes
+//! by locks on the bytes of QEMU's: the two keep each other out.
+//!
 //! A flush is an fdatasync, and covers the writes that completed before it. Once one has
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
@@ -24,6 +27,7 @@ mod backing;
 mod calls;
 mod device;
 mod info;
+mod lock;
 mod polled;
 mod probe;
 mod queue;
@@ -35,13 +39,16 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use oxblock_engine::graph::{Access, NodeSettings, Opening};
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Queue};
 
 pub use info::{FILE, HOST_DEVICE};
+pub use lock::Locking;
 
 use backing::Backing;
+use lock::FileLock;
 use probe::Cpus;
 use queue::FileQueue;
 use syscall::AtOnce;
@@ -63,6 +70,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// Whether to refuse writes, and to open the file for reading only.
     pub read_only: bool,
+    /// Whether to do so where the file cannot be opened for writing.
+    pub auto_read_only: bool,
     /// The granularity of requests in bytes; 0 for the finest that the file takes.
     pub block_size: u32,
     /// How many requests one core has in the kernel at once, 1 to 4096.
@@ -80,6 +89,8 @@ pub struct FileOptions {
     /// nvme has with its parameter `poll_queues`. Where the kernel takes such calls and has the
     /// device interrupt all the same, [`Driver::notice`] says so.
     pub hipri: bool,
+    /// Whether other processes are kept from what does not go with what the node's users do.
+    pub locking: Locking,
 }
 
 /// How the file driver's calls are made.
@@ -103,12 +114,14 @@ impl FileOptions {
             preallocate: false,
             direct: false,
             read_only: false,
+            auto_read_only: false,
             block_size: 0,
             queue_depth: 128,
             at_once: true,
             engine: FileEngine::Best,
             sqthread_poll: false,
             hipri: false,
+            locking: Locking::Auto,
         }
     }
 }
@@ -118,8 +131,15 @@ impl FileOptions {
 /// # Errors
 /// What open(2) says; `Invalid` if it is neither, or if the block size does not suit the device
 /// or direct I/O; `NotSupported` if its file system has no direct I/O, or for a zoned device;
-/// `NoSpace` for a device shorter than the size that is asked for.
+/// `NoSpace` for a device shorter than the size that is asked for; `Busy` for a file that is to be
+/// extended, and that another process keeps.
 pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
+    open_beside(options, None)
+}
+
+/// The same, of a file that is open already: it has to be the same file, and its locks and what
+/// became of its flushes are common to both.
+fn open_beside(options: FileOptions, other: Option<&Shared>) -> Result<Box<dyn Driver>, Error> {
     if !(1..=4096).contains(&options.queue_depth) {
         let text = "the queue depth must be from 1 to 4096";
         let text = format!("file {}: {text}", options.path.display());
@@ -138,7 +158,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     if options.hipri {
         can_poll(&options, workers.is_some())?;
     }
-    let backing = Backing::open(&options, workers.is_some())?;
+    let backing = Backing::open(&options, workers.is_some(), other)?;
     if options.hipri {
         notice = try_polling(&options.path, &backing)?.or(notice);
     }
@@ -146,6 +166,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         true => None,
         false => probe::at_once(&backing.file),
     };
+    let failed_sync = other.map_or(0, |other| other.failed_sync.load(Ordering::Relaxed));
     let shared = Shared {
         file: backing.file,
         direct_block: backing.direct_block,
@@ -156,10 +177,11 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         sqthread_poll,
         hipri: options.hipri,
         queue_depth: options.queue_depth,
-        failed_sync: AtomicI32::new(0),
+        failed_sync: AtomicI32::new(failed_sync),
+        lock: backing.lock,
     };
-    let (path, limits) = (options.path, backing.limits);
-    Ok(Box::new(FileDriver { path, limits, notice, shared: Arc::new(shared) }))
+    let limits = backing.limits;
+    Ok(Box::new(FileDriver { options, limits, notice, shared: Arc::new(shared) }))
 }
 
 /// The threads of a queue where there is no io_uring: as many calls wait at once.
@@ -239,7 +261,7 @@ fn is_forbidden(error: &io::Error) -> bool {
 }
 
 struct FileDriver {
-    path: PathBuf,
+    options: FileOptions,
     limits: Limits,
     notice: Option<String>,
     shared: Arc<Shared>,
@@ -265,6 +287,8 @@ struct Shared {
     queue_depth: u16,
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,
+    /// What other processes see of what is done here. It goes last.
+    lock: Option<Arc<FileLock>>,
 }
 
 impl Shared {
@@ -288,15 +312,34 @@ impl Driver for FileDriver {
         self.notice.as_deref()
     }
 
+    fn check_access(&self, access: Access) -> Result<(), Error> {
+        self.shared.lock.as_ref().map_or(Ok(()), |lock| lock.check(access))
+    }
+
+    fn set_access(&self, access: Access) {
+        if let Some(lock) = &self.shared.lock {
+            lock.set(access);
+        }
+    }
+
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Box<dyn Driver>>, Error>> {
+        let NodeSettings { read_only, auto_read_only, direct, .. } = *opening.common;
+        let options = FileOptions { read_only, auto_read_only, direct, ..self.options.clone() };
+        Box::pin(async move { open_beside(options, Some(&self.shared)).map(Some) })
+    }
+
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         // Copies to and from the page cache have no use for registered memory.
         let memory = self.shared.direct_block.map(|_| core.arena().region());
         let queue = FileQueue::new(self.shared.clone(), memory)
             .map(|queue| Box::new(queue) as Box<dyn Queue>)
             .map_err(|e| match self.shared.workers {
-                None => ring_error(&self.path, e),
+                None => ring_error(&self.options.path, e),
                 Some(_) => {
-                    let path = self.path.display();
+                    let path = self.options.path.display();
                     Error::from_io(format!("file {path}: cannot start its threads"), e)
                 }
             });

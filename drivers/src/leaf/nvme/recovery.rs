@@ -20,11 +20,12 @@ use std::time::Duration;
 
 use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
-use super::controller::{Controller, Setup, set_up};
+use super::controller::Controller;
 use super::events;
 use super::hardware::pci_error;
 use super::health::Health;
 use super::queue_pair::{Created, create_queues};
+use super::setup::{Setup, set_up};
 
 /// How often a wait looks again.
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
