@@ -12,18 +12,18 @@ use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
 use crate::{Core, Error, ErrorKind, LocalFuture, Node};
 
 /// A node that is there, and not yet in the book.
-enum Planned {
+pub(super) enum Planned {
     Known(NodeId, Arc<Node>),
     New(Box<New>),
 }
 
-struct New {
+pub(super) struct New {
     entry: NodeEntry<Arc<Node>>,
     children: Vec<(&'static str, ChildRole, Planned)>,
 }
 
 impl Planned {
-    fn node(&self) -> &Arc<Node> {
+    pub(super) fn node(&self) -> &Arc<Node> {
         match self {
             Self::Known(_, node) => node,
             Self::New(new) => &new.entry.body,
@@ -44,11 +44,23 @@ impl Graph<Arc<Node>> {
         drivers: &Drivers,
         options: NodeOptions,
     ) -> Result<NodeId, Error> {
+        let planned = self.plan_owned(core, drivers, options).await?;
+        self.change(|tables| tables.insert_planned(planned))
+    }
+
+    /// Opens a node that is to stay, and what it has for children of its own. It is not in the book
+    /// yet.
+    pub(super) async fn plan_owned(
+        &mut self,
+        core: &Core,
+        drivers: &Drivers,
+        options: NodeOptions,
+    ) -> Result<Planned, Error> {
         let mut planned = self.plan(core, drivers, options, false).await?;
         if let Planned::New(new) = &mut planned {
             new.entry.owned = true;
         }
-        self.change(|tables| tables.insert_planned(planned))
+        Ok(planned)
     }
 
     fn plan<'a>(
@@ -92,7 +104,7 @@ impl Graph<Arc<Node>> {
                 children: &nodes,
             };
             let body = (driver.open)(&opening).await?;
-            let node = Node::with_body(name.clone(), body, common.read_only);
+            let node = Node::restricted(name.clone(), body, common.restrictions());
             let entry = entry_of(driver, &common, node);
             Ok(Planned::New(Box::new(New { entry, children })))
         })
@@ -165,23 +177,16 @@ fn entry_of(
     node: Arc<Node>,
 ) -> NodeEntry<Arc<Node>> {
     NodeEntry {
-        name: node.name().clone(),
         driver: driver.name,
-        read_only: node.limits().read_only,
         force_share: common.force_share,
-        implicit: false,
         is_filter: driver.kind == DriverKind::Filter,
-        has_ragged_end: false,
-        child_rule: driver.child_rule,
         owned: false,
-        body: node,
-        children: Vec::new(),
-        parents: Vec::new(),
+        ..NodeEntry::new(node, driver.child_rule)
     }
 }
 
 impl Tables<Arc<Node>> {
-    fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
+    pub(super) fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
         let New { entry, children } = match planned {
             Planned::Known(id, _) => return Ok(id),
             Planned::New(new) => *new,

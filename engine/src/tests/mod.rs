@@ -1,10 +1,13 @@
 //! The engine over a leaf that is as awkward as its limits allow.
 
 mod changes;
+mod drains;
 mod in_place;
 mod leaf;
 mod lifecycle;
+mod live;
 mod requests;
+mod restrictions;
 mod routes;
 mod slow;
 mod waiting;

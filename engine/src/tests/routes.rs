@@ -81,6 +81,11 @@ impl Format for Window {
     }
 }
 
+/// A node that leaves out the first bytes of another.
+pub fn window(name: &str, from: u64, below: &Arc<Node>) -> Arc<Node> {
+    over(name, Window(from), vec![below.clone()])
+}
+
 fn over(name: &str, format: impl Format + 'static, children: Vec<Arc<Node>>) -> Arc<Node> {
     Node::with_body(name, Body::Over(Arc::new(format), children), false)
 }
