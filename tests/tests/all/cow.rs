@@ -4,7 +4,10 @@ use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
 
+use oxblock_drivers::DRIVERS;
 use oxblock_drivers::cow::{self, CowOptions};
+use oxblock_engine::graph::Graph;
+use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Channel, Core, Engine, ErrorKind, Node, Op, OpFlags, Options, Simulation};
 use oxblock_mem::{ArenaOptions, Buf, PagePolicy};
 use oxblock_tests::late::LateDisk;
@@ -379,4 +382,54 @@ fn the_deepest_chain_gets_on_with_one_slot() {
         assert!(read(&channel, 0, 4 * CLUSTER as usize).await == expected);
     });
     run.expect("no deadlock");
+}
+
+// --- under a graph that changes ---
+
+#[test]
+fn an_overlay_comes_over_a_node_in_use_and_what_it_lies_over_changes() {
+    simulate(async |core| {
+        let open = async |graph: &mut Graph<Arc<Node>>, json: &str| {
+            let options = NodeOptions::from_json(json).expect("JSON");
+            graph.open(&core, &DRIVERS, options).await.expect("a node")
+        };
+        let mut graph = Graph::new();
+        let mut expected = Vec::new();
+        let mut bases = Vec::new();
+        for name in ["one", "two"] {
+            let json = format!(r#"{{"driver":"memory","size":32768,"node-name":"{name}"}}"#);
+            let id = open(&mut graph, &json).await;
+            let channel = core.open(&graph.node(id).expect("it").body).await.expect("a channel");
+            let bytes = Random::new(bases.len() as u64).bytes(4 * CLUSTER as usize);
+            write(&channel, 0, &bytes).await;
+            expected.push(bytes);
+            bases.push((id, channel));
+        }
+        let user = core.open(&graph.node(bases[0].0).expect("it").body).await.expect("a channel");
+        // A channel of the test's own stays at what it looks at.
+        bases.iter().for_each(|(_, channel)| channel.stay_at_node());
+        let json = r#"{"driver":"cow","node-name":"top","size":32768,"cluster-size":"8k"}"#;
+        let top = open(&mut graph, json).await;
+        graph.live(&core).append(top, bases[0].0).await.expect("a snapshot");
+        assert_eq!(&**user.node().name(), "top");
+        write(&user, CLUSTER + 512, &[1; 1024]).await;
+        let mut shown = expected[0].clone();
+        shown[CLUSTER as usize + 512..][..1024].fill(1);
+        assert!(read(&user, 0, 4 * CLUSTER as usize).await == shown, "over the first");
+        // What has been taken stays; the rest is that of the next one below, or of none.
+        graph.live(&core).set_backing(top, Some(bases[1].0)).await.expect("another");
+        let taken = CLUSTER as usize..2 * CLUSTER as usize;
+        let mut other = expected[1].clone();
+        other[taken.clone()].copy_from_slice(&shown[taken.clone()]);
+        assert!(read(&user, 0, 4 * CLUSTER as usize).await == other, "over the second");
+        write(&user, 3 * CLUSTER, &[2; 512]).await;
+        other[3 * CLUSTER as usize..][..512].fill(2);
+        graph.live(&core).set_backing(top, None).await.expect("none");
+        other[..taken.start].fill(0);
+        other[taken.end..3 * CLUSTER as usize].fill(0);
+        assert!(read(&user, 0, 4 * CLUSTER as usize).await == other, "over nothing");
+        for ((_, channel), expected) in bases.iter().zip(&expected) {
+            assert!(read(channel, 0, 4 * CLUSTER as usize).await == *expected, "a base changed");
+        }
+    });
 }

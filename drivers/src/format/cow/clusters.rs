@@ -25,6 +25,9 @@ pub(super) struct State {
     pub busy: bool,
 }
 
+/// The most clusters: each takes a byte.
+const MOST: u64 = 1 << 28;
+
 const MEMORY: u8 = 1;
 const ZERO: u8 = 2;
 const BUSY: u8 = 4;
@@ -57,10 +60,8 @@ impl Clusters {
     pub fn new(length: u64, size: u64, max_memory: Option<u64>) -> Result<Self, Error> {
         let count = length.div_ceil(size);
         let mut words = Vec::new();
-        let room =
-            usize::try_from(count).ok().filter(|&count| words.try_reserve_exact(count).is_ok());
-        if room.is_none() {
-            let text = format!("no memory for {count} clusters; give a larger cluster-size");
+        if count > MOST || words.try_reserve_exact(count as usize).is_err() {
+            let text = format!("{count} clusters are too many; give a larger cluster-size");
             return Err(Error::new(ErrorKind::OutOfMemory, text));
         }
         words.extend((0..count).map(|_| AtomicU8::new(0)));

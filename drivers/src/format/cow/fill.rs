@@ -1,13 +1,12 @@
 //! Taking clusters into memory, and out of it: what the overlay's tasks do.
 
 use std::ops::Range;
-use std::sync::atomic::Ordering;
 
 use oxblock_engine::{Completion, ErrorKind, Fault, Op, OpFlags, OpKind, SlowDone, SlowRequest};
 use oxblock_mem::IoVector;
 
 use super::clusters::Held;
-use super::{BACKING, Cow, MEMORY};
+use super::{BACKING, Cow};
 
 /// What is copied from below at once, in bytes.
 const COPY: u64 = 64 << 10;
@@ -103,7 +102,7 @@ impl Cow {
         for rest in [whole.start..start, end..whole.end] {
             self.copy_up(request, rest, buffer).await?;
         }
-        request.pass_on(MEMORY, start, 0, end - start).await?;
+        request.pass_on(self.memory(), start, 0, end - start).await?;
         for cluster in taken.clusters.clone() {
             self.clusters.set(cluster, Held::Memory);
         }
@@ -121,7 +120,8 @@ impl Cow {
             return Ok(());
         }
         let is_below = self.clusters.held(self.clusters.of(range.start)) == Held::Nothing;
-        let below = if is_below { self.below.load(Ordering::Relaxed) } else { 0 };
+        let is_below = is_below && self.has_backing;
+        let below = if is_below { request.child_length(BACKING) } else { 0 };
         let mut at = range.start;
         while at < below.min(range.end) {
             let len = (below.min(range.end) - at).min(COPY);
@@ -132,7 +132,7 @@ impl Cow {
             let rest = data.split_off(len as usize);
             let Completion { op, result } = request.run(BACKING, Op::read(at, data)).await;
             let written = match result {
-                Ok(()) => request.run(MEMORY, Op::write(at, op.data)).await,
+                Ok(()) => request.run(self.memory(), Op::write(at, op.data)).await,
                 Err(_) => Completion { op, result },
             };
             let mut data = written.op.data;
@@ -143,7 +143,7 @@ impl Cow {
         }
         if at < range.end {
             // Its memory may hold what a write left there that was late for a discard.
-            request.run(MEMORY, Op::write_zeroes(at, range.end - at)).await.result?;
+            request.run(self.memory(), Op::write_zeroes(at, range.end - at)).await.result?;
         }
         Ok(())
     }
@@ -178,7 +178,7 @@ impl Cow {
         let Range { start, end } = self.clusters.bytes(clusters);
         let discard = Op::write_zeroes(start, end - start).flags(OpFlags::MAY_UNMAP);
         // Memory takes this always; if the node is being closed, it goes altogether.
-        let _ = request.child(MEMORY).run(discard).await;
+        let _ = request.child(self.memory()).run(discard).await;
     }
 }
 

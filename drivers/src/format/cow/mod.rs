@@ -11,7 +11,6 @@ mod clusters;
 mod fill;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use oxblock_engine::graph::{
     ChildRole, ChildSpec, DriverInfo, DriverKind, Opening, default_access,
@@ -102,29 +101,31 @@ pub fn open(
             )));
         }
     }
+    let clusters = Clusters::new(length, options.cluster_size, options.max_memory)?;
     let size = length.max(block.into());
     let data = memory::open_sparse(MemoryOptions { size, block_size: block })?;
-    let clusters = Clusters::new(length, options.cluster_size, options.max_memory)?;
-    let waits = Waits::new(core.count(), TASKS);
-    let cow = Cow { clusters, block, below: AtomicU64::new(0), waits };
-    let mut children = vec![Node::new(format!("{name} (memory)"), data)];
-    children.extend(backing.cloned());
+    let cow = Cow {
+        clusters: Arc::new(clusters),
+        waits: Arc::new(Waits::new(core.count(), TASKS)),
+        block,
+        has_backing: backing.is_some(),
+    };
+    let mut children: Vec<Arc<Node>> = backing.into_iter().cloned().collect();
+    children.push(Node::new(format!("{name} (memory)"), data));
     Ok(Body::Over(Arc::new(cow), children))
 }
 
 /// Clusters that a core takes at once.
 const TASKS: usize = 8;
-/// The children, by their number.
-const MEMORY: usize = 0;
-const BACKING: usize = 1;
+/// The backing node among the children, if there is one.
+const BACKING: usize = 0;
 
 struct Cow {
-    clusters: Clusters,
-    block: u32,
-    /// How long the backing node is.
-    below: AtomicU64,
+    clusters: Arc<Clusters>,
     /// Tasks that wait until others let go of a cluster.
-    waits: Waits,
+    waits: Arc<Waits>,
+    block: u32,
+    has_backing: bool,
 }
 
 impl Format for Cow {
@@ -133,8 +134,7 @@ impl Format for Cow {
     }
 
     fn limits(&self, children: &[Arc<Limits>]) -> Limits {
-        let below = children.get(BACKING).map_or(0, |below| below.length);
-        self.below.store(below, Ordering::Relaxed);
+        let blocks = children.iter().map(|child| child.block_size);
         let length = self.clusters.length;
         Limits {
             max_write_zeroes: length,
@@ -143,7 +143,7 @@ impl Format for Cow {
             write_zeroes_alignment: self.clusters.size as u32,
             fua: true,
             compare: true,
-            ..Limits::new(length, self.block)
+            ..Limits::new(length, blocks.fold(self.block, u32::max))
         }
     }
 
@@ -162,7 +162,7 @@ impl Format for Cow {
         }
         let len = at.min(end) - offset;
         match first {
-            Answer::Memory => Extent::Data { child: MEMORY, offset, len },
+            Answer::Memory => Extent::Data { child: self.memory(), offset, len },
             Answer::Below => Extent::Below { child: BACKING, len },
             Answer::Zero => Extent::Zero { len },
             Answer::Slow => Extent::Slow,
@@ -185,6 +185,17 @@ impl Format for Cow {
         })
     }
 
+    /// A backing node comes under what is there already, or goes from under it.
+    fn with_children(&self, names: &[&'static str]) -> Result<Arc<dyn Format>, Error> {
+        let has_backing = match names {
+            [] => false,
+            ["backing"] => true,
+            _ => return Err(invalid("an overlay lies over one backing node, or none")),
+        };
+        let (clusters, waits) = (self.clusters.clone(), self.waits.clone());
+        Ok(Arc::new(Self { clusters, waits, block: self.block, has_backing }))
+    }
+
     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
         Box::pin(async { Ok(()) })
     }
@@ -202,12 +213,17 @@ enum Answer {
 }
 
 impl Cow {
+    /// The memory among the children.
+    #[inline]
+    fn memory(&self) -> usize {
+        usize::from(self.has_backing)
+    }
+
     /// What is true of the bytes from `at` to `end`, in one cluster.
     #[inline]
     fn answer(&self, at: u64, end: u64, intent: Intent) -> Answer {
         let state = self.clusters.state(at);
-        let absent =
-            if self.below.load(Ordering::Relaxed) > 0 { Answer::Below } else { Answer::Zero };
+        let absent = if self.has_backing { Answer::Below } else { Answer::Zero };
         let whole = || self.clusters.is_whole(at, end);
         match (intent, state.held) {
             (Intent::Read, Held::Memory) => Answer::Memory,

@@ -36,14 +36,14 @@ fn options_that_do_not_go_together_are_refused_and_say_why() {
         (&format!(r#"{blocks},"cluster-size":512"#), "cluster-size (512) must be a multiple of"),
         (&format!(r#"{blocks},"size":512"#), "size (512) must be a multiple of the block size"),
         (&format!(r#"{null},"max-memry":1"#), "did you mean 'max-memory'?"),
-        (r#""size":"8E","cluster-size":512"#, "give a larger cluster-size"),
+        (r#""size":"7E","cluster-size":512"#, "give a larger cluster-size"),
     ] {
         let comma = if options.is_empty() { "" } else { "," };
         let error =
             open_json(&format!(r#"{{"driver":"cow"{comma}{options}}}"#)).expect_err(options);
         assert!(error.contains(words), "{options}: {error}");
     }
-    assert_eq!(open_json(&format!(r#"{{"driver":"cow",{null}}}"#)), Ok((1 << 20, 1)));
+    assert_eq!(open_json(&format!(r#"{{"driver":"cow",{null}}}"#)), Ok((1 << 20, 512)));
     assert_eq!(
         open_json(&format!(r#"{{"driver":"cow",{blocks},"size":"2M"}}"#)),
         Ok((2 << 20, 4096))
