@@ -18,7 +18,9 @@ use crate::shared::{Closer, EngineShared};
 use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
-use crate::{CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Remote};
+use crate::{
+    CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
+};
 
 /// How often memory that is to be given back is looked at.
 const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
@@ -28,6 +30,9 @@ const OPEN_RETRY: Duration = Duration::from_micros(20);
 /// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Core(pub(crate) Rc<CoreInner>);
+
+/// A leaf, and its queue of a driver that is to take another's place.
+pub(crate) type NewQueue = (Arc<Node>, Box<dyn Queue>);
 
 pub(crate) struct CoreInner {
     pub id: usize,
@@ -48,6 +53,8 @@ pub(crate) struct CoreInner {
     pub sleeps: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
+    /// Queues of drivers that are to be their nodes'.
+    pub new_queues: RefCell<Vec<NewQueue>>,
     /// What makes requests of its own, and keeps still where a node is drained.
     pub sources: Sources,
     /// The number of the next drain that is begun here.
@@ -348,12 +355,17 @@ impl Core {
                 self.yield_now().await;
                 continue;
             };
-            let queue = node.driver()?.queue(self).await.map_err(|e| e.node(node.name()))?;
+            let driver = node.driver()?;
+            let queue = driver.queue(self).await.map_err(|e| e.node(node.name()))?;
+            // It was reopened meanwhile.
+            if !Arc::ptr_eq(&driver, &node.driver()?) {
+                continue;
+            }
             return self.add_leaf(node, queue);
         }
     }
 
-    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
+    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn Queue>) -> Result<u16, Error> {
         let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));

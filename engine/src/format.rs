@@ -11,6 +11,7 @@
 
 use std::sync::Arc;
 
+use crate::graph::Opening;
 use crate::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Node, OpKind, SlowRequests};
 
 /// The driver of a format, or of a filter that leaves data alone.
@@ -54,6 +55,20 @@ pub trait Format: Send + Sync {
         let text = format!("driver '{}' works over the children that it has only", self.name());
         let _ = names;
         Err(Error::new(ErrorKind::NotSupported, text))
+    }
+
+    /// The same image with other options, to take this driver's place while nothing is on its way
+    /// through the node; this one goes on until then, and also if nothing comes of it. `None`: the
+    /// options that may change make no difference to it. Control plane.
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Arc<dyn Format>>, Error>> {
+        let _ = opening;
+        Box::pin(async { Ok(None) })
     }
 
     /// Closes the driver in good order, before its children.

@@ -11,7 +11,7 @@ use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 pub struct Node {
     name: Arc<str>,
     work: Work,
-    restrictions: Restrictions,
+    restrictions: Mutex<Restrictions>,
     limits: Mutex<Arc<Limits>>,
     parents: Mutex<Vec<Weak<Node>>>,
     withdrawn: OnceLock<Refusal>,
@@ -31,7 +31,7 @@ pub struct Restrictions {
 
 impl Restrictions {
     /// What remains of the driver's limits.
-    fn apply(self, limits: Limits) -> Limits {
+    pub(crate) fn apply(self, limits: Limits) -> Limits {
         Limits {
             read_only: limits.read_only || self.read_only,
             max_discard: if self.no_discard { 0 } else { limits.max_discard },
@@ -42,7 +42,7 @@ impl Restrictions {
 }
 
 enum Work {
-    Leaf(Box<dyn Driver>),
+    Leaf(Mutex<Arc<dyn Driver>>),
     Over(Mutex<View>),
 }
 
@@ -78,17 +78,17 @@ impl Node {
         restrictions: Restrictions,
     ) -> Arc<Self> {
         let work = match body {
-            Body::Leaf(driver) => Work::Leaf(driver),
+            Body::Leaf(driver) => Work::Leaf(Mutex::new(driver.into())),
             Body::Over(format, children) => {
                 Work::Over(Mutex::new(View { format, children: children.into() }))
             }
         };
         let limits = Mutex::new(Arc::new(restrictions.apply(work.limits())));
         let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
-        let parents = Mutex::default();
+        let (parents, restrictions) = (Mutex::default(), Mutex::new(restrictions));
         let node = Arc::new(Self { name, work, restrictions, limits, parents, withdrawn, held });
         match &node.work {
-            Work::Leaf(driver) => driver.joined(&node),
+            Work::Leaf(driver) => lock(driver).joined(&node),
             Work::Over(_) => node.join_children(),
         }
         node
@@ -108,7 +108,7 @@ impl Node {
     /// What the drivers of the node's leaves count of their devices, for all nodes on them.
     pub fn counters(&self) -> Vec<Counter> {
         match &self.work {
-            Work::Leaf(driver) => driver.counters(),
+            Work::Leaf(driver) => lock(driver).counters(),
             Work::Over(_) => self.children().iter().flat_map(|node| node.counters()).collect(),
         }
     }
@@ -116,7 +116,7 @@ impl Node {
     /// The driver's name, as blockdev-add has it.
     pub fn driver_name(&self) -> &'static str {
         match &self.work {
-            Work::Leaf(driver) => driver.name(),
+            Work::Leaf(driver) => lock(driver).name(),
             Work::Over(view) => lock(view).format.name(),
         }
     }
@@ -125,18 +125,18 @@ impl Node {
     /// something to say.
     pub fn notices(&self) -> Vec<String> {
         match &self.work {
-            Work::Leaf(driver) => driver.notice().map(str::to_owned).into_iter().collect(),
+            Work::Leaf(driver) => lock(driver).notice().map(str::to_owned).into_iter().collect(),
             Work::Over(_) => self.children().iter().flat_map(|c| c.notices()).collect(),
         }
     }
 
-    /// The driver of a leaf.
+    /// The driver of a leaf, as of now.
     ///
     /// # Errors
     /// `Invalid`: the node stands on others.
-    pub fn driver(&self) -> Result<&dyn Driver, Error> {
+    pub fn driver(&self) -> Result<Arc<dyn Driver>, Error> {
         match &self.work {
-            Work::Leaf(driver) => Ok(&**driver),
+            Work::Leaf(driver) => Ok(lock(driver).clone()),
             Work::Over(_) => {
                 let error = Error::new(ErrorKind::Invalid, "the node is no leaf of the graph");
                 Err(error.node(&self.name))
@@ -196,6 +196,19 @@ impl Node {
         self.join_children();
     }
 
+    /// Replaces the driver of a leaf, and gives the old one. No operation is on its way through the
+    /// node on any core.
+    pub(crate) fn set_driver(self: &Arc<Self>, new: Arc<dyn Driver>) -> Option<Arc<dyn Driver>> {
+        let Work::Leaf(driver) = &self.work else { return None };
+        let old = std::mem::replace(&mut *lock(driver), new.clone());
+        new.joined(self);
+        Some(old)
+    }
+
+    pub(crate) fn set_restrictions(&self, new: Restrictions) {
+        *lock(&self.restrictions) = new;
+    }
+
     fn join_children(self: &Arc<Self>) {
         for child in self.children().iter() {
             let mut parents = lock(&child.parents);
@@ -229,7 +242,7 @@ impl Node {
 
     /// The node's limits where its driver has these.
     pub(crate) fn with_own_limits(&self, limits: Limits) -> Limits {
-        self.restrictions.apply(limits)
+        lock(&self.restrictions).apply(limits)
     }
 
     /// Reads the limits from the driver: those before, and those from now on.
@@ -244,7 +257,7 @@ impl Node {
 impl Work {
     fn limits(&self) -> Limits {
         match self {
-            Self::Leaf(driver) => driver.limits(),
+            Self::Leaf(driver) => lock(driver).limits(),
             Self::Over(view) => {
                 let View { format, children } = lock(view).clone();
                 let limits: Vec<Arc<Limits>> =

@@ -144,6 +144,7 @@ impl Reactor {
             outboxes: rings.to.into_iter().map(Into::into).collect(),
             inboxes: rings.from.into(),
             opening: Default::default(),
+            new_queues: Default::default(),
             sources: Default::default(),
             next_drain: Cell::new(0),
             sleeps: Cell::new(0),

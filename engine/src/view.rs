@@ -1,6 +1,7 @@
-//! Changes of what nodes stand on, and of the nodes that channels use, while I/O goes on.
+//! Changes of what nodes stand on, of what drives them, and of the nodes that channels use, while
+//! I/O goes on.
 //!
-//! Every core prepares: it opens queues of the leaves that are new to it. If one cannot, nothing
+//! Every core prepares: it opens queues of the leaves that are new to it, and of new drivers. If one cannot, nothing
 //! has changed anywhere. Then the nodes are drained, the nodes' views are replaced at one moment,
 //! and each core leads its users along them before their operations go on.
 
@@ -8,7 +9,8 @@ use std::sync::Arc;
 
 use crate::drain::{Drain, Scope, Stage};
 use crate::node::{closure, is_among};
-use crate::{Core, Error, ErrorKind, Limits, Node, View};
+use crate::plan::Rules;
+use crate::{Core, Driver, Error, ErrorKind, Limits, Node, Restrictions, View};
 
 /// What is to be another.
 #[derive(Clone, Default)]
@@ -17,6 +19,10 @@ pub(crate) struct ViewChange {
     pub views: Vec<(Arc<Node>, View)>,
     /// Nodes whose channels are to use others instead, but for those that stay.
     pub moves: Vec<(Arc<Node>, Arc<Node>)>,
+    /// Leaves, and their new drivers.
+    pub drivers: Vec<(Arc<Node>, Arc<dyn Driver>)>,
+    /// Nodes, and what they are not to let through.
+    pub restrictions: Vec<(Arc<Node>, Restrictions)>,
 }
 
 /// What has been found out about a change before it is made.
@@ -39,8 +45,36 @@ impl ViewChange {
         moved.map_or(node, |(_, to)| to)
     }
 
+    /// The nodes that are others themselves.
+    fn changed(&self) -> impl Iterator<Item = &Arc<Node>> {
+        let views = self.views.iter().map(|(node, _)| node);
+        let drivers = self.drivers.iter().map(|(node, _)| node);
+        views.chain(drivers).chain(self.restrictions.iter().map(|(node, _)| node))
+    }
+
     fn changes(&self, node: &Arc<Node>) -> bool {
-        self.views.iter().any(|(changed, _)| Arc::ptr_eq(changed, node))
+        self.changed().any(|changed| Arc::ptr_eq(changed, node))
+    }
+
+    fn driver(&self, node: &Arc<Node>) -> Option<&Arc<dyn Driver>> {
+        let new = self.drivers.iter().find(|(changed, _)| Arc::ptr_eq(changed, node));
+        new.map(|(_, driver)| driver)
+    }
+
+    /// What a node's limits will be over children of these.
+    fn limits(&self, node: &Arc<Node>, children: &[Arc<Limits>]) -> Option<Limits> {
+        let limits = if node.is_leaf() {
+            self.driver(node).cloned().or_else(|| node.driver().ok())?.limits()
+        } else {
+            let view = self.views.iter().find(|(changed, _)| Arc::ptr_eq(changed, node));
+            let format = view.map(|(_, view)| view.format.clone()).or_else(|| node.format());
+            format?.limits(children)
+        };
+        let own = self.restrictions.iter().find(|(changed, _)| Arc::ptr_eq(changed, node));
+        Some(match own {
+            Some((_, restrictions)) => restrictions.apply(limits),
+            None => node.with_own_limits(limits),
+        })
     }
 
     /// What has to be still for the change: what is another from then on, and what is beneath it
@@ -53,7 +87,7 @@ impl ViewChange {
             std::iter::once(node).chain(new).cloned()
         });
         let moves = self.moves.iter().flat_map(|(from, to)| [from.clone(), to.clone()]);
-        for node in views.chain(moves) {
+        for node in views.chain(moves).chain(self.changed().cloned()) {
             if !is_among(&nodes, &node) {
                 nodes.push(node);
             }
@@ -66,7 +100,7 @@ impl ViewChange {
         // Above a node as it is now is at least what is above it afterwards, but for new parents,
         // which are themselves among the changed.
         let mut order: Vec<Arc<Node>> = Vec::new();
-        for (node, _) in &self.views {
+        for node in self.changed() {
             for above in node.and_above() {
                 if !is_among(&order, &above) {
                     order.push(above);
@@ -87,10 +121,7 @@ impl ViewChange {
                     planned.map_or_else(|| child.limits(), |(_, limits)| limits.clone())
                 })
                 .collect();
-            let view = self.views.iter().find(|(changed, _)| Arc::ptr_eq(changed, &node));
-            let format = view.map(|(_, view)| view.format.clone()).or_else(|| node.format());
-            let Some(format) = format else { continue };
-            let new = node.with_own_limits(format.limits(&children));
+            let Some(new) = self.limits(&node, &children) else { continue };
             limits.push((node, Arc::new(new)));
         }
         Planned { change: self, limits }
@@ -135,6 +166,7 @@ impl Core {
             outcome = drain.settle().await.and_then(|()| commit());
         }
         if let Err(error) = outcome {
+            self.drop_new_queues(&planned).await;
             self.close_unused(leaves).await;
             drain.end().await;
             return Err(error);
@@ -142,13 +174,21 @@ impl Core {
         for (node, view) in &planned.change.views {
             node.set_view(view.clone());
         }
+        let drivers = &planned.change.drivers;
+        let replaced: Vec<_> =
+            drivers.iter().filter_map(|(node, new)| node.set_driver(new.clone())).collect();
+        for (node, restrictions) in &planned.change.restrictions {
+            node.set_restrictions(*restrictions);
+        }
         let old: Vec<_> = (planned.limits.iter()).map(|(node, _)| node.reread()).collect();
         // From here on it is not to be stopped half way.
         let core = self.clone();
         let rest = self.spawn(async move {
             for id in 0..core.count() {
-                let planned = planned.clone();
+                let queues = planned.clone();
                 // One that has ended has no users to lead.
+                let _ = core.call(id, move |core| core.take_new_queues(queues)).await;
+                let planned = planned.clone();
                 let _ = core.tell(id, move |core| core.lead_users(&planned)).await;
             }
             for ((node, _), (old, new)) in planned.limits.iter().zip(&old) {
@@ -158,6 +198,10 @@ impl Core {
             let _ = drain.go_to(Stage::Open).await;
             core.close_unused(leaves).await;
             drain.end().await;
+            for driver in replaced {
+                // What it says concerns nobody: another does its work.
+                let _ = driver.close(&core).await;
+            }
         });
         rest.await
     }
@@ -196,12 +240,64 @@ impl Core {
                 }
             }
         }
+        if outcome.is_ok() {
+            outcome = self.prepare_queues(planned).await;
+        }
         if let Err(error) = outcome {
             self.close_unreached(opened).await;
             return Err(error);
         }
         reached.extend(opened);
         Ok(reached)
+    }
+
+    /// Opens queues of the new drivers of leaves that this core has open.
+    async fn prepare_queues(&self, planned: &Planned) -> Result<(), Error> {
+        for (leaf, driver) in &planned.change.drivers {
+            if self.0.io.borrow().leaf_of(leaf).is_none() {
+                continue;
+            }
+            let rules = Rules::new(&planned.limits(leaf));
+            self.0.io.borrow_mut().provide(&rules, &self.0.arena)?;
+            let queue = driver.queue(self).await.map_err(|e| e.node(leaf.name()))?;
+            self.0.new_queues.borrow_mut().push((leaf.clone(), queue));
+        }
+        Ok(())
+    }
+
+    async fn drop_new_queues(&self, planned: &Arc<Planned>) {
+        for id in 0..self.count() {
+            let planned = planned.clone();
+            let is_planned = move |node: &Arc<Node>| planned.change.driver(node).is_some();
+            let dropped = self.tell(id, move |core| {
+                let of_change = |(node, _): &mut (Arc<Node>, _)| is_planned(node);
+                let queues = core.0.new_queues.borrow_mut().extract_if(.., of_change).collect();
+                drop::<Vec<_>>(queues);
+            });
+            let _ = dropped.await;
+        }
+    }
+
+    /// Has the leaves of new drivers use their queues. Nothing is in the old ones.
+    async fn take_new_queues(self, planned: Arc<Planned>) {
+        for (leaf, driver) in &planned.change.drivers {
+            if self.0.io.borrow().leaf_of(leaf).is_none() {
+                continue;
+            }
+            let is_its = |(node, _): &mut (Arc<Node>, _)| Arc::ptr_eq(node, leaf);
+            let ready = self.0.new_queues.borrow_mut().extract_if(.., is_its).next();
+            let queue = match ready {
+                Some((_, queue)) => Ok(queue),
+                // It was opened while the others were prepared.
+                None => driver.queue(&self).await,
+            };
+            let old = self.0.io.borrow_mut().replace_queue(leaf, queue.ok());
+            drop(old);
+        }
+        let mut io = self.0.io.borrow_mut();
+        for (node, _) in &planned.limits {
+            io.reread_leaf(node);
+        }
     }
 
     /// Leads this core's users along the views of now, and to other nodes.
@@ -220,6 +316,18 @@ impl Core {
         io.end_unused_tasks();
         drop(io);
         self.follow_drains();
+    }
+
+    /// Flushes a leaf from this core, which opens it for no longer than that.
+    pub(crate) async fn flush_once(&self, leaf: &Arc<Node>) -> Result<(), Error> {
+        let was_open = self.0.io.borrow().leaf_of(leaf).is_some();
+        let channel = self.open(leaf).await?;
+        let flushed = channel.flush().await;
+        drop(channel);
+        if !was_open {
+            self.close_unreached(vec![leaf.clone()]).await;
+        }
+        flushed
     }
 
     /// Closes queues of leaves that nobody of a core reaches any more: the leaves of each core.

@@ -26,7 +26,7 @@ pub struct Live<'a> {
 }
 
 /// What the nodes of a graph are made of.
-type NodeTables = Tables<Arc<Node>>;
+pub(super) type NodeTables = Tables<Arc<Node>>;
 
 impl Graph<Arc<Node>> {
     /// Changes of this graph while I/O goes on, made from this core.
@@ -189,7 +189,11 @@ impl Live<'_> {
     ) -> Result<(), Error> {
         let views = changed_views(self.graph.tables(), &tables)?;
         let graph = &mut *self.graph;
-        self.core.change_views(ViewChange { views, moves }, || graph.keep(tables)).await
+        self.core
+            .change_views(ViewChange { views, moves, ..ViewChange::default() }, || {
+                graph.keep(tables)
+            })
+            .await
     }
 
     fn refuse_root(&self, edge: EdgeId) -> Result<(), Error> {
@@ -211,7 +215,10 @@ fn backing(node: NodeId) -> NewChild {
 }
 
 /// The views of the nodes whose children are others in a changed book.
-fn changed_views(old: &NodeTables, new: &NodeTables) -> Result<Vec<(Arc<Node>, View)>, Error> {
+pub(super) fn changed_views(
+    old: &NodeTables,
+    new: &NodeTables,
+) -> Result<Vec<(Arc<Node>, View)>, Error> {
     let mut changed = Vec::new();
     for (&id, entry) in &new.nodes {
         let node = &entry.body;

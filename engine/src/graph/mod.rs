@@ -20,6 +20,8 @@ mod driver_info;
 mod live;
 mod open;
 mod permission;
+mod recipe;
+mod reopen;
 mod role;
 mod settings;
 mod tables;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::book::{NewChild, new_edge};
 use super::driver_info::{DriverInfo, DriverKind, Drivers, Opening};
+use super::recipe::Recipe;
 use super::role::ChildRole;
 use super::settings::NodeSettings;
 use super::tables::{NodeEntry, NodeId, Tables, check_name, duplicate};
@@ -19,6 +20,7 @@ pub(super) enum Planned {
 
 pub(super) struct New {
     entry: NodeEntry<Arc<Node>>,
+    recipe: Recipe,
     children: Vec<(&'static str, ChildRole, Planned)>,
 }
 
@@ -56,7 +58,8 @@ impl Graph<Arc<Node>> {
         drivers: &Drivers,
         options: NodeOptions,
     ) -> Result<Planned, Error> {
-        let mut planned = self.plan(core, drivers, options, false).await?;
+        let given = options.clone();
+        let mut planned = self.plan(core, drivers, options, given, false).await?;
         if let Planned::New(new) = &mut planned {
             new.entry.owned = true;
         }
@@ -68,6 +71,7 @@ impl Graph<Arc<Node>> {
         core: &'a Core,
         drivers: &'a Drivers,
         mut options: NodeOptions,
+        given: NodeOptions,
         is_child: bool,
     ) -> LocalFuture<'a, Result<Planned, Error>> {
         Box::pin(async move {
@@ -87,8 +91,9 @@ impl Graph<Arc<Node>> {
                 let child = match described {
                     ChildOptions::Reference(name) => self.known(&name)?,
                     ChildOptions::Inline(mut inline) => {
+                        let given = inline.clone();
                         common.inherit(role, &mut inline);
-                        self.plan(core, drivers, inline, true).await?
+                        self.plan(core, drivers, inline, given, true).await?
                     }
                     ChildOptions::Absent | ChildOptions::None => continue,
                 };
@@ -106,7 +111,8 @@ impl Graph<Arc<Node>> {
             let body = (driver.open)(&opening).await?;
             let node = Node::restricted(name.clone(), body, common.restrictions());
             let entry = entry_of(driver, &common, node);
-            Ok(Planned::New(Box::new(New { entry, children })))
+            let recipe = Recipe::new(driver, given, settings, common);
+            Ok(Planned::New(Box::new(New { entry, recipe, children })))
         })
     }
 
@@ -187,13 +193,19 @@ fn entry_of(
 
 impl Tables<Arc<Node>> {
     pub(super) fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
-        let New { entry, children } = match planned {
+        self.insert_heir(planned, None)
+    }
+
+    /// Inserts a node that inherits options from `heir_of`.
+    fn insert_heir(&mut self, planned: Planned, heir_of: Option<NodeId>) -> Result<NodeId, Error> {
+        let New { entry, recipe, children } = match planned {
             Planned::Known(id, _) => return Ok(id),
             Planned::New(new) => *new,
         };
         let id = self.insert_node(entry)?;
+        self.recipes.insert(id, Arc::new(Recipe { heir_of, ..recipe }));
         for (name, role, child) in children {
-            let node = self.insert_planned(child)?;
+            let node = self.insert_heir(child, Some(id))?;
             self.insert_edge(new_edge(id, NewChild { name, role, node }))?;
         }
         Ok(id)

@@ -6,6 +6,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::book::{NewChild, new_edge};
+use super::recipe::Recipe;
 use super::{Access, ChildRole, ChildRule};
 use crate::{Error, ErrorKind, Node};
 
@@ -112,12 +113,15 @@ impl Edge {
 pub(super) struct Tables<B> {
     pub nodes: BTreeMap<NodeId, NodeEntry<B>>,
     pub edges: BTreeMap<EdgeId, Edge>,
+    /// How nodes were opened that were opened from options.
+    pub recipes: BTreeMap<NodeId, Arc<Recipe>>,
     next_id: u64,
 }
 
 impl<B> Default for Tables<B> {
     fn default() -> Self {
-        Self { nodes: BTreeMap::new(), edges: BTreeMap::new(), next_id: 0 }
+        let (nodes, edges, recipes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { nodes, edges, recipes, next_id: 0 }
     }
 }
 
@@ -252,6 +256,7 @@ impl<B> Tables<B> {
             if self.nodes.get(&id).is_none_or(is_used) {
                 continue;
             }
+            self.recipes.remove(&id);
             let children = self.nodes.remove(&id).map(|node| node.children).unwrap_or_default();
             for edge in children {
                 unused.extend(self.edges.get(&edge).map(|edge| edge.child));

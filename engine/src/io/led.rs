@@ -3,10 +3,11 @@
 use std::sync::Arc;
 
 use super::users::User;
-use super::{Entry, Io, Standing};
-use crate::Node;
+use super::{Entry, Halt, Io, Standing};
 use crate::node::is_among;
+use crate::plan::Rules;
 use crate::route::{NONE, Route};
+use crate::{ErrorKind, Node, Queue};
 
 impl Io {
     /// The nodes that users use, and whether they stay at them.
@@ -22,6 +23,37 @@ impl Io {
 
     fn used(&self) -> impl Iterator<Item = &User> {
         self.users.iter().filter(|user| user.is_used())
+    }
+
+    /// Replaces the queue of a leaf, in which nothing is, and gives the old one. Without a new one
+    /// the leaf takes nothing any more.
+    pub(crate) fn replace_queue(
+        &mut self,
+        node: &Arc<Node>,
+        new: Option<Box<dyn Queue>>,
+    ) -> Option<Box<dyn Queue>> {
+        let index = self.leaf_of(node)?;
+        let leaf = self.leaf_mut(index)?;
+        let Some(new) = new else {
+            let text = "the node was reopened, and this core could not open it again; close it and \
+                        open it anew";
+            leaf.halt = Some(Halt::Refused((ErrorKind::Failed, text)));
+            return None;
+        };
+        leaf.dirty = false;
+        Some(std::mem::replace(&mut leaf.queue, new))
+    }
+
+    /// Takes over what a leaf says of itself now. Nothing is under way to it.
+    pub(crate) fn reread_leaf(&mut self, node: &Arc<Node>) {
+        if let Some(index) = self.leaf_of(node)
+            && let Some(leaf) = self.leaf_mut(index)
+        {
+            leaf.rules = Rules::new(&node.limits());
+            if !matches!(leaf.halt, Some(Halt::Refused(_))) {
+                leaf.halt = node.halt();
+            }
+        }
     }
 
     /// Makes the routes of these nodes anew, along the views of now.

@@ -9,6 +9,7 @@ mod live;
 mod requests;
 mod restrictions;
 mod routes;
+mod schedules;
 mod slow;
 mod waiting;
 

@@ -12,8 +12,7 @@ use super::{FileEngine, FileOptions, Locking};
 
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("filename", "its path").required().strong(),
-    OptionSpec::choice("aio", &["threads", "native", "io_uring"], "how its calls are made")
-        .mutable(),
+    OptionSpec::choice("aio", &["threads", "native", "io_uring"], "how its calls are made"),
     OptionSpec::choice("locking", &["on", "off", "auto"], "whether others are kept out")
         .default("auto"),
     OptionSpec::bool("sqthread-poll", "a thread of the kernel takes the calls").default("off"),
