@@ -249,7 +249,7 @@ pub use poller::{Poller, PollerId};
 pub use reactor::{Options, PollMode, Reactor};
 pub use remote::{CoreWaker, Remote, RemoteHandle};
 pub use simulation::Simulation;
-pub use stats::{CoreStats, Counter, KindStats, LeafStats};
+pub use stats::{CoreStats, Counter, CounterKind, KindStats, LeafStats};
 pub use task::JoinHandle;
 pub use timer::SleepUntil;
 

@@ -49,7 +49,9 @@ impl Node {
         self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What the drivers of the node's leaves count of their devices, for all nodes on them.
+    /// What the drivers of the node's leaves count of their devices since they were attached, for
+    /// all nodes on them: resets, retries, what was late. It may be asked at any time and from any
+    /// thread; [`Counter::since`] tells what was added.
     pub fn counters(&self) -> Vec<Counter> {
         match &self.body {
             Body::Leaf(driver) => driver.counters(),
