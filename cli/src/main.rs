@@ -1,10 +1,8 @@
 //! The `oxblock` command.
 #![forbid(unsafe_code)]
 
-mod attached;
 mod bench;
 mod doctor;
-mod function;
 mod interrupts;
 mod node;
 mod nvme;

@@ -6,14 +6,13 @@ use std::sync::Arc;
 
 use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
-use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
+use oxblock_drivers::nvme::{Controller as Host, FunctionSpec, Functions, NvmeOptions, pci_error};
 use oxblock_drivers::{file, memory};
 use oxblock_engine::{Core, Engine, Error, Node, Options};
 use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
 use oxblock_pci::Function;
 
 use super::Failure;
-use crate::function::{FunctionSpec, Functions, pci_error};
 
 /// The one core: what is asked here does not need two.
 const CORE: usize = 0;
