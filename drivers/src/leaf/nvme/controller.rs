@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
 use oxblock_mem::Attachment;
-use oxblock_nvme::identify::read_ascii;
+use oxblock_nvme::identify::{Controller as ControllerPage, read_ascii};
 use oxblock_nvme::regs;
 use oxblock_pci::Function;
 
@@ -46,6 +46,8 @@ pub struct Controller {
     vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
+    /// As it was last told.
+    firmware: Mutex<String>,
     namespaces: Namespaces,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
@@ -159,9 +161,9 @@ impl Controller {
         self.hardware.address()
     }
 
-    /// Who the controller says it is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    /// Who the controller says it is. Its firmware may be another after a reset, or an activation.
+    pub fn identity(&self) -> Identity {
+        Identity { firmware: self.firmware().clone(), ..self.identity.clone() }
     }
 
     /// The IDs of the active namespaces, those that cannot be used included.
@@ -414,6 +416,15 @@ impl Controller {
             return Err(Error::new(ErrorKind::Gone, text));
         }
         Ok(())
+    }
+
+    /// The firmware that it runs now, as its identify page says.
+    pub(super) fn set_firmware(&self, page: &ControllerPage) {
+        *self.firmware() = read_ascii(&page.fr);
+    }
+
+    fn firmware(&self) -> MutexGuard<'_, String> {
+        self.firmware.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// After a reset there may be fewer queue pairs.

@@ -77,6 +77,8 @@ pub(super) struct QueuePair {
     pub(super) ending: Ending,
     /// When an end that waits for the home core counts as overdue.
     pub(super) until_ns: Option<u64>,
+    /// Room to sort commands that are sent again: when they were first sent, and their trackers.
+    pub(super) due: Vec<(u16, usize)>,
     /// The controller did not take the queue pair back after a reset.
     pub(super) refused: bool,
     pub(super) memory: DeviceMemory,
@@ -190,6 +192,7 @@ fn make(
         station,
         ending: Ending::Ended,
         until_ns: None,
+        due: Vec::with_capacity(trackers),
         refused: false,
         memory,
         hardware,

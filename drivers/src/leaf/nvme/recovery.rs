@@ -165,6 +165,7 @@ async fn bring_up(core: &Core, controller: &Arc<Controller>, life: u32) -> Resul
     };
     let setup = while_restarting(controller, work).await?;
     controller.limit_queues(setup.io_queues);
+    controller.set_firmware(&setup.page);
     if !hardware.revive() {
         return Err(overtaken(controller));
     }

@@ -106,6 +106,7 @@ pub(super) async fn attach(
             used: Vec::new(),
             closing: false,
         }),
+        firmware: Mutex::new(identity.firmware.clone()),
         identity,
         namespaces: Namespaces::new(setup.found, options.sgl),
         shadow: setup.shadow,
