@@ -451,9 +451,11 @@ impl Controller {
         Ok(qid)
     }
 
-    /// The queue pair that the fewest share; None if there is none.
-    pub(super) fn lender(&self) -> Option<Arc<Lender>> {
-        self.lenders().iter().min_by_key(|lender| lender.guests()).cloned()
+    /// Queue pairs that can be shared, those first that the fewest share.
+    pub(super) fn lenders_by_guests(&self) -> Vec<Arc<Lender>> {
+        let mut lenders = self.lenders().clone();
+        lenders.sort_by_key(|lender| lender.guests());
+        lenders
     }
 
     /// A queue pair that can be shared from now on.
@@ -473,6 +475,11 @@ impl Controller {
 
     fn lenders(&self) -> MutexGuard<'_, Vec<Arc<Lender>>> {
         self.lenders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The controller does not give the queues of this ID back.
+    pub(super) fn forget_qid(&self, qid: u16) {
+        self.queue_ids().used.retain(|used| *used != qid);
     }
 
     /// The controller has deleted the queues of this ID.
