@@ -14,6 +14,7 @@ pub fn add(tests: &mut Vec<Test>) {
     tests.push(Test::new("pci::a_user_without_root_may_own_a_device", owner));
     tests.push(Test::new("pci::a_killed_process_leaves_a_device_that_goes_back", killed));
     tests.push(Test::new("pci::a_device_in_user_space_is_in_use", used_by_process).start(bound));
+    tests.push(Test::new("pci::monitor_prints_what_changes_hands", monitor));
     tests.push(Test::new("pci::a_process_lets_go_of_what_is_taken", taken).start(bound));
 }
 
@@ -114,4 +115,40 @@ fn taken() {
     assert!(!ended.status.success(), "its I/O failed");
     let said = [ended.stdout, ended.stderr].map(|text| String::from_utf8_lossy(&text).into_owned());
     assert!(said.concat().contains("was removed, or given back"), "{said:?}");
+}
+
+/// It tells of each change until it is told to stop.
+fn monitor() {
+    let path = "/tmp/monitor";
+    for (words, stops_by_itself) in [(&["--count", "3"][..], true), (&["--for", "1h"], false)] {
+        let file = fs::File::create(path).expect("a file");
+        let mut monitor = Command::new("/bin/oxblock");
+        monitor.args(["pci", "monitor", "--json"]).args(words).stdout(file);
+        let mut monitor = monitor.spawn().expect("a process");
+        let mut ended = || monitor.try_wait().expect("a process").is_some();
+        let lines = || fs::read_to_string(path).expect("lines").lines().count();
+        let mut rounds = 0;
+        while if stops_by_itself { !ended() } else { lines() < 3 } {
+            oxblock(&["pci", "bind", FIRST.address]).success();
+            oxblock(&["pci", "unbind", FIRST.address]).success();
+            rounds += 1;
+            assert!(rounds < 50, "it says nothing: {}", fs::read_to_string(path).expect("lines"));
+        }
+        if !stops_by_itself {
+            assert!(!ended());
+            run(&format!("kill -INT {}", monitor.id()));
+        }
+        assert!(monitor.wait().expect("its end").success());
+        let said = fs::read_to_string(path).expect("lines");
+        assert!(!stops_by_itself || said.lines().count() == 3, "{said}");
+        let mut bound = 0;
+        for line in said.lines() {
+            let line: serde_json::Value = serde_json::from_str(line).expect("a line of JSON");
+            assert_eq!((&line["event"], &line["class"]), (&"driver".into(), &"010802".into()));
+            assert_eq!(line["address"], FIRST.address);
+            assert_ne!(line["driver"], line["driver_before"], "{line}");
+            bound += u32::from(line["bound"] == true && line["driver"] == "vfio-pci");
+        }
+        assert!(bound > 0, "{said}");
+    }
 }

@@ -22,8 +22,14 @@ impl Plugged {
     /// Plugs a controller in, with these properties besides those that each has, and hands it over
     /// to user space.
     pub fn new(properties: &Value) -> Plugged {
-        plug(properties);
+        let plugged = Plugged::without_driver(properties);
         give(PLUGGED.address, "vfio-pci").unwrap_or_else(|e| panic!("{e}"));
+        plugged
+    }
+
+    /// The same, and no driver has it.
+    pub fn without_driver(properties: &Value) -> Plugged {
+        plug(properties);
         Plugged(())
     }
 
@@ -48,7 +54,7 @@ impl Drop for Plugged {
 }
 
 /// Plugs a controller in; it has no driver.
-pub fn plug(properties: &Value) {
+fn plug(properties: &Value) {
     let mut device = json!({
         "driver": "nvme", "id": ID, "bus": format!("port{PLUGGED_BUS}"), "serial": PLUGGED.serial,
         "drive": disk_node(PLUGGED_BUS, 1),

@@ -1,6 +1,7 @@
 //! The rows of docs/nvme-errors.md that QEMU can bring about: `nvme_error_rows` in the guest.
 
 mod limits;
+mod namespaces;
 mod recovery;
 mod statuses;
 
@@ -20,6 +21,7 @@ use super::{Start, Test};
 pub fn add(tests: &mut Vec<Test>) {
     let mut rows = Rows(tests);
     limits::add(&mut rows);
+    namespaces::add(&mut rows);
     recovery::add(&mut rows);
     statuses::add(&mut rows);
 }
@@ -48,15 +50,25 @@ impl Rows<'_> {
 }
 
 /// A controller that our driver drives, and a channel to a namespace of it.
-struct Driven {
-    core: Core,
-    function: Arc<VfioFunction>,
-    host: Arc<Host>,
-    channel: Rc<Channel>,
+pub struct Driven {
+    /// Its home core.
+    pub core: Core,
+    /// What it is to the kernel.
+    pub function: Arc<VfioFunction>,
+    /// The driver.
+    pub host: Arc<Host>,
+    /// To the namespace, from the home core.
+    pub channel: Rc<Channel>,
 }
 
 impl Driven {
-    async fn new(core: Core, controller: &Controller, nsid: u32, options: NvmeOptions) -> Driven {
+    /// Attaches the driver and opens a namespace.
+    pub async fn new(
+        core: Core,
+        controller: &Controller,
+        nsid: u32,
+        options: NvmeOptions,
+    ) -> Driven {
         let function = function_of(controller);
         let host = Host::attach(&core, function.clone(), options).await;
         let host = host.unwrap_or_else(|e| panic!("{e}"));
@@ -80,7 +92,7 @@ impl Driven {
 }
 
 /// Runs a test on the first core of an engine of so many, and shuts it down in good order.
-fn on_engine<T, F>(cores: usize, test: impl FnOnce(Core) -> F + Send + 'static) -> T
+pub fn on_engine<T, F>(cores: usize, test: impl FnOnce(Core) -> F + Send + 'static) -> T
 where
     T: Send + 'static,
     F: Future<Output = T> + 'static,
