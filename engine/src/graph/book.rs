@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::blockers::{Blocker, OpType};
 use super::tables::{Edge, EdgeId, NodeEntry, NodeId, Parent, Root, Tables};
-use super::{Access, ChildEvent, ChildRole};
+use super::{Access, ChildEvent, ChildRole, Origin};
 use crate::{Error, ErrorKind};
 
 /// The nodes, their children, and who may do what to them. `B` does a node's work.
@@ -13,6 +13,7 @@ pub struct Graph<B> {
     tables: Tables<B>,
     blockers: BTreeMap<NodeId, Vec<Blocker>>,
     made_up: u64,
+    warnings: Vec<String>,
 }
 
 /// A child that a node is to have.
@@ -37,7 +38,12 @@ pub struct Told {
 
 impl<B> Default for Graph<B> {
     fn default() -> Self {
-        Self { tables: Tables::default(), blockers: BTreeMap::new(), made_up: 0 }
+        Self {
+            tables: Tables::default(),
+            blockers: BTreeMap::new(),
+            made_up: 0,
+            warnings: Vec::new(),
+        }
     }
 }
 
@@ -73,6 +79,11 @@ impl<B: Clone> Graph<B> {
     /// All nodes, each after its parents.
     pub fn nodes(&self) -> Vec<NodeId> {
         self.tables.parents_first()
+    }
+
+    /// How a node was opened.
+    pub(super) fn origin(&self, id: NodeId) -> Option<&Origin> {
+        self.tables.origins.get(&id).map(|origin| &**origin)
     }
 
     /// The edges to a node's children, in the order in which they were joined.
@@ -126,6 +137,17 @@ impl<B: Clone> Graph<B> {
         let is_filter = self.node(id).is_ok_and(|node| node.is_filter);
         let mut children = self.children(id).filter(|_| is_filter);
         children.find(|edge| edge.role.contains(ChildRole::FILTERED)).map(|edge| edge.child)
+    }
+
+    // --- warning ---
+
+    /// What whoever opens nodes should know, since this was last asked.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    pub(super) fn warn(&mut self, text: String) {
+        self.warnings.push(text);
     }
 
     // --- changing ---

@@ -5,7 +5,9 @@
 //! graph; an error says who stands against whom, and nothing has changed.
 //!
 //! A graph is opened from [`NodeOptions`](crate::options::NodeOptions) with the drivers that the
-//! embedder has ([`Graph::open`]). How I/O finds its way through it is told in
+//! embedder has ([`Graph::open`]). What it may open by names that stand in images is the caller's
+//! [`OpenPolicy`]. What nodes are called by whoever would open the same is [`Graph::names`].
+//! How I/O finds its way through it is told in
 //! [`format`](crate::Format).
 //!
 //! Channels keep the way through the graph that they were opened with: a change of the book does
@@ -15,8 +17,12 @@ mod blockers;
 mod book;
 mod check;
 mod driver_info;
+mod image;
+mod names;
 mod open;
+mod path;
 mod permission;
+mod policy;
 mod role;
 mod settings;
 mod tables;
@@ -26,9 +32,14 @@ mod tests;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
 pub use driver_info::{
-    ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
+    ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, FilenamePrinter,
+    Opening, PROBE_LEN, Probe,
 };
+pub use names::NodeNames;
+use names::Origin;
+pub use path::{combine, full_backing_name, has_protocol};
 pub use permission::{Access, Permissions};
+pub use policy::{ImageNames, OpenPolicy};
 pub use role::{ChildAsk, ChildRole, ChildRule, default_access};
 pub use settings::{DetectZeroes, NodeSettings};
 pub use tables::{ChildEvent, Edge, EdgeId, NodeEntry, NodeId, Parent, Root};

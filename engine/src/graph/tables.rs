@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
-use super::{Access, ChildRole, ChildRule};
+use super::{Access, ChildRole, ChildRule, Origin};
 use crate::{Error, ErrorKind};
 
 /// Names a node. It is never used again for another.
@@ -111,12 +111,15 @@ impl Edge {
 pub(super) struct Tables<B> {
     pub nodes: BTreeMap<NodeId, NodeEntry<B>>,
     pub edges: BTreeMap<EdgeId, Edge>,
+    /// How nodes were opened; those that came otherwise have none.
+    pub origins: BTreeMap<NodeId, Arc<Origin>>,
     next_id: u64,
 }
 
 impl<B> Default for Tables<B> {
     fn default() -> Self {
-        Self { nodes: BTreeMap::new(), edges: BTreeMap::new(), next_id: 0 }
+        let (nodes, edges, origins) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { nodes, edges, origins, next_id: 0 }
     }
 }
 
@@ -222,6 +225,7 @@ impl<B> Tables<B> {
             if self.nodes.get(&id).is_none_or(is_used) {
                 continue;
             }
+            self.origins.remove(&id);
             let children = self.nodes.remove(&id).map(|node| node.children).unwrap_or_default();
             for edge in children {
                 unused.extend(self.edges.get(&edge).map(|edge| edge.child));

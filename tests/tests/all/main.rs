@@ -8,6 +8,7 @@ mod faults;
 mod features;
 mod files;
 mod interrupts;
+mod names;
 mod nodes;
 mod options;
 mod registered;
