@@ -3,6 +3,7 @@
 
 mod bench;
 mod doctor;
+mod held;
 mod interrupts;
 mod node;
 mod nvme;

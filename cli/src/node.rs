@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use oxblock_drivers::DRIVERS;
 use oxblock_drivers::nvme::{Controllers, FunctionSpec};
-use oxblock_engine::graph::Graph;
+use oxblock_engine::graph::{Access, Graph};
 use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Engine, Error, Node};
 
+use crate::held::hold;
 use crate::tuning::NvmeTuning;
 
 /// Entries of an NVMe queue: enough for any depth that is usual, and the most of the driver.
@@ -88,10 +89,16 @@ pub fn words(engine: &Engine, node: &Node, options: &NodeOptions) -> Result<Stri
 }
 
 /// Opens it, on the engine's first core. `queue_depth` is how many requests a file has in the
-/// kernel at once, and a core with an NVMe controller, where that is not said.
+/// kernel at once, and a core with an NVMe controller, where that is not said; `access` is what is
+/// done to the node and left to others.
 ///
-/// Errors: what the drivers say.
-pub fn open(engine: &Engine, options: &NodeOptions, queue_depth: u16) -> Result<Arc<Node>, Error> {
+/// Errors: what the drivers say; others who stand against that access.
+pub fn open(
+    engine: &Engine,
+    options: &NodeOptions,
+    queue_depth: u16,
+    access: Access,
+) -> Result<Arc<Node>, Error> {
     let mut options = options.clone();
     options.set_default("node-name", "target");
     for file in nodes_of(&options, "file") {
@@ -104,7 +111,7 @@ pub fn open(engine: &Engine, options: &NodeOptions, queue_depth: u16) -> Result<
     engine.run(0, move |core| async move {
         let mut graph = Graph::new();
         let id = graph.open(&core, &DRIVERS, options).await?;
-        graph.node(id).map(|node| node.body.clone())
+        hold(graph, id, access)
     })?
 }
 

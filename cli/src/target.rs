@@ -11,9 +11,11 @@ use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
 use oxblock_drivers::null::NullOptions;
 use oxblock_drivers::{file, memory, null};
+use oxblock_engine::graph::Access;
 use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
+use crate::held::{access, hold_alone};
 use crate::interrupts;
 use crate::node;
 use crate::soft::{Soft, SoftOptions};
@@ -172,6 +174,8 @@ pub struct Wants {
     unlinks: bool,
     sqthread_poll: bool,
     hipri: bool,
+    /// Whether others may write meanwhile.
+    shares: bool,
 }
 
 impl Wants {
@@ -190,6 +194,7 @@ impl Wants {
             unlinks: jobs.iter().any(|job| job.files.unlink),
             sqthread_poll: jobs.iter().any(|job| job.files.sqthread_poll),
             hipri: jobs.iter().any(|job| job.files.hipri),
+            shares: !jobs.iter().any(|job| job.rw.writes() || job.verify.method.is_some()),
         }
     }
 
@@ -209,7 +214,13 @@ impl Wants {
             unlinks: false,
             sqthread_poll: false,
             hipri: false,
+            shares: false,
         }
+    }
+
+    /// What it does to the target, and leaves to others.
+    fn access(&self) -> Access {
+        access(self.writes, self.shares)
     }
 
     fn queue_depth(&self) -> u16 {
@@ -431,7 +442,8 @@ impl Leaf {
             TargetSpec::Path(path) => {
                 let is_new = !path.exists() || is_empty(path);
                 let driver = file::open(file_options(path, wants, is_new)?)?;
-                Ok(leaf("file", driver, is_new, &path.display().to_string()))
+                let node = hold_alone(Node::new("file", driver), wants.access())?;
+                Ok(with_node(node, is_new, &path.display().to_string()))
             }
             TargetSpec::Temporary(path) => {
                 let end = Some(wants.end.unwrap_or(DEFAULT_LENGTH));
@@ -440,7 +452,7 @@ impl Leaf {
                 Ok(leaf("file", driver, true, &path.display().to_string()))
             }
             TargetSpec::Node(options) => {
-                let node = node::open(engine, options, wants.queue_depth())?;
+                let node = node::open(engine, options, wants.queue_depth(), wants.access())?;
                 let words = node::words(engine, &node, options)?;
                 Ok(with_node(node, node::is_fresh(options), &words))
             }
