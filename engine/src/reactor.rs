@@ -144,6 +144,9 @@ impl Reactor {
             outboxes: rings.to.into_iter().map(Into::into).collect(),
             inboxes: rings.from.into(),
             opening: Default::default(),
+            new_queues: Default::default(),
+            sources: Default::default(),
+            next_drain: Cell::new(0),
             sleeps: Cell::new(0),
             random: Cell::new(plan.seed ^ (id as u64).wrapping_mul(0xa076_1d64_78bd_642f)),
         };

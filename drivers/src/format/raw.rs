@@ -52,13 +52,18 @@ fn access_to_file(ask: ChildAsk) -> Access {
 }
 
 fn open(opening: &Opening<'_>) -> Result<Body, Error> {
+    let children = opening.children.iter().map(|(_, node)| node.clone()).collect();
+    Ok(Body::Over(raw(opening)?, children))
+}
+
+fn raw(opening: &Opening<'_>) -> Result<Arc<Raw>, Error> {
     let file = opening.child("file").ok_or_else(|| invalid("the file is missing".into()))?;
     let (offset, size) = (opening.settings.number("offset"), opening.settings.number("size"));
     let mut raw = Raw::new(file, offset.unwrap_or(0), size)?;
     if opening.probed && !opening.common.read_only {
         raw.guarded = PROBED_SECTOR;
     }
-    Ok(Body::Over(Arc::new(raw), vec![file.clone()]))
+    Ok(Arc::new(raw))
 }
 
 /// What another format's header would begin in.
@@ -130,6 +135,13 @@ impl Format for Raw {
 
     fn flushes(&self) -> &[usize] {
         &[0]
+    }
+
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Arc<dyn Format>>, Error>> {
+        Box::pin(async move { raw(opening).map(|raw| Some(raw as Arc<dyn Format>)) })
     }
 
     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {

@@ -10,20 +10,24 @@
 //! How I/O finds its way through it is told in
 //! [`format`](crate::Format).
 //!
-//! Channels keep the way through the graph that they were opened with: a change of the book does
-//! not move them.
+//! A graph of [`Node`](crate::Node)s is changed while I/O goes on through [`Graph::live`]: where
+//! channels lead follows the book, on all cores, in one drained section.
 
 mod access;
 mod blockers;
 mod book;
+mod cache;
 mod check;
 mod driver_info;
 mod image;
+mod live;
 mod names;
 mod open;
 mod path;
 mod permission;
 mod policy;
+mod recipe;
+mod reopen;
 mod role;
 mod settings;
 mod tables;
@@ -33,10 +37,12 @@ mod tests;
 pub use access::NodeBody;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
+pub use cache::CacheMode;
 pub use driver_info::{
     ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, FilenamePrinter,
     Opening, PROBE_LEN, Probe,
 };
+pub use live::Live;
 pub use names::NodeNames;
 use names::Origin;
 pub use path::{combine, full_backing_name, has_protocol};

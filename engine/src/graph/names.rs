@@ -93,6 +93,18 @@ impl Origin {
         Self { driver, strong, probed: false, auto_backing: None }
     }
 
+    /// The same after a reopen with other options.
+    pub(super) fn reopened(&self, given: &NodeOptions) -> Self {
+        let mut strong = self.strong.clone();
+        for spec in self.driver.options.iter().filter(|spec| spec.strong && spec.mutable) {
+            strong.take(spec.name);
+            if let Some(value) = given.get(spec.name).filter(|value| **value != Scalar::Null) {
+                strong.set(spec.name, value.clone());
+            }
+        }
+        Self { strong, ..self.clone() }
+    }
+
     pub(super) fn is_protocol(&self) -> bool {
         self.driver.kind == DriverKind::Protocol
     }

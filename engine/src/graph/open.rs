@@ -8,6 +8,7 @@ use super::driver_info::{DriverInfo, DriverKind, Drivers, Opening};
 use super::image;
 use super::names::{ChildNames, NodeNames, Origin};
 use super::policy::{Chain, FileId, FoundFile, OpenPolicy};
+use super::recipe::Recipe;
 use super::role::ChildRole;
 use super::settings::NodeSettings;
 use super::tables::{NodeEntry, NodeId, Tables, check_name, duplicate};
@@ -15,13 +16,14 @@ use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
 use crate::{BackingFile, Body, Core, Error, ErrorKind, LocalFuture, Node};
 
 /// A node that is there, and not yet in the book.
-enum Planned {
+pub(super) enum Planned {
     Known { id: NodeId, node: Arc<Node>, is_protocol: bool, names: NodeNames },
     New(Box<New>),
 }
 
-struct New {
+pub(super) struct New {
     entry: NodeEntry<Arc<Node>>,
+    recipe: Recipe,
     origin: Origin,
     names: NodeNames,
     /// The file that its image lies in.
@@ -29,14 +31,14 @@ struct New {
     children: Vec<PlannedChild>,
 }
 
-struct PlannedChild {
+pub(super) struct PlannedChild {
     name: &'static str,
     role: ChildRole,
     planned: Planned,
 }
 
 impl Planned {
-    fn node(&self) -> &Arc<Node> {
+    pub(super) fn node(&self) -> &Arc<Node> {
         match self {
             Self::Known { node, .. } => node,
             Self::New(new) => &new.entry.body,
@@ -110,26 +112,43 @@ impl Graph<Arc<Node>> {
         options: NodeOptions,
         policy: &OpenPolicy,
     ) -> Result<NodeId, Error> {
-        let way = Way { core, drivers, policy };
-        let mut planned = self.plan(&way, options, Place::default()).await?;
-        if let Planned::New(new) = &mut planned {
-            new.entry.owned = true;
-        }
+        let planned = self.plan_owned(core, drivers, options, policy).await?;
         self.change(|tables| tables.insert_planned(planned))
     }
 
+    /// Opens a node that is to stay, and what it has for children of its own. It is not in the book
+    /// yet.
+    pub(super) async fn plan_owned(
+        &mut self,
+        core: &Core,
+        drivers: &Drivers,
+        options: NodeOptions,
+        policy: &OpenPolicy,
+    ) -> Result<Planned, Error> {
+        let way = Way { core, drivers, policy };
+        let given = options.clone();
+        let mut planned = self.plan(&way, options, given, Place::default()).await?;
+        if let Planned::New(new) = &mut planned {
+            new.entry.owned = true;
+        }
+        Ok(planned)
+    }
+
+    /// Opens a node with its children. `given` is what was said of it, `options` also what it
+    /// inherits.
     fn plan<'a>(
         &'a mut self,
         way: &'a Way<'a>,
         mut options: NodeOptions,
+        given: NodeOptions,
         place: Place,
     ) -> LocalFuture<'a, Result<Planned, Error>> {
         Box::pin(async move {
-            let given = driver_of(way, &mut options, place.is_storage)?;
+            let driver = driver_of(way, &mut options, place.is_storage)?;
             let name = self.name_of(&mut options)?;
             let common = NodeSettings::take(&mut options)?;
-            let mut described = Described { common, options, place };
-            let (driver, mut children, probed) = match given {
+            let mut described = Described { common, options, given, place };
+            let (driver, mut children, probed) = match driver {
                 Some(driver) => (driver, Vec::new(), false),
                 None => {
                     let (driver, file) = self.guess(way, &mut described).await?;
@@ -154,7 +173,8 @@ impl Graph<Arc<Node>> {
             let file = file.or_else(|| primary(&children).and_then(Planned::file));
             let mut new = Unjoined { name, driver, origin, body, children, file };
             self.plan_backing(way, backing, &described, &mut new).await?;
-            new.join(&described.common).map(|new| Planned::New(Box::new(new)))
+            let recipe = Recipe::new(driver, described.given, settings, described.common);
+            new.join(recipe).map(|new| Planned::New(Box::new(new)))
         })
     }
 
@@ -222,11 +242,12 @@ impl Graph<Arc<Node>> {
         match child {
             ChildOptions::Reference(name) => self.known(&name).map(Some),
             ChildOptions::Inline(mut inline) => {
+                let given = inline.clone();
                 described.common.inherit(role, &mut inline);
                 let found = described.place.found.take();
                 let chain = described.place.chain.clone();
                 let place = Place { is_storage: true, chain, found };
-                self.plan(way, inline, place).await.map(Some)
+                self.plan(way, inline, given, place).await.map(Some)
             }
             ChildOptions::Absent | ChildOptions::None => Ok(None),
         }
@@ -248,8 +269,9 @@ impl Graph<Arc<Node>> {
         let planned = match (given, named) {
             (ChildOptions::Reference(name), _) => self.known(&name)?,
             (ChildOptions::Inline(mut inline), _) => {
+                let given = inline.clone();
                 described.common.inherit(ChildRole::COW, &mut inline);
-                self.plan(way, inline, Place::default()).await?
+                self.plan(way, inline, given, Place::default()).await?
             }
             (ChildOptions::None, _) | (ChildOptions::Absent, None) => return Ok(()),
             (ChildOptions::Absent, Some(backing)) => {
@@ -291,8 +313,10 @@ impl Graph<Arc<Node>> {
                 )));
             }
         }
+        let given = options.clone();
         described.common.inherit(ChildRole::COW, &mut options);
-        self.plan(way, options, Place { is_storage: false, chain, found: resolved.file }).await
+        let place = Place { is_storage: false, chain, found: resolved.file };
+        self.plan(way, options, given, place).await
     }
 
     fn known(&self, name: &str) -> Result<Planned, Error> {
@@ -324,6 +348,7 @@ impl Graph<Arc<Node>> {
 struct Described {
     common: NodeSettings,
     options: NodeOptions,
+    given: NodeOptions,
     place: Place,
 }
 
@@ -347,6 +372,9 @@ impl Described {
         let found = self.place.found.as_ref().map(FoundFile::path);
         let path = found.unwrap_or_else(|| filename.clone());
         let file = self.place.chain.file(&path, &filename)?;
+        if self.given.get("filename").is_some() {
+            self.given.set("filename", path.clone());
+        }
         self.options.set("filename", path);
         let settings = Settings::take(driver.options, &mut self.options)?;
         Ok((origin, settings, file))
@@ -373,13 +401,13 @@ struct Unjoined {
 }
 
 impl Unjoined {
-    fn join(self, common: &NodeSettings) -> Result<New, Error> {
+    fn join(self, recipe: Recipe) -> Result<New, Error> {
         let Self { name, driver, origin, body, children, file } = self;
         let of_children: Vec<ChildNames> = children.iter().map(PlannedChild::names).collect();
         let names = origin.names_over(&of_children)?;
-        let node = Node::with_body(name, body, common.read_only);
-        let entry = entry_of(driver, common, node);
-        Ok(New { entry, origin, names, file, children })
+        let node = Node::restricted(name, body, recipe.common.restrictions());
+        let entry = entry_of(driver, &recipe.common, node);
+        Ok(New { entry, recipe, origin, names, file, children })
     }
 }
 
@@ -425,31 +453,30 @@ fn entry_of(
     node: Arc<Node>,
 ) -> NodeEntry<Arc<Node>> {
     NodeEntry {
-        name: node.name().clone(),
         driver: driver.name,
-        read_only: node.limits().read_only,
         force_share: common.force_share,
-        implicit: false,
         is_filter: driver.kind == DriverKind::Filter,
-        has_ragged_end: false,
-        child_rule: driver.child_rule,
         owned: false,
-        body: node,
-        children: Vec::new(),
-        parents: Vec::new(),
+        ..NodeEntry::new(node, driver.child_rule)
     }
 }
 
 impl Tables<Arc<Node>> {
-    fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
-        let New { entry, origin, children, .. } = match planned {
+    pub(super) fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
+        self.insert_heir(planned, None)
+    }
+
+    /// Inserts a node that inherits options from `heir_of`.
+    fn insert_heir(&mut self, planned: Planned, heir_of: Option<NodeId>) -> Result<NodeId, Error> {
+        let New { entry, recipe, origin, children, .. } = match planned {
             Planned::Known { id, .. } => return Ok(id),
             Planned::New(new) => *new,
         };
         let id = self.insert_node(entry)?;
+        self.recipes.insert(id, Arc::new(Recipe { heir_of, ..recipe }));
         self.origins.insert(id, Arc::new(origin));
         for PlannedChild { name, role, planned } in children {
-            let node = self.insert_planned(planned)?;
+            let node = self.insert_heir(planned, Some(id))?;
             self.insert_edge(new_edge(id, NewChild { name, role, node }))?;
         }
         Ok(id)

@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod conformance;
+mod cow;
 mod devices;
 mod engines;
 mod faults;
@@ -12,6 +13,7 @@ mod names;
 mod nodes;
 mod options;
 mod registered;
+mod reopen;
 mod resets;
 mod rows;
 mod seeds;
