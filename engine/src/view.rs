@@ -72,7 +72,7 @@ impl ViewChange {
         };
         let own = self.restrictions.iter().find(|(changed, _)| Arc::ptr_eq(changed, node));
         Some(match own {
-            Some((_, restrictions)) => restrictions.apply(limits),
+            Some((_, restrictions)) => node.restrict(*restrictions, limits),
             None => node.with_own_limits(limits),
         })
     }
@@ -318,16 +318,28 @@ impl Core {
         self.follow_drains();
     }
 
-    /// Flushes a leaf from this core, which opens it for no longer than that.
-    pub(crate) async fn flush_once(&self, leaf: &Arc<Node>) -> Result<(), Error> {
-        let was_open = self.0.io.borrow().leaf_of(leaf).is_some();
-        let channel = self.open(leaf).await?;
+    /// Flushes a node from this core, which opens its leaves for no longer than that.
+    pub(crate) async fn flush_once(&self, node: &Arc<Node>) -> Result<(), Error> {
+        let is_shut =
+            |leaf: &Arc<Node>| leaf.is_leaf() && self.0.io.borrow().leaf_of(leaf).is_none();
+        let shut = node.subtree().into_iter().filter(is_shut).collect();
+        let channel = self.open(node).await?;
         let flushed = channel.flush().await;
         drop(channel);
-        if !was_open {
-            self.close_unreached(vec![leaf.clone()]).await;
-        }
+        self.close_unreached(shut).await;
         flushed
+    }
+
+    /// Has nodes refuse writes, or take them again: when it returns, none is on its way.
+    pub(crate) async fn set_inactive(
+        &self,
+        nodes: &[Arc<Node>],
+        inactive: bool,
+    ) -> Result<(), Error> {
+        nodes.iter().for_each(|node| node.set_inactive(inactive));
+        let restrictions = nodes.iter().map(|node| (node.clone(), node.restrictions())).collect();
+        let change = ViewChange { restrictions, ..ViewChange::default() };
+        self.change_views(change, || Ok(())).await
     }
 
     /// Closes queues of leaves that nobody of a core reaches any more: the leaves of each core.
