@@ -11,9 +11,10 @@ use oxblock_bench::pattern::{Order, Steps};
 use oxblock_bench::run::{Session, run};
 use oxblock_bench::stats::Latency;
 use oxblock_bench::verify::{Checker, Expected, Method, Recipe, Write};
+use oxblock_drivers::cow::{self, CowOptions};
 use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::null::{self, NullOptions};
-use oxblock_engine::{Driver, Engine, Node, Options};
+use oxblock_engine::{Core, Driver, Engine, Node, Options};
 use oxblock_mem::spsc;
 
 /// One whole I/O of a job: generator, engine, leaf and accounting.
@@ -51,6 +52,52 @@ fn whole(c: &mut Criterion) {
         engine.shutdown().expect("an orderly end");
     }
     group.finish();
+}
+
+/// The same through an overlay: reads from below, and reads and writes of what is in memory.
+fn overlay(c: &mut Criterion) {
+    let mut group = c.benchmark_group("overlay_4k_qd32");
+    group.throughput(Throughput::Elements(1)).sample_size(10);
+    group.measurement_time(Duration::from_secs(3));
+    const SIZE: u64 = 64 << 20;
+    let engine = Engine::with_cores(1, Options::default()).expect("an engine");
+    let node = |name: &'static str| {
+        let below = memory::open(MemoryOptions { size: SIZE, block_size: 512 });
+        let below = Node::new("below", below.expect("a memory disk"));
+        let open = move |core: Core| async move {
+            let body = cow::open(&core, name, Some(&below), CowOptions::default());
+            Node::with_body(name, body.expect("an overlay"), false)
+        };
+        engine.run(0, open).expect("a node")
+    };
+    let stop = Arc::new(AtomicBool::new(false));
+    let job = |node: &Arc<Node>, rw, io_size| {
+        let session = Session {
+            engine: &engine,
+            node,
+            target: "cow",
+            cores: &[0],
+            serving: &[],
+            stop: &stop,
+        };
+        let io_size = Some(io_size);
+        let options = JobOptions { rw, io_depth: 32, io_size, ..JobOptions::default() };
+        let report = run(&session, options, &mut |_| {}).expect("a run");
+        Duration::from_nanos(report.group().runtime_ns)
+    };
+    let below = node("below");
+    group.bench_function("read/below", |bencher| {
+        bencher.iter_custom(|ios| job(&below, Rw::RandRead, ios * 4096));
+    });
+    let memory = node("memory");
+    job(&memory, Rw::Write, SIZE);
+    for (name, rw) in [("read/memory", Rw::RandRead), ("write/memory", Rw::RandWrite)] {
+        group.bench_function(name, |bencher| {
+            bencher.iter_custom(|ios| job(&memory, rw, ios * 4096));
+        });
+    }
+    group.finish();
+    engine.shutdown().expect("an orderly end");
 }
 
 /// What the harness adds to an I/O.
@@ -95,5 +142,5 @@ fn rings(c: &mut Criterion) {
     });
 }
 
-criterion_group!(benches, whole, parts, rings);
+criterion_group!(benches, whole, overlay, parts, rings);
 criterion_main!(benches);

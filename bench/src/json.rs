@@ -133,9 +133,14 @@ fn own_figures(report: &Report, clone: &CloneReport) -> Value {
             })
         })
         .collect();
+    let devices = report.devices.iter().map(|device| {
+        let counters = device.counters.iter().map(|c| (c.name.clone(), c.value.into()));
+        (device.node.clone(), Value::Object(counters.collect()))
+    });
     json!({
         "target": report.target,
         "serving_cores": serving,
+        "device_counters": Value::Object(devices.collect()),
         "series": report.series.json(),
         "core": clone.core,
         "jobs_merged": clone.merged,

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use oxblock_engine::{Fault, Source};
+use oxblock_engine::{Counter, Fault, Source};
 
 use crate::options::{JobOptions, Unified};
 use crate::series::Series;
@@ -25,6 +25,9 @@ pub struct Report {
     /// What the cores spent that serve the target; empty if there are none, or the job was over
     /// within a moment.
     pub serving: Vec<ServingReport>,
+    /// What the drivers of its files counted of their devices meanwhile, jobs beside it included;
+    /// empty where they count nothing.
+    pub devices: Vec<DeviceReport>,
     /// Rates of all clones over the run.
     pub series: Series,
     /// How steady the rates became, where that was asked for.
@@ -86,6 +89,15 @@ pub struct ServingReport {
     pub cpu: CpuUse,
     /// Heap allocations of its thread; `None` where the program does not count.
     pub allocations: Option<Allocations>,
+}
+
+/// What a driver counted of its device during a job.
+#[derive(Clone, Debug)]
+pub struct DeviceReport {
+    /// The node.
+    pub node: String,
+    /// The counts.
+    pub counters: Vec<Counter>,
 }
 
 /// Heap allocations over a count of I/Os.

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed, Ordering::Se
 use std::thread::Thread;
 use std::time::Instant;
 
-use oxblock_engine::{Channel, Core, Engine, Error, ErrorKind, Node};
+use oxblock_engine::{Channel, Core, Counter, Engine, Error, ErrorKind, Node};
 
 use crate::job::{
     Outcome, Phase, Progress, ShapedWork, Verified, Watching, Worker, buffers, run_phase,
@@ -16,7 +16,7 @@ use crate::log::record::Recorder;
 use crate::log::write::Writer;
 use crate::options::{JobOptions, Plan, Shape};
 use crate::pattern::Steps;
-use crate::report::{CloneReport, Report};
+use crate::report::{CloneReport, DeviceReport, Report};
 use crate::serving::Serving;
 use crate::stats::DirectionStats;
 use crate::units::Size;
@@ -88,6 +88,7 @@ pub fn run_on_files(
         verification: verification.map(Arc::new),
         writing: AtomicUsize::new(options.num_jobs as usize),
         files: nodes.iter().cloned().zip(plans).collect(),
+        counted: nodes.iter().map(|node| node.counters()).collect(),
         stop: session.stop.clone(),
         aborted: AtomicBool::new(false),
         ready: AtomicUsize::new(0),
@@ -159,6 +160,8 @@ struct Job {
     /// The plan of the first file.
     plan: Plan,
     files: Vec<(Arc<Node>, Plan)>,
+    /// What the drivers of the files had counted of their devices before.
+    counted: Vec<Vec<Counter>>,
     /// Of a job that is verified.
     verification: Option<Arc<Verification>>,
     /// Clones that have not done yet what the job says; then those that are left read it back.
@@ -172,6 +175,18 @@ struct Job {
     owner: Thread,
     /// What each clone records its logs to; empty where it has none.
     pipes: Vec<Arc<Pipe>>,
+}
+
+impl Job {
+    /// What the drivers of the files have counted of their devices since the start.
+    fn devices(&self) -> Vec<DeviceReport> {
+        let files = self.files.iter().zip(&self.counted);
+        let device = |((node, _), before): (&(Arc<Node>, Plan), &Vec<Counter>)| DeviceReport {
+            node: node.name().to_string(),
+            counters: Counter::since(node.counters(), before),
+        };
+        files.map(device).filter(|device| !device.counters.is_empty()).collect()
+    }
 }
 
 fn run_clones(
@@ -223,6 +238,7 @@ fn run_clones(
         target,
         clones,
         serving,
+        devices: job.devices(),
         series,
         steadiness,
         interrupted,

@@ -118,6 +118,7 @@ fn job(entry: &Entry<'_>) -> String {
         cost_lines(&mut text, report, clone);
     }
     verify_lines(&mut text, clone);
+    device_lines(&mut text, report);
     if report.log_entries_lost > 0 {
         let lost = report.log_entries_lost;
         let _ =
@@ -273,6 +274,17 @@ fn cost_lines(text: &mut String, report: &Report, clone: &CloneReport) {
             format_ns(core.cpu_ns_per_io()),
             heap_words(core.allocations),
         );
+    }
+}
+
+/// What was wrong with a device meanwhile, or had to be mended; nothing of one that was well.
+fn device_lines(text: &mut String, report: &Report) {
+    for device in &report.devices {
+        let alarming = device.counters.iter().filter(|counter| counter.is_alarming());
+        let counts: Vec<String> = alarming.map(|c| format!("{}={}", c.name, c.value)).collect();
+        if !counts.is_empty() {
+            let _ = writeln!(text, "  DEVICE       : {}: {}", device.node, counts.join(", "));
+        }
     }
 }
 

@@ -80,8 +80,8 @@ pub fn words(engine: &Engine, node: &Node, options: &NodeOptions) -> Result<Stri
         let find = move |core| async move { Controllers::of(&core).find(&of) };
         if let Some(controller) = engine.run(0, find)? {
             let nsid = options.get("namespace").map_or("1".into(), |nsid| nsid.to_string());
-            let (model, serial) = (&controller.identity().model, &controller.identity().serial);
-            let (model, serial) = (model.trim(), serial.trim());
+            let identity = controller.identity();
+            let (model, serial) = (identity.model.trim(), identity.serial.trim());
             return Ok(format!("namespace {nsid} of {model} ({serial}) at {device}"));
         }
     }

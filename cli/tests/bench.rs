@@ -87,6 +87,36 @@ fn several_jobs_are_shown_apart_and_together() {
 }
 
 #[test]
+fn an_overlay_takes_all_writes_and_the_file_beneath_stays_as_it_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("disk.img");
+    let first: Vec<u8> = (0..16u32 << 20).map(|at| (at / 7) as u8 ^ (at >> 12) as u8).collect();
+    std::fs::write(&path, &first).expect("a file");
+    let mut node = format!(
+        r#"{{"driver":"cow","backing":{{"driver":"raw","file":{{"driver":"file","filename":"{}"}}}}}}"#,
+        path.display()
+    );
+    for _ in 0..10 {
+        node = format!(r#"{{"driver":"raw","file":{node}}}"#);
+    }
+    let target = format!("--target={node}");
+    let out = good(&[&target, "--rw=randread", "--iodepth=16", "--io_size=16m"]);
+    assert!(out.contains("heap allocations per I/O: 0\n"), "{out}");
+    // Each of its tasks takes a buffer once, and an I/O nothing, however many there are.
+    let job = [&target, "--rw=randrw", "--iodepth=16", "--norandommap", "--io_size=64m"];
+    let document = json(&job);
+    let count = document["jobs"][0]["oxblock"]["heap_allocations"].as_u64().expect("a count");
+    assert!(count <= 32, "{count} allocations for 16384 I/Os");
+    let out = good(&[&target, "--rw=randwrite", "--verify=crc32c", "--iodepth=16"]);
+    assert!(out.contains("4096 blocks checked, all good"), "{out}");
+    assert!(std::fs::read(&path).expect("the file") == first, "the file has changed");
+    let little = node.replace(r#""cow","#, r#""cow","max-memory":"1M","#);
+    let (out, error) = bad(&["--target", &little, "--rw=write", "--bs=64k"]);
+    let words = "the overlay has taken all of its max-memory";
+    assert!(out.contains(words) || error.contains(words), "{out}{error}");
+}
+
+#[test]
 fn a_flipped_byte_in_a_file_is_named_by_its_offset() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = folder.path().join("disk.img");

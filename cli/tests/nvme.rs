@@ -4,10 +4,17 @@ use std::process::{Command, Output, Stdio};
 
 use serde_json::{Value, json};
 
-fn nvme(args: &[&str]) -> Output {
+#[path = "nvme/stats.rs"]
+mod stats;
+
+fn oxblock(args: &[&str]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_oxblock"));
     // No terminal: what would ask must refuse.
-    command.arg("nvme").args(args).stdin(Stdio::null()).output().expect("the binary runs")
+    command.args(args).stdin(Stdio::null()).output().expect("the binary runs")
+}
+
+fn nvme(args: &[&str]) -> Output {
+    oxblock(&[&["nvme"], args].concat())
 }
 
 /// What a command that must succeed prints as JSON.

@@ -3,7 +3,7 @@
 //! | room | drivers |
 //! |---|---|
 //! | [`leaf`] | [`nvme`], [`mod@file`], [`memory`], [`null`] |
-//! | [`format`](mod@format) | [`raw`] |
+//! | [`format`](mod@format) | [`raw`], [`cow`] |
 //!
 //! The engine knows none of them: who embeds it opens what it needs and hands the engine
 //! a [`Node`](oxblock_engine::Node), or passes [`DRIVERS`] and lets nodes be opened from their
@@ -18,6 +18,7 @@ use oxblock_engine::graph::Drivers;
 /// The drivers that nodes can be opened with by name.
 pub const DRIVERS: Drivers = Drivers::new(&[
     &raw::RAW,
+    &cow::COW,
     &file::FILE,
     &file::HOST_DEVICE,
     &null::NULL_CO,
@@ -26,6 +27,6 @@ pub const DRIVERS: Drivers = Drivers::new(&[
     &nvme::NVME,
 ]);
 
-pub use format::raw;
+pub use format::{cow, raw};
 
 pub use leaf::{file, memory, null, nvme};

@@ -45,6 +45,10 @@ impl Channel {
         self.node().limits()
     }
 
+    pub(crate) fn user(&self) -> u16 {
+        self.user
+    }
+
     /// The core.
     pub fn core(&self) -> &Core {
         &self.core

@@ -138,6 +138,7 @@ pub enum Body {
     /// It has requests of its own to make.
     Leaf(Box<dyn Driver>),
     /// It stands on other nodes: those, in the order that the format counts them in, which is that
-    /// in which the driver declares them.
+    /// in which the driver declares them; then those that are the format's own, which are in no
+    /// book.
     Over(Arc<dyn Format>, Vec<Arc<Node>>),
 }

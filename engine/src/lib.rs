@@ -254,7 +254,7 @@ pub use reactor::{Options, PollMode, Reactor};
 pub use remote::{CoreWaker, Remote, RemoteHandle};
 pub use simulation::Simulation;
 pub use slow::{Nested, SlowDone, SlowRequest, SlowRequests, Waits};
-pub use stats::{CoreStats, Counter, KindStats, LeafStats};
+pub use stats::{CoreStats, Counter, CounterKind, KindStats, LeafStats};
 pub use task::JoinHandle;
 pub use timer::SleepUntil;
 

@@ -108,7 +108,9 @@ impl Node {
         lock(&self.limits).clone()
     }
 
-    /// What the drivers of the node's leaves count of their devices, for all nodes on them.
+    /// What the drivers of the node's leaves count of their devices since they were attached, for
+    /// all nodes on them: resets, retries, what was late. It may be asked at any time and from any
+    /// thread; [`Counter::since`] tells what was added.
     pub fn counters(&self) -> Vec<Counter> {
         match &self.work {
             Work::Leaf(driver) => lock(driver).counters(),

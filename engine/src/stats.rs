@@ -43,8 +43,39 @@ impl LeafStats {
 pub struct Counter {
     /// What is counted, in the driver's words.
     pub name: String,
-    /// How often.
+    /// How often, or for a [`State`](CounterKind::State), how many.
     pub value: u64,
+    /// What a value above zero means.
+    pub kind: CounterKind,
+}
+
+/// What it means that a [`Counter`] is not zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CounterKind {
+    /// So many there are now; it may shrink.
+    State,
+    /// A device that is well does this too.
+    Usual,
+    /// Something was wrong, or had to be mended.
+    Trouble,
+}
+
+impl Counter {
+    /// What was counted since `before`, by name. A [`State`](CounterKind::State) is as it is now.
+    pub fn since(now: Vec<Counter>, before: &[Counter]) -> Vec<Counter> {
+        let grown = |counter: Counter| match before.iter().find(|old| old.name == counter.name) {
+            Some(old) if counter.kind != CounterKind::State => {
+                Counter { value: counter.value.saturating_sub(old.value), ..counter }
+            }
+            _ => counter,
+        };
+        now.into_iter().map(grown).collect()
+    }
+
+    /// Tells of trouble.
+    pub fn is_alarming(&self) -> bool {
+        self.kind == CounterKind::Trouble && self.value > 0
+    }
 }
 
 /// What a core's slot table holds, what it saw that should not be, and how often it slept.
@@ -60,4 +91,28 @@ pub struct CoreStats {
     pub spurious_completions: u64,
     /// How often its reactor found nothing to do and slept until it was woken.
     pub sleeps: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counters_grow_and_states_stay_as_they_are() {
+        let counter = |name: &str, value, kind| Counter { name: name.to_owned(), value, kind };
+        let before = [
+            counter("resets", 2, CounterKind::Trouble),
+            counter("queue pairs", 4, CounterKind::State),
+        ];
+        let now = vec![
+            counter("queue pairs", 3, CounterKind::State),
+            counter("resets", 5, CounterKind::Trouble),
+            counter("events", 1, CounterKind::Usual),
+        ];
+        let since = Counter::since(now, &before);
+        assert_eq!(since.iter().map(|counter| counter.value).collect::<Vec<u64>>(), [3, 3, 1]);
+        let alarming: Vec<&str> =
+            since.iter().filter(|c| c.is_alarming()).map(|c| c.name.as_str()).collect();
+        assert_eq!(alarming, ["resets"]);
+    }
 }

@@ -9,11 +9,14 @@ use crate::{MemError, View};
 /// Zeroed memory of the process, for disks in RAM: bounds-checked copies from any thread, no
 /// lock. Copies that race tear, as on a disk; no byte is ever lent as a slice (SHARED).
 ///
-/// On 2 MiB pages where the system gives them without asking (transparent hugepages). It takes
-/// no memory until it is written to. No device reaches it. Not inherited by `fork`.
+/// On 2 MiB pages where the system gives them without asking (transparent hugepages), unless it is
+/// sparse. It takes no memory until it is written to. No device reaches it. Not inherited by
+/// `fork`.
 pub struct SharedBytes {
     base: NonNull<u8>,
     len: usize,
+    /// What is given back to the system at once.
+    page: usize,
 }
 
 // SAFETY: SHARED: all access is by raw copies that may race.
@@ -29,6 +32,22 @@ impl SharedBytes {
     /// # Errors
     /// `EINVAL` for no bytes, `ENOMEM` for more than the system can map.
     pub fn new(len: usize) -> Result<SharedBytes, MemError> {
+        Self::on_pages(len, HUGE, libc::MADV_HUGEPAGE)
+    }
+
+    /// As [`new`](Self::new), on the system's small pages: where little of it is ever written,
+    /// little is taken, and [`release`](Self::release) gives back what it can.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn sparse(len: usize) -> Result<SharedBytes, MemError> {
+        // SAFETY: no arguments that could be wrong.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+        let page = usize::try_from(page).unwrap_or(HUGE);
+        Self::on_pages(len, page, libc::MADV_NOHUGEPAGE)
+    }
+
+    fn on_pages(len: usize, page: usize, advice: libc::c_int) -> Result<SharedBytes, MemError> {
         let room = len.checked_next_multiple_of(HUGE).and_then(|len| len.checked_add(HUGE));
         let Some(room) = room.filter(|_| len > 0) else {
             return Err(MemError::new(libc::EINVAL, format!("cannot map {len} bytes of memory")));
@@ -53,9 +72,9 @@ impl SharedBytes {
             if room > skip + mapped {
                 libc::munmap(base.add(mapped).cast(), room - skip - mapped);
             }
-            libc::madvise(base.cast(), mapped, libc::MADV_HUGEPAGE);
+            libc::madvise(base.cast(), mapped, advice);
             libc::madvise(base.cast(), mapped, libc::MADV_DONTFORK);
-            Ok(SharedBytes { base: NonNull::new_unchecked(base), len })
+            Ok(SharedBytes { base: NonNull::new_unchecked(base), len, page })
         }
     }
 
@@ -124,12 +143,12 @@ impl SharedBytes {
         unsafe { raw::fill(self.range(at, len), 0, len, true) };
     }
 
-    /// Makes the bytes zero, and gives whole hugepages back to the system: a system call if
-    /// there are any. Panics beyond the end.
+    /// Makes the bytes zero, and gives whole pages back to the system: a system call if there are
+    /// any. Panics beyond the end.
     pub fn release(&self, at: usize, len: usize) {
         let base = self.range(at, len);
         let end = at + len;
-        let (first, last) = (at.next_multiple_of(HUGE), end / HUGE * HUGE);
+        let (first, last) = (at.next_multiple_of(self.page), end / self.page * self.page);
         if first >= last {
             return self.clear(at, len);
         }
@@ -224,7 +243,12 @@ mod tests {
     fn released_and_cleared_bytes_are_zero_and_their_neighbours_are_not() {
         let arena = arena();
         let len = 7 * HUGE;
-        let bytes = SharedBytes::new(len).unwrap();
+        for bytes in [SharedBytes::new(len).unwrap(), SharedBytes::sparse(len).unwrap()] {
+            release_and_look(&arena, len, &bytes);
+        }
+    }
+
+    fn release_and_look(arena: &Arena, len: usize, bytes: &SharedBytes) {
         let mut ones: IoVector = arena.alloc(HUGE, 4096).unwrap().into();
         ones.fill(0, HUGE, 1);
         for at in (0..len).step_by(HUGE) {

@@ -6,6 +6,18 @@ use oxblock_mem::DmaMapper;
 
 use crate::{Bar, ConfigSpace, Events, Interrupts, PciError};
 
+/// What of a function holds up the thread that asks for it, for longer than a register of a device
+/// would.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delays {
+    /// Nothing does.
+    None,
+    /// A reset: it takes 100 ms and more.
+    Reset,
+    /// Registers too: another process may take its time to answer.
+    Registers,
+}
+
 /// One PCI function: configuration space, BARs, IOMMU, interrupts, reset.
 ///
 /// A function is handed over with memory decoding and bus mastering in whatever state its
@@ -35,6 +47,9 @@ pub trait Function: Send + Sync {
 
     /// What the platform tells of the function beside its interrupts.
     fn events(&self) -> &Events;
+
+    /// What holds up whoever asks for it: to be done by a thread that can wait.
+    fn delays(&self) -> Delays;
 
     /// Resets the function (FLR where it has one). All its registers return to their
     /// defaults; DMA mappings and enabled interrupts stay with the function's owner.

@@ -28,5 +28,5 @@ pub use config::{
 };
 pub use error::{PciError, PciErrorKind};
 pub use event::{EventFd, Events};
-pub use function::Function;
+pub use function::{Delays, Function};
 pub use interrupts::Interrupts;

@@ -3,5 +3,6 @@
 
 pub mod conformance;
 pub mod exercise;
+pub mod late;
 pub mod random;
 pub mod rows;

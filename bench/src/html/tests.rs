@@ -30,6 +30,7 @@ fn report(count: u64, steps: u32) -> Report {
         target: "a disk".to_owned(),
         clones: vec![clone],
         serving: Vec::new(),
+        devices: Vec::new(),
         series,
         steadiness: None,
         log_entries_lost: 0,

@@ -188,6 +188,7 @@ fn status_report(
         target: target.to_owned(),
         clones,
         serving: Vec::new(),
+        devices: job.devices(),
         series: series.clone(),
         steadiness: None,
         log_entries_lost: 0,

@@ -103,7 +103,7 @@ pub fn reset(session: &Session, _matches: &ArgMatches) -> Result<Report, Failure
 }
 
 fn rows_of(session: &Session, device: &str) -> Result<Vec<Row>, Failure> {
-    let identity = session.controller().identity().clone();
+    let identity = session.controller().identity();
     let pages = session.ask(|core, controller| async move {
         let mut pages = Vec::new();
         for nsid in ids(&controller.identify(&core, CNS_ACTIVE_LIST, 0, 0).await?) {

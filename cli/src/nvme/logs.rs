@@ -17,7 +17,7 @@ use super::identify::structure;
 use super::report::{Report, Sheet, decimal_bytes};
 
 /// Bytes of a data unit: a thousand times 512.
-const DATA_UNIT_BYTES: u128 = 512_000;
+pub const DATA_UNIT_BYTES: u128 = 512_000;
 
 fn read(session: &Session, lid: u8, nsid: u32, len: usize) -> Result<Vec<u8>, Failure> {
     Ok(session.ask(move |core, controller| async move {
@@ -25,10 +25,14 @@ fn read(session: &Session, lid: u8, nsid: u32, len: usize) -> Result<Vec<u8>, Fa
     })?)
 }
 
+/// The SMART / Health Information log page.
+pub fn smart_page(session: &Session) -> Result<Box<Smart>, Failure> {
+    structure(&read(session, LID_SMART, NSID_ALL, size_of::<Smart>())?)
+}
+
 /// `oxblock nvme smart-log`
 pub fn smart(session: &Session, _matches: &ArgMatches) -> Result<Report, Failure> {
-    let page = read(session, LID_SMART, NSID_ALL, size_of::<Smart>())?;
-    let s: Box<Smart> = structure(&page)?;
+    let s = smart_page(session)?;
     let mut sheet = Sheet::new(format!("SMART log of {}", session.controller().name()));
     sheet.hex("critical_warning", s.critical_warning);
     temperature(&mut sheet, "temperature", s.temperature.get());

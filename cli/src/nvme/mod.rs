@@ -13,6 +13,7 @@ mod logs;
 mod namespaces;
 mod report;
 mod sanitize;
+mod stats;
 mod verbs;
 mod write_protect;
 

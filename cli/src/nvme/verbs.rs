@@ -1,12 +1,14 @@
 //! The commands of `oxblock nvme`, their options, and what they destroy.
 
+use std::time::Duration;
+
 use clap::builder::ValueParser;
 use clap::{Arg, ArgAction, ArgMatches};
 
 use super::device::Session;
 use super::report::Report;
 use super::{
-    Failure, features, firmware, identify, list, logs, namespaces, sanitize, write_protect,
+    Failure, features, firmware, identify, list, logs, namespaces, sanitize, stats, write_protect,
 };
 
 /// A command.
@@ -46,6 +48,7 @@ pub const VERBS: &[Verb] = &[
     harmless("id-ns", "Identify Namespace", namespace, identify::namespace),
     harmless("list-ns", "IDs of namespaces", all, namespaces::list),
     harmless("smart-log", "SMART / Health Information", Vec::new, logs::smart),
+    harmless("stats", "Counts of the device and of the driver", times, stats::run),
     harmless("error-log", "Error Information", entries, logs::errors),
     harmless("fw-log", "Firmware Slot Information", Vec::new, logs::firmware),
     harmless("sanitize-log", "Sanitize Status", Vec::new, logs::sanitize),
@@ -119,6 +122,24 @@ fn namespace() -> Vec<Arg> {
 
 fn all() -> Vec<Arg> {
     vec![switch("all", "Also those that are attached to no controller").short('a')]
+}
+
+fn times() -> Vec<Arg> {
+    let interval = Arg::new("interval").long("interval").short('i').value_name("SECONDS");
+    let count = Arg::new("count").long("count").short('c').value_name("N").value_parser(number());
+    vec![
+        interval
+            .value_parser(seconds())
+            .help("Again each so long, with what changed; JSON is one document each time"),
+        count.requires("interval").help("So often; until Ctrl-C if left out"),
+    ]
+}
+
+fn seconds() -> ValueParser {
+    ValueParser::from(|word: &str| match word.parse().map(Duration::try_from_secs_f64) {
+        Ok(Ok(time)) if !time.is_zero() => Ok(time),
+        _ => Err("give seconds above 0, such as 5 or 0.5"),
+    })
 }
 
 fn entries() -> Vec<Arg> {

@@ -230,9 +230,11 @@ pub(super) fn changed_views(
         if before == now || !old.nodes.contains_key(&id) {
             continue;
         }
-        let Some(View { format, .. }) = node.view() else { continue };
+        let Some(View { format, children: known }) = node.view() else { continue };
         let body = |edge: &Edge| new.node(edge.child).map(|child| child.body.clone());
-        let children = new.children(id).map(body).collect::<Result<Vec<_>, _>>()?;
+        let mut children = new.children(id).map(body).collect::<Result<Vec<_>, _>>()?;
+        // Behind those of the book come the format's own.
+        children.extend(known.iter().skip(before.len()).cloned());
         let names = |edges: &[(&'static str, NodeId)]| -> Vec<&'static str> {
             edges.iter().map(|(name, _)| *name).collect()
         };

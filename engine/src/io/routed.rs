@@ -203,10 +203,10 @@ impl Io {
         let slot = &mut self.slots[index];
         let left = slot.op.len - slot.cursor;
         let (at, len) = (slot.cursor, len.min(left));
-        let data = slot.op.data.view(at as usize, len as usize);
         match slot.op.kind {
-            OpKind::Read if len > 0 => data.fill(0),
+            OpKind::Read if len > 0 => slot.op.data.view(at as usize, len as usize).fill(0),
             OpKind::Compare if len > 0 => {
+                let data = slot.op.data.view(at as usize, len as usize);
                 if let Some(differs) = first_nonzero(data) {
                     let offset = slot.op.offset + at + differs;
                     slot.fail(Fault::new(ErrorKind::Mismatch, offset));

@@ -126,6 +126,15 @@ impl Io {
         self.users[user as usize].node.clone()
     }
 
+    /// The length of a user's node, as this core keeps to it.
+    pub fn length_for(&self, user: u16) -> u64 {
+        if let Some(route) = self.route(user) {
+            return route.rules.length;
+        }
+        let leaf = self.leaves.get(self.users[user as usize].leaf as usize);
+        leaf.and_then(Option::as_ref).map_or(0, |leaf| leaf.rules.length)
+    }
+
     /// A user keeps to its node from now on.
     pub fn let_stay(&mut self, user: u16) {
         self.users[user as usize].stays = true;

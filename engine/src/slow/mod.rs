@@ -129,6 +129,14 @@ impl SlowRequest {
         &self.children[child]
     }
 
+    /// How long a child of the node is, in bytes.
+    ///
+    /// # Panics
+    /// As [`child`](Self::child).
+    pub fn child_length(&self, child: usize) -> u64 {
+        self.core.0.io.borrow().length_for(self.child(child).user())
+    }
+
     /// Runs an operation of the task's own on a child. If the request is cancelled meanwhile, so
     /// is this.
     ///

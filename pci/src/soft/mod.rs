@@ -17,7 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use oxblock_mem::{Buf, DmaMapper, Region};
 
 use crate::bar::{check_memory, no_memory};
-use crate::{Bar, Command, ConfigSpace, Events, Function, Ids, Interrupts, PciError, PciErrorKind};
+use crate::{
+    Bar, Command, ConfigSpace, Delays, Events, Function, Ids, Interrupts, PciError, PciErrorKind,
+};
 use config::SoftConfig;
 
 pub use interrupts::{Signals, SoftInterrupts};
@@ -183,6 +185,10 @@ impl Function for SoftFunction {
 
     fn events(&self) -> &Events {
         &self.events
+    }
+
+    fn delays(&self) -> Delays {
+        Delays::None
     }
 
     fn reset(&self) -> Result<(), PciError> {

@@ -35,7 +35,8 @@ use vfio_bindings::bindings::vfio::{VFIO_DEVICE_FLAGS_PCI, VFIO_DEVICE_FLAGS_RES
 
 use crate::host::Root;
 use crate::{
-    Address, Bar, CapabilityId, ConfigSpace, Events, Function, Interrupts, PciError, PciErrorKind,
+    Address, Bar, CapabilityId, ConfigSpace, Delays, Events, Function, Interrupts, PciError,
+    PciErrorKind,
 };
 use bar::VfioBar;
 use config::VfioConfig;
@@ -267,6 +268,10 @@ impl Function for VfioFunction {
 
     fn release(&self) {
         self.device.release();
+    }
+
+    fn delays(&self) -> Delays {
+        Delays::Reset
     }
 
     fn reset(&self) -> Result<(), PciError> {

@@ -8,7 +8,6 @@ use std::task::{Context, Waker};
 use oxblock_engine::{Completion, ErrorKind, Op, OpFlags, OpKind};
 use oxblock_mem::{IoVector, Pool};
 
-use super::Contents;
 use super::disk::{Disk, assert_counted, length};
 use super::scatter::Scatter;
 use crate::random::{Random, seed};
@@ -188,7 +187,7 @@ pub async fn more_tasks_than_slots(disk: Disk) {
                 let data = scatter.take();
                 let (data, result) = channel.read(offset, data).await;
                 result.expect("a read");
-                if contents == Contents::Kept {
+                if contents.are_kept() {
                     assert_eq!(scatter.bytes(&data), bytes, "task {task}");
                 }
             }
@@ -356,7 +355,7 @@ pub async fn cancel(mut disk: Disk) {
 
 /// Takes over a range whose write was cancelled.
 async fn take_mixed(disk: &mut Disk, range: &Range<u64>, new: &[u8]) {
-    if disk.contents != Contents::Kept {
+    if !disk.contents.are_kept() {
         return;
     }
     let mut scatter = Scatter::plain(&disk.core, length(range));

@@ -29,7 +29,11 @@ impl Disk {
     /// Opens the node, which is fresh.
     pub async fn open(core: &Core, node: Arc<Node>, contents: Contents) -> Self {
         let channel = core.open(&node).await.expect("a channel");
-        let oracle = vec![0; node.limits().length as usize];
+        let length = node.limits().length as usize;
+        let oracle = match contents {
+            Contents::Filled => Contents::first(length),
+            Contents::Kept | Contents::Zeroes | Contents::Nothing => vec![0; length],
+        };
         Self { core: core.clone(), node, channel, contents, oracle }
     }
 
@@ -73,7 +77,7 @@ impl Disk {
 
     /// Notes in the oracle that the range now holds these bytes.
     pub fn note(&mut self, range: &Range<u64>, bytes: &[u8]) {
-        if self.contents == Contents::Kept {
+        if self.contents.are_kept() {
             self.oracle[range.start as usize..range.end as usize].copy_from_slice(bytes);
         }
     }
@@ -115,7 +119,7 @@ impl Disk {
     /// the old bytes.
     pub async fn discard(&mut self, range: Range<u64>) {
         self.run(Op::discard(range.start, length(&range) as u64)).await;
-        if self.contents == Contents::Kept {
+        if self.contents.are_kept() {
             let scatter = Scatter::plain(&self.core, length(&range));
             let bytes = self.read_plain(scatter, range.start).await;
             let block = self.block() as usize;

@@ -17,6 +17,8 @@ use oxblock_mem::{ArenaOptions, PagePolicy};
 
 pub use disk::Disk;
 
+use crate::random::Random;
+
 /// A kind of node, and how to open one.
 pub struct Subject {
     /// What reads give.
@@ -30,10 +32,24 @@ pub struct Subject {
 pub enum Contents {
     /// Everything, and zeroes before the first write.
     Kept,
+    /// Everything, and [these bytes](Contents::first) before the first write.
+    Filled,
     /// Nothing: it reads as zeroes.
     Zeroes,
     /// Nothing: a read leaves its buffers as they are.
     Nothing,
+}
+
+impl Contents {
+    /// What there is in a node of this length that is [`Filled`](Self::Filled).
+    pub fn first(length: usize) -> Vec<u8> {
+        Random::new(0xf111).bytes(length)
+    }
+
+    /// Whether what is written can be read again.
+    pub fn are_kept(self) -> bool {
+        matches!(self, Self::Kept | Self::Filled)
+    }
 }
 
 /// An open node, and what must live as long as it does.

@@ -13,6 +13,7 @@ use oxblock_drivers::nvme::{
 use oxblock_engine::{Channel, Core, Engine, Node, Options, PollMode};
 use oxblock_mem::ArenaOptions;
 use oxblock_nvme::feature;
+use oxblock_nvmet::fault::{self, Faults, Readiness};
 use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
 
 const LEN: usize = 4096;
@@ -35,6 +36,17 @@ struct Rig {
 }
 
 async fn rig(core: &Core, latency_ns: u64, options: NvmeOptions) -> Rig {
+    faulty_rig(core, latency_ns, options, &Faults::new()).await
+}
+
+/// The same with fault switches.
+async fn faulty_rig(
+    core: &Core,
+    latency_ns: u64,
+    options: NvmeOptions,
+    faults: &Arc<Faults>,
+) -> Rig {
+    let faults = faults.clone();
     let start = move |core: Core| async move {
         let null = NullOptions { latency_ns, ..NullOptions::default() };
         let node = Node::new("null0", null::open(null).expect("a null device"));
@@ -43,7 +55,7 @@ async fn rig(core: &Core, latency_ns: u64, options: NvmeOptions) -> Rig {
             vectors: 3,
             ..ControllerOptions::default()
         };
-        Target::start(&core, options).await
+        fault::start(&core, options, &faults).await
     };
     let target = core.call(1, start).await.and_then(|result| result).expect("a controller");
     let host = Host::attach(core, target.function(), options).await.expect("the driver");
@@ -187,5 +199,31 @@ fn coalescing_reaches_the_controller() {
         .expect("the test");
     // 300 us in units of 100, and 8 completions, 0-based; coalescing of vector 1 is not disabled.
     assert_eq!((dword, vector), (0x0307, 1));
+    engine.shutdown().expect("an orderly shutdown");
+}
+
+/// Row 33: a reset of the function leaves its vectors with whoever enabled them.
+#[test]
+fn interrupts_come_after_a_reset_of_the_function() {
+    const READS: u64 = 200;
+    let engine = engine();
+    let (before, after, resets) = engine
+        .run(0, |core| async move {
+            let faults = Faults::new();
+            let rig =
+                faulty_rig(&core, 1_000_000, options(InterruptMode::Interrupt), &faults).await;
+            let before = read(&core, &rig, 1, READS, 0).await;
+            // What cannot be disabled is reset by its function.
+            faults.set_disabling(Readiness::Never);
+            rig.host.reset(&core).await.expect("it comes back");
+            faults.set_disabling(Readiness::AtOnce);
+            let after = read(&core, &rig, 1, READS, 0).await;
+            (before, after, rig.host.stats().resets)
+        })
+        .expect("the test");
+    assert_eq!(resets, 1);
+    for stats in [before, after] {
+        assert!(stats.interrupts >= READS * 3 / 4 && stats.lost_interrupts <= 3, "{stats:?}");
+    }
     engine.shutdown().expect("an orderly shutdown");
 }

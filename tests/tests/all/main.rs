@@ -2,6 +2,7 @@
 #![deny(unsafe_code)]
 
 mod conformance;
+mod cow;
 mod devices;
 mod engines;
 mod faults;

@@ -8,7 +8,7 @@ use oxblock_engine::{
     Body, Busy, Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, OpFlags, OpKind, Pass,
     Queue, Request, Sleep, Token,
 };
-use oxblock_mem::SharedBytes;
+use oxblock_mem::{MemError, SharedBytes};
 
 /// The declaration of `memory`, which QEMU does not have.
 pub const MEMORY: DriverInfo = DriverInfo {
@@ -60,10 +60,22 @@ impl Default for MemoryOptions {
 /// `Invalid` if the block size is 0 or does not divide the size, or the size is 0;
 /// `OutOfMemory` if the system cannot map so much.
 pub fn open(options: MemoryOptions) -> Result<Box<dyn Driver>, Error> {
+    with_bytes(options, SharedBytes::new)
+}
+
+/// As [`open`], on small pages: for disks of which little is ever written.
+pub(crate) fn open_sparse(options: MemoryOptions) -> Result<Box<dyn Driver>, Error> {
+    with_bytes(options, SharedBytes::sparse)
+}
+
+fn with_bytes(
+    options: MemoryOptions,
+    map: impl FnOnce(usize) -> Result<SharedBytes, MemError>,
+) -> Result<Box<dyn Driver>, Error> {
     super::check_geometry("memory", options.size, options.block_size)?;
     let size = usize::try_from(options.size)
         .map_err(|_| Error::new(ErrorKind::Invalid, "memory: larger than any address space"))?;
-    let bytes = SharedBytes::new(size).map_err(|e| Error::from(e).context("memory"))?;
+    let bytes = map(size).map_err(|e| Error::from(e).context("memory"))?;
     Ok(Box::new(MemoryDriver { options, bytes: Arc::new(bytes) }))
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
 use oxblock_mem::Attachment;
-use oxblock_nvme::identify::read_ascii;
+use oxblock_nvme::identify::{Controller as ControllerPage, read_ascii};
 use oxblock_nvme::regs;
 use oxblock_pci::Function;
 
@@ -46,6 +46,8 @@ pub struct Controller {
     vectors: Vectors,
     options: NvmeOptions,
     identity: Identity,
+    /// As it was last told.
+    firmware: Mutex<String>,
     namespaces: Namespaces,
     shadow: Option<ShadowPages>,
     queues: Mutex<QueueIds>,
@@ -159,9 +161,9 @@ impl Controller {
         self.hardware.address()
     }
 
-    /// Who the controller says it is.
-    pub fn identity(&self) -> &Identity {
-        &self.identity
+    /// Who the controller says it is. Its firmware may be another after a reset, or an activation.
+    pub fn identity(&self) -> Identity {
+        Identity { firmware: self.firmware().clone(), ..self.identity.clone() }
     }
 
     /// The IDs of the active namespaces, those that cannot be used included.
@@ -416,6 +418,15 @@ impl Controller {
         Ok(())
     }
 
+    /// The firmware that it runs now, as its identify page says.
+    pub(super) fn set_firmware(&self, page: &ControllerPage) {
+        *self.firmware() = read_ascii(&page.fr);
+    }
+
+    fn firmware(&self) -> MutexGuard<'_, String> {
+        self.firmware.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// After a reset there may be fewer queue pairs.
     pub(super) fn limit_queues(&self, io_queues: u16) {
         self.queue_ids().free.retain(|qid| *qid <= io_queues);
@@ -440,9 +451,11 @@ impl Controller {
         Ok(qid)
     }
 
-    /// The queue pair that the fewest share; None if there is none.
-    pub(super) fn lender(&self) -> Option<Arc<Lender>> {
-        self.lenders().iter().min_by_key(|lender| lender.guests()).cloned()
+    /// Queue pairs that can be shared, those first that the fewest share.
+    pub(super) fn lenders_by_guests(&self) -> Vec<Arc<Lender>> {
+        let mut lenders = self.lenders().clone();
+        lenders.sort_by_key(|lender| lender.guests());
+        lenders
     }
 
     /// A queue pair that can be shared from now on.
@@ -462,6 +475,11 @@ impl Controller {
 
     fn lenders(&self) -> MutexGuard<'_, Vec<Arc<Lender>>> {
         self.lenders.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The controller does not give the queues of this ID back.
+    pub(super) fn forget_qid(&self, qid: u16) {
+        self.queue_ids().used.retain(|used| *used != qid);
     }
 
     /// The controller has deleted the queues of this ID.

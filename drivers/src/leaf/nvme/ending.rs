@@ -32,6 +32,13 @@ impl QueuePair {
         if self.gate == Gate::Open || self.gate == Gate::Held {
             self.gate = Gate::Closed;
         }
+        if let Some(guest) = &mut self.guest {
+            let over = guest.quiesce(&mut self.trackers, pass);
+            if over {
+                self.memory.conceal();
+            }
+            return over;
+        }
         if matches!(self.ending, Ending::Ended) {
             return true;
         }

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxblock_engine::{Core, EventKind};
+use oxblock_engine::{Core, Error, EventKind};
 
 use super::controller::Controller;
+use super::identify;
 
 /// How often CSTS.PP is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
@@ -30,13 +31,20 @@ pub(super) async fn wait_for_activation(core: &Core, controller: &Arc<Controller
     }
     let text = match is_over {
         // What it tells of itself may be another.
-        true if controller.rescan_some(core, None).await.is_ok() => {
-            "runs its firmware, and was identified again".into()
+        true if identify_again(core, controller).await.is_ok() => {
+            format!("runs firmware {}, and was identified again", controller.identity().firmware)
         }
         true => "runs its firmware, but could not be identified again".into(),
         false => format!("did not begin to run its firmware within {limit:?}, and is being reset"),
     };
     core.publish(name, EventKind::FirmwareActivated, text);
+}
+
+async fn identify_again(core: &Core, controller: &Arc<Controller>) -> Result<(), Error> {
+    controller.rescan_some(core, None).await?;
+    let page = identify::controller(core, controller.admin()).await?;
+    controller.set_firmware(&page);
+    Ok(())
 }
 
 /// False if it takes longer than `limit`.

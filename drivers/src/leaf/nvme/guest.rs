@@ -1,10 +1,13 @@
-//! The queue of a core that shares another core's queue pair, because the controller granted fewer
-//! than there are cores.
+//! A core that shares another core's queue pair: because the controller granted fewer than there
+//! are cores, or did not give the core its own back after a reset.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 use std::time::Duration;
 
-use oxblock_engine::{Busy, Core, Error, ErrorKind, Fault, Pass, Queue, Request, Sleep, Token};
+use oxblock_engine::{
+    Busy, Core, CoreWaker, Error, ErrorKind, Fault, Pass, Queue, Request, Sleep, Token,
+};
 
 use super::commands::Commands;
 use super::controller::Controller;
@@ -20,83 +23,56 @@ use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 const LOOK_NS: u64 = 5_000_000_000;
 
-/// Commands in flight through another core's queue pair.
-pub(super) struct GuestQueue {
+/// A core's part of another core's queue pair. What is in flight is in trackers of its own.
+pub(super) struct Guest {
     end: Option<GuestEnd>,
-    trackers: Trackers,
-    commands: Commands,
+    waker: CoreWaker,
     /// Nothing is submitted any more.
     refusing: bool,
     /// When what is in flight must have ended, once the queue is being closed.
     until_ns: Option<u64>,
     hardware: Arc<Hardware>,
-    memory: DeviceMemory,
     /// Last: it holds the way to memory open.
-    _controller: Arc<Controller>,
-}
-
-/// Opens a queue for a namespace on the core that calls, through a queue pair that is there, or
-/// that is being created.
-///
-/// # Errors
-/// There is none, or no memory.
-pub(super) async fn open(
-    core: &Core,
     controller: Arc<Controller>,
-    shape: Shape,
-) -> Result<Box<dyn Queue>, Error> {
-    let depth = (usize::from(controller.queue_entries()) - 1).min(TRACKERS_MAX);
-    let begun = core.now();
-    let end = loop {
-        let lender = controller.lender();
-        if let Some(end) = lender.and_then(|lender| lender.join(core.waker(), depth)) {
-            break end;
-        }
-        // One may have become free meanwhile.
-        if let Some(qid) = controller.take_qid()? {
-            let leaf = super::queue_pair::open(core, controller, shape, qid).await?;
-            return Ok(Box::new(leaf));
-        }
-        if core.now() - begun > LOOK_NS {
-            let text = "all I/O queue pairs that the controller grants are in use, and none can \
-                        be shared; open its namespaces on fewer cores";
-            return Err(Error::new(ErrorKind::Busy, text));
-        }
-        core.sleep(LOOK_INTERVAL).await;
-    };
-    let hardware = controller.hardware().clone();
-    let mut memory = DeviceMemory::new(core.arena(), Commands::list_bytes(depth), &hardware)?;
-    let commands = Commands::new(shape, &mut memory, depth)?;
-    memory.expose();
-    Ok(Box::new(GuestQueue {
-        end: Some(end),
-        trackers: Trackers::new(depth),
-        commands,
-        refusing: false,
-        until_ns: None,
-        hardware,
-        memory,
-        _controller: controller,
-    }))
 }
 
-impl Queue for GuestQueue {
-    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+impl Guest {
+    /// Of the core with this waker, with up to `depth` commands in flight. None if no queue pair
+    /// can be shared.
+    pub fn join(controller: &Arc<Controller>, waker: CoreWaker, depth: usize) -> Option<Guest> {
+        let mut lenders = controller.lenders_by_guests().into_iter();
+        let end = lenders.find_map(|lender| lender.join(waker.clone(), depth))?;
+        Some(Guest {
+            end: Some(end),
+            waker,
+            refusing: false,
+            until_ns: None,
+            hardware: controller.hardware().clone(),
+            controller: controller.clone(),
+        })
+    }
+
+    pub fn submit(
+        &mut self,
+        request: &Request<'_>,
+        trackers: &mut Trackers,
+        commands: &Commands,
+        pass: &mut Pass,
+    ) -> Result<(), Busy> {
         if self.refusing {
-            let fault = self.hardware.health().fault(request.offset);
-            pass.done(request.token, Err(fault));
+            pass.done(request.token, Err(self.ended(request.offset)));
             return Ok(());
         }
-        let Some((index, end)) = self.trackers.next().zip(self.end.as_mut()) else {
+        let Some((index, end)) = trackers.next().zip(self.end.as_mut()) else {
             return Err(Busy);
         };
-        match self.commands.of(request, index) {
+        match commands.of(request, index) {
             Ok(Some(command)) => {
                 let (token, offset) = (request.token, request.offset);
-                if let Some(cid) = self.trackers.take(token, offset, OWN, &command)
+                if let Some(cid) = trackers.take(token, offset, OWN, &command)
                     && end.asks.push(Ask::Command { command, cid }).is_err()
                 {
-                    self.trackers.complete(cid);
+                    trackers.complete(cid);
                     return Err(Busy);
                 }
             }
@@ -106,21 +82,25 @@ impl Queue for GuestQueue {
         Ok(())
     }
 
-    fn kick(&mut self, _pass: &mut Pass) {
+    /// Has the owner look.
+    pub fn kick(&self) {
         if let Some(end) = &self.end {
             end.wake_owner();
         }
     }
 
-    fn poll(&mut self, pass: &mut Pass) -> usize {
+    pub fn poll(&mut self, trackers: &mut Trackers, pass: &mut Pass) -> usize {
         let Some(end) = &self.end else { return 0 };
         let service = end.service();
-        let mut count = self.take_answers(pass);
+        let mut count = self.take_answers(trackers, pass);
         // Over a reset the owner keeps what it was asked. What the controller may still work on
         // ends when it is quiet.
         let is_over = match service {
             Service::Open => self.hardware.health().is_over(),
-            Service::Ended => true,
+            Service::Ended => match self.hardware.health() {
+                Health::Live => !self.move_on(trackers),
+                health => health.is_over(),
+            },
             Service::Lost => {
                 self.refusing = true;
                 self.fail_controller();
@@ -129,41 +109,68 @@ impl Queue for GuestQueue {
         };
         if is_over {
             self.refusing = true;
-            count += self.fail_all(pass);
+            count += self.fail_all(trackers, pass);
         }
         count
     }
 
-    fn cancel(&mut self, token: Token) {
-        let depth = self.trackers.len();
+    /// The owner serves no more, and the controller has nothing of ours: asks another one. False
+    /// if there is none.
+    #[cold]
+    fn move_on(&mut self, trackers: &mut Trackers) -> bool {
+        let next = match self.refusing {
+            true => None,
+            false => Guest::join(&self.controller, self.waker.clone(), trackers.len()),
+        };
+        let Some(next) = next else { return false };
+        *self = next;
+        self.ask_again(trackers);
+        true
+    }
+
+    /// Asks for all that is in flight, in the order in which it was first sent. The owner has room
+    /// for all of it.
+    pub fn ask_again(&mut self, trackers: &mut Trackers) {
+        let Some(end) = &mut self.end else { return };
+        let last = trackers.last_sent();
+        let in_flight = (0..trackers.len()).filter(|index| trackers.aside(*index).is_some());
+        let sent = in_flight.filter_map(|index| Some((trackers.first_sent(index)?, index)));
+        let mut sent: Vec<_> = sent.map(|(stamp, index)| (last.since(stamp), index)).collect();
+        sent.sort_unstable_by_key(|(ago, _)| Reverse(*ago));
+        for (_, index) in sent {
+            if let Some(command) = trackers.retake(index) {
+                let _ = end.asks.push(Ask::Command { cid: command.cid(), command });
+            }
+        }
+        end.wake_owner();
+    }
+
+    pub fn cancel(&mut self, token: Token, trackers: &Trackers) {
         // As many cancellations as there is room for beside all commands.
-        let found = self.trackers.find(token, OWN).and_then(|index| self.trackers.cid(index));
+        let found = trackers.find(token, OWN).and_then(|index| trackers.cid(index));
         if let Some((cid, end)) = found.zip(self.end.as_mut())
-            && end.asks.len() < depth
+            && end.asks.len() < trackers.len()
             && end.asks.push(Ask::Cancel { cid }).is_ok()
         {
             end.wake_owner();
         }
     }
 
-    fn in_flight(&self) -> usize {
-        self.trackers.in_flight()
-    }
-
-    fn sleep(&mut self) -> Sleep<'_> {
-        // The owner wakes this core with every answer, and when it serves no more.
-        match self.hardware.health().is_over() && self.trackers.in_flight() > 0 {
+    /// The owner wakes this core with every answer, and when it serves no more.
+    pub fn sleep(&self, in_flight: usize) -> Sleep<'static> {
+        let serves = self.end.as_ref().is_none_or(|end| end.service() == Service::Open);
+        match in_flight > 0 && (self.hardware.health().is_over() || !serves) {
             true => Sleep::Never,
             false => Sleep::Woken,
         }
     }
 
-    fn quiesce(&mut self, pass: &mut Pass) -> bool {
+    /// Takes nothing more, and waits for what is in flight; called again and again until `true`.
+    pub fn quiesce(&mut self, trackers: &mut Trackers, pass: &mut Pass) -> bool {
         self.refusing = true;
-        self.poll(pass);
-        if self.trackers.in_flight() == 0 {
+        self.poll(trackers, pass);
+        if trackers.in_flight() == 0 {
             self.end = None;
-            self.memory.conceal();
             return true;
         }
         let now_ns = pass.now();
@@ -174,13 +181,11 @@ impl Queue for GuestQueue {
         }
         false
     }
-}
 
-impl GuestQueue {
-    fn take_answers(&mut self, pass: &mut Pass) -> usize {
+    fn take_answers(&mut self, trackers: &mut Trackers, pass: &mut Pass) -> usize {
         let mut count = 0;
         while let Some(Answer { cid, result }) = self.end.as_mut().and_then(|e| e.answers.pop()) {
-            let Some((token, offset, _)) = self.trackers.complete(cid) else { continue };
+            let Some((token, offset, _)) = trackers.complete(cid) else { continue };
             pass.done(token, result.map_err(|fault| Fault { offset, ..fault }));
             count += 1;
         }
@@ -197,11 +202,9 @@ impl GuestQueue {
     }
 
     /// Fails all commands in flight; the controller has none of them.
-    fn fail_all(&mut self, pass: &mut Pass) -> usize {
+    fn fail_all(&mut self, trackers: &mut Trackers, pass: &mut Pass) -> usize {
         let mut count = 0;
-        while let Some((token, offset, _)) =
-            self.trackers.any().and_then(|index| self.trackers.end(index))
-        {
+        while let Some((token, offset, _)) = trackers.any().and_then(|index| trackers.end(index)) {
             pass.done(token, Err(self.ended(offset)));
             count += 1;
         }
@@ -217,5 +220,82 @@ impl GuestQueue {
             }
             health => health.fault(offset),
         }
+    }
+}
+
+/// The queue of a core that has been a guest from the beginning.
+struct GuestQueue {
+    trackers: Trackers,
+    commands: Commands,
+    memory: DeviceMemory,
+    guest: Guest,
+}
+
+/// Opens a queue for a namespace on the core that calls, through a queue pair that is there, or
+/// that is being created.
+///
+/// # Errors
+/// There is none, or no memory.
+pub(super) async fn open(
+    core: &Core,
+    controller: Arc<Controller>,
+    shape: Shape,
+) -> Result<Box<dyn Queue>, Error> {
+    let depth = (usize::from(controller.queue_entries()) - 1).min(TRACKERS_MAX);
+    let begun = core.now();
+    let guest = loop {
+        if let Some(guest) = Guest::join(&controller, core.waker(), depth) {
+            break guest;
+        }
+        // One may have become free meanwhile.
+        if let Some(qid) = controller.take_qid()? {
+            let leaf = super::queue_pair::open(core, controller, shape, qid).await?;
+            return Ok(Box::new(leaf));
+        }
+        if core.now() - begun > LOOK_NS {
+            let text = "all I/O queue pairs that the controller grants are in use, and none can \
+                        be shared; open its namespaces on fewer cores";
+            return Err(Error::new(ErrorKind::Busy, text));
+        }
+        core.sleep(LOOK_INTERVAL).await;
+    };
+    let hardware = controller.hardware();
+    let mut memory = DeviceMemory::new(core.arena(), Commands::list_bytes(depth), hardware)?;
+    let commands = Commands::new(shape, &mut memory, depth)?;
+    memory.expose();
+    Ok(Box::new(GuestQueue { trackers: Trackers::new(depth), commands, memory, guest }))
+}
+
+impl Queue for GuestQueue {
+    fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        self.guest.submit(request, &mut self.trackers, &self.commands, pass)
+    }
+
+    fn kick(&mut self, _pass: &mut Pass) {
+        self.guest.kick();
+    }
+
+    fn poll(&mut self, pass: &mut Pass) -> usize {
+        self.guest.poll(&mut self.trackers, pass)
+    }
+
+    fn cancel(&mut self, token: Token) {
+        self.guest.cancel(token, &self.trackers);
+    }
+
+    fn in_flight(&self) -> usize {
+        self.trackers.in_flight()
+    }
+
+    fn sleep(&mut self) -> Sleep<'_> {
+        self.guest.sleep(self.trackers.in_flight())
+    }
+
+    fn quiesce(&mut self, pass: &mut Pass) -> bool {
+        let over = self.guest.quiesce(&mut self.trackers, pass);
+        if over {
+            self.memory.conceal();
+        }
+        over
     }
 }

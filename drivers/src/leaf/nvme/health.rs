@@ -85,6 +85,9 @@ impl Health {
 pub(super) struct Pulse(u64);
 
 impl Pulse {
+    /// No reading is like this.
+    pub const NEVER: Pulse = Pulse(u64::MAX);
+
     pub fn health(self) -> Health {
         Health::from_bits(self.0 as u8)
     }

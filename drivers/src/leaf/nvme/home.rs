@@ -38,6 +38,8 @@ pub(super) struct HomePoller {
     /// Whoever waits for the admin queue has been told of the state that it is in.
     told: Option<Health>,
     recovering: Rc<Cell<bool>>,
+    /// A thread looks at the registers instead.
+    is_watched: bool,
 }
 
 impl HomePoller {
@@ -46,8 +48,10 @@ impl HomePoller {
         admin: Arc<Admin>,
         ward: Ward,
         event: Option<Arc<EventFd>>,
+        is_watched: bool,
     ) -> Self {
         Self {
+            is_watched,
             hardware,
             admin,
             ward,
@@ -63,7 +67,9 @@ impl HomePoller {
     #[cold]
     fn watch(&mut self, now_ns: u64) -> usize {
         self.next_watch_ns = now_ns + WATCH_NS;
-        self.hardware.watch();
+        if !self.is_watched {
+            self.hardware.watch();
+        }
         self.admin.reap()
     }
 

@@ -31,6 +31,7 @@
 //! had, it is leaked on purpose.
 
 mod admin;
+mod blocking;
 mod cmb;
 mod commands;
 mod controller;

@@ -7,6 +7,7 @@
 use oxblock_engine::{ErrorKind, Fault, Pass};
 
 use super::ending::Ending;
+use super::guest::Guest;
 use super::health::{Health, Pulse};
 use super::queue_pair::{Gate, QueuePair};
 use super::retry::Verdict;
@@ -17,6 +18,9 @@ impl QueuePair {
     /// The word of health has changed since it was last seen.
     #[cold]
     pub fn poll_news(&mut self, pass: &mut Pass) -> usize {
+        if let Some(guest) = &mut self.guest {
+            return guest.poll(&mut self.trackers, pass);
+        }
         if matches!(self.ending, Ending::Ended) {
             return 0;
         }
@@ -118,13 +122,17 @@ impl QueuePair {
     /// The controller is back: what is due is sent again, in the order in which it was first sent.
     fn resume(&mut self, pulse: Pulse, pass: &mut Pass) -> usize {
         self.seen = pulse;
-        if self.station.place() != Place::Creating {
-            self.refused = true;
-            self.gate = Gate::Closed;
-            self.station.close(pulse);
-            let count = self.fail_all(pass);
-            self.end();
-            return count + 1;
+        match self.station.place() {
+            Place::Creating => {}
+            Place::Refused => return self.move_out(pulse, pass),
+            _ => {
+                self.refused = true;
+                self.gate = Gate::Closed;
+                self.station.close(pulse);
+                let count = self.fail_all(pass);
+                self.end();
+                return count + 1;
+            }
         }
         self.station.run();
         self.until_ns = None;
@@ -136,6 +144,32 @@ impl QueuePair {
         }
         self.send_due();
         self.ring();
+        1
+    }
+
+    /// The controller did not give the queue pair back: the core becomes a guest of another's, with
+    /// all that it has in flight. So do its own guests, each by itself.
+    fn move_out(&mut self, pulse: Pulse, pass: &mut Pass) -> usize {
+        self.refused = true;
+        self.gate = Gate::Closed;
+        self.station.close(pulse);
+        for index in 0..self.trackers.len() {
+            // They have what they asked for, and ask again.
+            if self.trackers.seat(index).is_some_and(|seat| seat != OWN) {
+                self.trackers.end(index);
+            }
+        }
+        self.end();
+        self.controller.forget_qid(self.qid);
+        let waker = self.station.waker().clone();
+        let Some(mut guest) = Guest::join(&self.controller, waker, self.trackers.len()) else {
+            return self.fail_all(pass) + 1;
+        };
+        // Its lists are what its commands name, wherever they go.
+        self.memory.expose();
+        guest.ask_again(&mut self.trackers);
+        self.guest = Some(Box::new(guest));
+        self.seen = Pulse::NEVER;
         1
     }
 
@@ -154,8 +188,8 @@ impl QueuePair {
     pub fn ended(&self, offset: u64) -> Fault {
         let health = self.hardware.health();
         if self.refused && health == Health::Live {
-            let text = "the controller did not give this core its I/O queue back after a reset; \
-                        close the node and open it again";
+            let text = "the controller did not give this core its I/O queue back after a reset, or \
+                        its namespace is another one; close the node and open it again";
             return Fault::text(ErrorKind::Io, offset, text);
         }
         if health == Health::Live && self.gate == Gate::Closed {

@@ -15,6 +15,7 @@ use super::commands::Commands;
 use super::controller::Controller;
 use super::doorbell::Doorbell;
 use super::ending::Ending;
+use super::guest::Guest;
 use super::hardware::Hardware;
 use super::health::{Health, Pulse};
 use super::interrupts::{self, Waiting};
@@ -77,8 +78,12 @@ pub(super) struct QueuePair {
     pub(super) ending: Ending,
     /// When an end that waits for the home core counts as overdue.
     pub(super) until_ns: Option<u64>,
+    /// Room to sort commands that are sent again: when they were first sent, and their trackers.
+    pub(super) due: Vec<(u16, usize)>,
     /// The controller did not take the queue pair back after a reset.
     pub(super) refused: bool,
+    /// Where its commands go since then.
+    pub(super) guest: Option<Box<Guest>>,
     pub(super) memory: DeviceMemory,
     /// Last: it holds the way to memory open.
     pub(super) controller: Arc<Controller>,
@@ -190,7 +195,9 @@ fn make(
         station,
         ending: Ending::Ended,
         until_ns: None,
+        due: Vec::with_capacity(trackers),
         refused: false,
+        guest: None,
         memory,
         hardware,
         controller,
@@ -312,7 +319,10 @@ impl QueuePair {
     }
 
     pub fn cancel(&mut self, token: Token) {
-        self.cancel_of(token, OWN);
+        match &mut self.guest {
+            Some(guest) => guest.cancel(token, &self.trackers),
+            None => self.cancel_of(token, OWN),
+        }
     }
 
     pub fn in_flight(&self) -> usize {
@@ -320,6 +330,9 @@ impl QueuePair {
     }
 
     pub fn sleep(&mut self, now_ns: u64) -> Sleep<'_> {
+        if let Some(guest) = &self.guest {
+            return guest.sleep(self.trackers.in_flight());
+        }
         if self.gate == Gate::Held && self.is_parked() {
             // The home core wakes it.
             return Sleep::Woken;
@@ -383,12 +396,19 @@ impl QueuePair {
         match self.gate {
             Gate::Open => self.guests.own_core_waits(),
             Gate::Held => {}
-            Gate::Closed => {
-                pass.done(request.token, Err(self.ended(request.offset)));
-                return Ok(());
-            }
+            Gate::Closed => return self.submit_closed(request, pass),
         }
         Err(Busy)
+    }
+
+    fn submit_closed(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
+        let Some(guest) = &mut self.guest else {
+            pass.done(request.token, Err(self.ended(request.offset)));
+            return Ok(());
+        };
+        guest.submit(request, &mut self.trackers, &self.commands, pass)?;
+        guest.kick();
+        Ok(())
     }
 
     #[inline]

@@ -20,9 +20,9 @@ use std::time::Duration;
 
 use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
+use super::blocking;
 use super::controller::Controller;
 use super::events;
-use super::hardware::pci_error;
 use super::health::Health;
 use super::queue_pair::{Created, create_queues};
 use super::setup::{Setup, set_up};
@@ -116,18 +116,11 @@ async fn bring_down(core: &Core, controller: &Controller, harder: bool) -> Resul
     }
     if harder || disabled.is_err() {
         // Row 33.
-        reset_function(controller)?;
+        blocking::reset_function(core, controller.function()).await?;
         hardware.disable_now(core).await?;
     }
     hardware.down();
     Ok(())
-}
-
-/// Resets the function, which forgets its command register with all else.
-fn reset_function(controller: &Controller) -> Result<(), Error> {
-    let function = controller.function();
-    function.reset().map_err(pci_error)?;
-    oxblock_pci::enable(function.config()).map_err(pci_error)
 }
 
 /// Until every queue pair is parked, or has ended.
@@ -165,6 +158,7 @@ async fn bring_up(core: &Core, controller: &Arc<Controller>, life: u32) -> Resul
     };
     let setup = while_restarting(controller, work).await?;
     controller.limit_queues(setup.io_queues);
+    controller.set_firmware(&setup.page);
     if !hardware.revive() {
         return Err(overtaken(controller));
     }
@@ -211,8 +205,11 @@ async fn recreate(
         if !station.create(life) {
             continue;
         }
-        // Fewer than before, or a namespace that is no longer what its node takes it for.
-        if station.qid > setup.io_queues || !setup.has(&station.shape) {
+        if !setup.has(&station.shape) {
+            station.strand(life);
+            continue;
+        }
+        if station.qid > setup.io_queues {
             station.refuse(life);
             continue;
         }

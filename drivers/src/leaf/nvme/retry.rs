@@ -206,24 +206,28 @@ impl QueuePair {
         if !self.trackers.any_aside() {
             return;
         }
-        let due = |stage| match stage {
-            Stage::Waiting { due } => self.trackers.tick().wrapping_sub(due) < u16::MAX / 2,
-            _ => false,
-        };
-        let trackers = &self.trackers;
-        let last = trackers.last_sent();
-        let mut indexes: Vec<(u16, usize)> = (0..trackers.len())
-            .filter(|index| {
-                trackers.aside(*index).is_some_and(|aside| !aside.cancelled && due(aside.stage))
-            })
-            .filter_map(|index| Some((last.since(trackers.first_sent(index)?), index)))
-            .collect();
-        indexes.sort_unstable_by_key(|(since, _)| std::cmp::Reverse(*since));
-        for (_, index) in indexes {
-            if !self.send_again(index) {
+        let mut due = std::mem::take(&mut self.due);
+        due.clear();
+        // There is room for all of them.
+        due.extend((0..self.trackers.len()).filter_map(|index| self.sent_ago(index)));
+        due.sort_unstable_by_key(|(ago, _)| std::cmp::Reverse(*ago));
+        for (_, index) in &due {
+            if !self.send_again(*index) {
                 break;
             }
         }
+        self.due = due;
+    }
+
+    /// How many commands ago the command of a tracker was first sent, if it is due to be sent
+    /// again; and the tracker.
+    fn sent_ago(&self, index: usize) -> Option<(u16, usize)> {
+        let trackers = &self.trackers;
+        let aside = trackers.aside(index).filter(|aside| !aside.cancelled)?;
+        let Stage::Waiting { due } = aside.stage else { return None };
+        let is_due = trackers.tick().wrapping_sub(due) < u16::MAX / 2;
+        let ago = trackers.last_sent().since(trackers.first_sent(index)?);
+        is_due.then_some((ago, index))
     }
 
     /// Sends a command again that waits; false if there is no room, or no controller.

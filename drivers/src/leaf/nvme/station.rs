@@ -22,6 +22,8 @@ pub(super) enum Place {
     Creating,
     /// It could not be made anew.
     Refused,
+    /// Its namespace is not what its node takes it for.
+    Stranded,
     /// It has ended.
     Closed,
 }
@@ -63,6 +65,7 @@ impl Station {
             2 => Place::Parked,
             3 => Place::Creating,
             4 => Place::Refused,
+            5 => Place::Stranded,
             _ => Place::Closed,
         }
     }
@@ -101,6 +104,16 @@ impl Station {
     /// By the home core: the controller did not take it.
     pub fn refuse(&self, life: u32) {
         self.change(word(Place::Creating, life), word(Place::Refused, 0));
+    }
+
+    /// By the home core: the namespace that it was for is no more.
+    pub fn strand(&self, life: u32) {
+        self.change(word(Place::Creating, life), word(Place::Stranded, 0));
+    }
+
+    /// Wakes its core.
+    pub fn waker(&self) -> &CoreWaker {
+        &self.waker
     }
 
     /// Lets its core look.
@@ -146,7 +159,8 @@ impl Stations {
     /// Whether none is of use to the controller or knows it: each is parked, refused or ended.
     pub fn are_parked(&self) -> bool {
         let parked = |station: &Arc<Station>| {
-            matches!(station.place(), Place::Parked | Place::Refused | Place::Closed)
+            use Place::{Closed, Parked, Refused, Stranded};
+            matches!(station.place(), Parked | Refused | Stranded | Closed)
         };
         self.lock().iter().all(parked)
     }

@@ -248,6 +248,21 @@ impl Trackers {
         self.sent.get(index).map(|sent| sent.command().with_cid(tracker.next_cid))
     }
 
+    /// The command to begin anew with, under a new identifier: from here on it goes the usual way.
+    pub fn retake(&mut self, index: usize) -> Option<Command> {
+        self.aside(index)?;
+        self.aside_count -= usize::from(self.aside.get_mut(index)?.take().is_some());
+        let command = self.again(index)?;
+        self.table.get_mut(index)?.cid = command.cid();
+        Some(command)
+    }
+
+    /// Whose command a tracker has.
+    pub fn seat(&self, index: usize) -> Option<u16> {
+        self.aside(index)?;
+        self.table.get(index).map(|tracker| tracker.seat)
+    }
+
     /// The command as it was sent, but for its identifier.
     pub fn command(&self, index: usize) -> Option<Command> {
         self.sent.get(index).map(Sent::command)

@@ -18,7 +18,9 @@ use super::message::{
     CONFIG_REGION, DEVICE_PCI, DeviceInfo, ERROR_IRQ, IRQ_ACTION_TRIGGER, IRQ_DATA_EVENTFD,
     IrqInfo, IrqSet, MSIX_IRQ, REGIONS, REQUEST_IRQ, RegionAccess, RegionInfo, Request,
 };
-use crate::{Bar, ConfigSpace, EventFd, Events, Function, Interrupts, PciError, PciErrorKind};
+use crate::{
+    Bar, ConfigSpace, Delays, EventFd, Events, Function, Interrupts, PciError, PciErrorKind,
+};
 use bar::ClientBar;
 use connection::Connection;
 use iommu::ClientIommu;
@@ -144,6 +146,10 @@ impl Function for VfioUserFunction {
 
     fn release(&self) {
         self.connection.close();
+    }
+
+    fn delays(&self) -> Delays {
+        Delays::Registers
     }
 
     fn reset(&self) -> Result<(), PciError> {

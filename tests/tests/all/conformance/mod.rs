@@ -1,5 +1,6 @@
-//! The conformance suite over each leaf.
+//! The conformance suite over each kind of node.
 
+mod formats;
 mod leaves;
 mod nvme;
 

@@ -130,7 +130,11 @@ fn fewer_queues() {
         let driven = rig.open();
         let node = driven.channel.node().clone();
         let opened = rig.sim.run(1, |core| async move { core.open(&node).await.map(|_| ()) });
-        opened.expect("no deadlock").expect_err("no second queue");
+        let error = opened.expect("no deadlock").expect_err("no second queue").to_string();
+        let which = if opcode == admin::CREATE_CQ { "completion" } else { "submission" };
+        for words in ["creating I/O queue 2", &format!("create {which} queue"), "internal error"] {
+            assert!(error.contains(words), "{error}");
+        }
         rig.exercise(&driven);
         assert_eq!(driven.host.stats().queues, 1);
         rig.exercise_cores(&driven);

@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use oxblock_engine::{Core, Error, ErrorKind};
+use oxblock_engine::{Core, Error, ErrorKind, PollerId};
 use oxblock_nvme::identify::read_ascii;
-use oxblock_pci::{Function, Ids};
+use oxblock_pci::{Delays, EventFd, Function, Ids};
 
 use super::super::admin::Admin;
+use super::super::blocking;
 use super::super::departure::FunctionWatch;
 use super::super::events;
 use super::super::features::Features;
@@ -18,7 +19,7 @@ use super::super::interrupts::Vectors;
 use super::super::namespaces::Namespaces;
 use super::super::recovery::Recovery;
 use super::super::retry::Patience;
-use super::super::setup::{Known, set_up};
+use super::super::setup::{Known, Setup, set_up};
 use super::super::station::Stations;
 use super::super::{NvmeOptions, Quirks, memory};
 use super::{Controller, HeldAttachment, Identity, QueueIds};
@@ -51,26 +52,18 @@ pub(super) async fn attach(
         hardware: hardware.clone(),
         attachment: Some(memory::attach(core, &*function, &hardware).await?),
     };
-    let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
-    let ward = Ward::default();
     let mut vectors = Vectors::new(&function, core.id(), options.interrupt_mode);
-    let event = vectors.admin_event();
-    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
-    let poller = core.add_poller(Box::new(poller));
     let features = Features::new(&function, &options);
-    let known = Known { options: &options, before: None, features: &features };
-    let setup = set_up(core, &admin, &hardware, known).await;
-    let setup = match setup {
-        Ok(setup) => setup,
-        Err(error) => {
-            if hardware.disable(core).await.is_ok() {
-                hardware.retire();
-            }
-            admin.close();
-            core.remove_poller(poller);
-            return Err(error);
-        }
+    let ward = Ward::default();
+    let beginning = Beginning {
+        function: &function,
+        hardware: &hardware,
+        options: &options,
+        features: &features,
+        event: vectors.admin_event(),
+        ward: &ward,
     };
+    let Begun { admin, poller, setup } = beginning.lead(core).await?;
     let one_for_all = hardware.quirks().contains(Quirks::SINGLE_VECTOR);
     vectors.enable_io(if one_for_all { 0 } else { setup.io_queues });
     let page = &setup.page;
@@ -106,6 +99,7 @@ pub(super) async fn attach(
             used: Vec::new(),
             closing: false,
         }),
+        firmware: Mutex::new(identity.firmware.clone()),
         identity,
         namespaces: Namespaces::new(setup.found, options.sgl),
         shadow: setup.shadow,
@@ -152,26 +146,84 @@ fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
     Err(Error::new(ErrorKind::NotSupported, text))
 }
 
-/// Disables and enables the controller; if that fails, once more after a reset of the function.
-async fn start(
-    core: &Core,
-    function: &dyn Function,
-    hardware: &Arc<Hardware>,
-    timeout: Duration,
-) -> Result<Arc<Admin>, Error> {
-    let first = match try_start(core, hardware, timeout).await {
-        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::TimedOut) => error,
-        outcome => return outcome,
-    };
-    if function.reset().is_err() {
-        return Err(first);
-    }
-    // A reset takes the function's command register along.
-    oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    try_start(core, hardware, timeout).await
+/// From a controller in whatever state its last owner left it to one that is set up.
+struct Beginning<'a> {
+    function: &'a Arc<dyn Function>,
+    hardware: &'a Arc<Hardware>,
+    options: &'a NvmeOptions,
+    features: &'a Features,
+    event: Option<Arc<EventFd>>,
+    ward: &'a Ward,
 }
 
-async fn try_start(
+/// A controller that is enabled and set up, and looked after.
+struct Begun {
+    admin: Arc<Admin>,
+    poller: PollerId,
+    setup: Setup,
+}
+
+impl Beginning<'_> {
+    /// Enables the controller and sets it up; if that fails, once more after a reset of the
+    /// function: whoever had it before may have been killed in the middle of anything.
+    async fn lead(&self, core: &Core) -> Result<Begun, Error> {
+        let hardware = self.hardware;
+        if self.function.delays() == Delays::Registers {
+            blocking::watch(hardware)?;
+        }
+        let first = match self.once(core).await {
+            Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::TimedOut) => error,
+            outcome => return outcome,
+        };
+        hardware.fail();
+        if blocking::reset_function(core, self.function).await.is_err() {
+            return Err(first);
+        }
+        hardware.disable_now(core).await?;
+        hardware.down();
+        if hardware.restart().is_none() {
+            return Err(first);
+        }
+        let begun = self.once(core).await?;
+        if hardware.revive() {
+            return Ok(begun);
+        }
+        self.end(core, &begun.admin, begun.poller).await;
+        Err(first)
+    }
+
+    async fn once(&self, core: &Core) -> Result<Begun, Error> {
+        let (hardware, options, features) = (self.hardware, self.options, self.features);
+        let admin = enable(core, hardware, options.admin_timeout).await?;
+        let is_watched = self.function.delays() == Delays::Registers;
+        let (event, ward) = (self.event.clone(), self.ward.clone());
+        let poller = HomePoller::new(hardware.clone(), admin.clone(), ward, event, is_watched);
+        let poller = core.add_poller(Box::new(poller));
+        let known = Known { options, before: None, features };
+        match set_up(core, &admin, hardware, known).await {
+            Ok(setup) => Ok(Begun { admin, poller, setup }),
+            Err(error) => {
+                self.end(core, &admin, poller).await;
+                Err(error)
+            }
+        }
+    }
+
+    /// Disables a controller that could not be set up.
+    async fn end(&self, core: &Core, admin: &Admin, poller: PollerId) {
+        self.hardware.fail();
+        if self.hardware.disable(core).await.is_ok() {
+            self.hardware.down();
+            admin.restart();
+            admin.conceal();
+        }
+        admin.close();
+        core.remove_poller(poller);
+    }
+}
+
+/// Disables the controller, and enables it with an admin queue pair of its own.
+async fn enable(
     core: &Core,
     hardware: &Arc<Hardware>,
     timeout: Duration,

@@ -8,7 +8,7 @@ use oxblock_nvme::status::Status;
 use oxblock_pci::Function;
 use oxblock_pci::soft::SoftIommuOptions;
 
-use super::device::{Follow, Seen, namespace};
+use super::device::{Follow, Seen, State, namespace};
 use super::{Rig, kind};
 
 #[test]
@@ -147,6 +147,40 @@ fn a_fatal_status_while_enabling_leads_to_a_reset() {
     assert_eq!(error.kind(), ErrorKind::Io);
     assert!(error.to_string().contains("CSTS.CFS"), "{error}");
     assert!(rig.now_ms() < 100);
+}
+
+/// Row 22 before there is anything to recover: a controller whose last owner was killed becomes
+/// ready, and answers nothing until its function is reset.
+#[test]
+fn a_controller_that_cannot_be_set_up_gets_another_chance() {
+    let deaf = |helps| {
+        move |state: &mut State| {
+            (state.cc, state.deaf) = (Cc::default().with_en(true), true);
+            state.csts = state.csts.with_rdy(true);
+            state.reset_gives_ears = helps;
+        }
+    };
+    let mut rig = Rig::new(deaf(true));
+    let (controller, channel) = rig.open();
+    assert_eq!(rig.device.state().resets, 1);
+    let op = Op::read(0, rig.buf(512));
+    assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+    // The first try counts no reset of a controller that worked, and a later one works.
+    assert_eq!(controller.stats().resets, 0);
+    rig.run(|core| async move { controller.reset(&core).await }).expect("it comes back");
+    let op = Op::read(0, rig.buf(512));
+    assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
+
+    let mut rig = Rig::new(deaf(false));
+    let free = rig.sim.core(0).arena().available();
+    let error = rig.refusal();
+    assert_eq!(error.kind(), ErrorKind::TimedOut);
+    assert!(error.to_string().contains("06h got no answer"), "{error}");
+    let state = rig.device.state();
+    assert_eq!((state.resets, state.cc.en()), (1, false));
+    drop(state);
+    rig.turns(50);
+    assert_eq!(rig.sim.core(0).arena().available(), free, "its memory came back");
 }
 
 /// Row 5.

@@ -2,7 +2,7 @@
 //! causes it, on the thread of the driver, so that tests replay exactly.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use oxblock_mem::Cells;
 use oxblock_nvme::event::Event;
@@ -56,6 +56,7 @@ type Mangle = Box<dyn FnMut(Completion) -> Vec<Completion> + Send>;
 /// The device. `bar_len` does not change, all else does.
 pub struct Script {
     bar_len: u64,
+    before_status: OnceLock<Box<dyn Fn() + Send + Sync>>,
     state: Mutex<State>,
 }
 
@@ -94,6 +95,8 @@ pub struct State {
     pub held: VecDeque<(u16, Command)>,
     /// Admin commands are not answered any more.
     pub deaf: bool,
+    /// A reset of the function ends that.
+    pub reset_gives_ears: bool,
     pub mangle: Option<Mangle>,
     pub disk: Vec<u8>,
     pub seen: Vec<Seen>,
@@ -159,7 +162,8 @@ impl Script {
     ) -> (Arc<Script>, Arc<SoftFunction>) {
         let iommu = SoftIommu::new(iommu);
         let state = State::new(iommu.translator());
-        let script = Arc::new(Script { bar_len, state: Mutex::new(state) });
+        let script =
+            Arc::new(Script { bar_len, before_status: OnceLock::new(), state: Mutex::new(state) });
         let device: Arc<dyn Device> = script.clone();
         let interrupts = SoftInterrupts::new(vectors);
         let function = SoftFunction::new("soft:7", device, ids, iommu, interrupts);
@@ -168,6 +172,11 @@ impl Script {
 
     pub fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// This comes before each read of CSTS.
+    pub fn before_status(&self, wait: impl Fn() + Send + Sync + 'static) {
+        assert!(self.before_status.set(Box::new(wait)).is_ok(), "said once");
     }
 
     /// Carries out the commands that were kept back, and no longer keeps any.
@@ -186,6 +195,11 @@ impl Device for Script {
     }
 
     fn read(&self, _bar: u8, offset: u64, size: u8) -> u64 {
+        if offset == regs::CSTS
+            && let Some(wait) = self.before_status.get()
+        {
+            wait();
+        }
         let mut state = self.state();
         state.mmio += 1;
         if state.gone {
@@ -236,6 +250,7 @@ impl Device for Script {
         state.stop();
         let rdy = state.csts.rdy() && !state.reset_helps;
         (state.cc, state.csts) = (Cc(0), Csts(0).with_rdy(rdy));
+        state.deaf &= !state.reset_gives_ears;
         if let Some(ready) = state.ready_after_reset {
             state.ready = ready;
         }
@@ -274,6 +289,7 @@ impl State {
             hold: false,
             held: VecDeque::new(),
             deaf: false,
+            reset_gives_ears: false,
             mangle: None,
             disk: vec![0; 4096 * 512],
             seen: Vec::new(),

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use oxblock_engine::{Channel, ErrorKind, EventKind, Events, Node, Op};
 use oxblock_nvme::event::{self, Event};
+use oxblock_nvme::identify::write_ascii;
 use oxblock_nvme::log::{CHANGED_OVERFLOW, LID_CHANGED_NAMESPACES, LID_ERROR, LID_SMART};
 use oxblock_nvme::opcode::admin;
 use oxblock_pci::Function;
@@ -229,16 +230,20 @@ fn io_waits_for_an_activation_of_firmware() {
         let waiting = rig.start(&channel, Op::read(0, rig.buf(512)));
         rig.wait_ms(1000);
         assert!(rig.device.state().io().is_empty(), "it pauses");
+        let mut state = rig.device.state();
+        write_ascii(&mut state.controller.fr, "2.0");
         if ends {
-            let mut state = rig.device.state();
             state.csts = state.csts.with_pp(false);
         }
+        drop(state);
         rig.wait_ms(2000);
         assert_eq!(kind(&waiting.take().expect("it went on")), Ok(()));
         assert_eq!(controller.stats().resets, u64::from(!ends), "two seconds are its limit");
         let told = kinds(&mut events);
         assert_eq!(told[0], EventKind::FirmwareActivation);
         assert!(told.contains(&EventKind::FirmwareActivated), "{told:?}");
+        // The firmware stayed that of the attach.
+        assert_eq!(controller.identity().firmware, "2.0");
     }
 }
 

@@ -3,6 +3,7 @@
 //! them.
 
 mod attach;
+mod blocking;
 mod cost;
 mod device;
 mod ending;

@@ -54,7 +54,7 @@ fn queues_are_as_long_as_the_device_bears() {
             assert_eq!(kind(&rig.op(&channel, op)), Ok(()));
         }
         let Identity { queue_entries, .. } = controller.identity();
-        *queue_entries
+        queue_entries
     };
     let mut rig = Rig::posing_as(APPLE, 0x2001, |_| {});
     assert_eq!(entries(&mut rig), 2);
