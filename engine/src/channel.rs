@@ -137,7 +137,7 @@ impl Channel {
     /// full it waits its turn. Dropping the future detaches the operation.
     pub fn run(&self, mut op: Op) -> Run<'_> {
         self.prepare(&mut op);
-        Run { channel: self, state: RunState::New(Some(op)) }
+        Run { channel: self, state: RunState::New(Some(op)), ticket: None }
     }
 
     /// Reads into `data`, which comes back.
@@ -212,6 +212,8 @@ impl Drop for Channel {
 pub struct Run<'a> {
     channel: &'a Channel,
     state: RunState,
+    /// The place in the line for slots, where it had to wait.
+    ticket: Option<u64>,
 }
 
 impl Run<'_> {
@@ -240,10 +242,16 @@ impl Future for Run<'_> {
             && let Some(waiting) = op.take()
         {
             match io.submit(this.channel.user, Owner::Future, waiting) {
-                Ok(id) => this.state = RunState::Running(id),
+                Ok(id) => {
+                    this.state = RunState::Running(id);
+                    // A place that it leaves behind would have others wait for nobody.
+                    if this.ticket.is_some() {
+                        io.leave_admission(this.ticket.take());
+                    }
+                }
                 Err(Full(back)) => {
                     *op = Some(back);
-                    io.wait_for_slot(this.channel.user, context.waker());
+                    io.wait_for_slot(this.channel.user, &mut this.ticket, context.waker());
                     return Poll::Pending;
                 }
             }
@@ -265,8 +273,9 @@ impl Drop for Run<'_> {
     fn drop(&mut self) {
         match self.state {
             RunState::Running(id) => self.channel.core.0.io.borrow_mut().detach(id),
-            // Whoever waits behind it may be next.
-            RunState::New(_) => self.channel.core.0.io.borrow_mut().admit_next(),
+            RunState::New(_) => {
+                self.channel.core.0.io.borrow_mut().give_up_waiting(self.ticket.take());
+            }
             RunState::Over => {}
         }
     }

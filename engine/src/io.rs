@@ -14,7 +14,6 @@ mod users;
 
 use std::collections::VecDeque;
 use std::rc::Rc;
-use std::task::Waker;
 
 use oxblock_mem::{IoVector, Pool, View};
 
@@ -30,8 +29,8 @@ pub(crate) use leaves::{Halt, Leaf};
 use routed::Next;
 pub(crate) use slow::SlowPart;
 use slow::SlowPlace;
-use users::User;
 pub(crate) use users::{Entry, Standing};
+use users::{User, Waiting};
 
 /// Fragments of one operation at the leaf at once.
 const MAX_FRAGMENTS: u32 = 8;
@@ -69,8 +68,9 @@ pub(crate) struct Io {
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
-    /// Futures that found no free slot, and how many free ones each leaves to others.
-    admission: VecDeque<(usize, Waker)>,
+    /// Futures that found no free slot, and the number of the next.
+    admission: VecDeque<Waiting>,
+    next_ticket: u64,
     /// Completions that named no fragment in flight.
     spurious: u64,
     /// Set once the engine failed: every operation ends with this.
@@ -92,6 +92,7 @@ impl Io {
             bounce: None,
             zeroes: None,
             admission: VecDeque::new(),
+            next_ticket: 0,
             spurious: 0,
             failed: None,
         }

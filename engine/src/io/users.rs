@@ -32,6 +32,14 @@ pub(super) struct User {
     pub(super) keep_bounce: usize,
 }
 
+/// A future that found no free slot.
+pub(super) struct Waiting {
+    ticket: u64,
+    /// How many free slots it leaves to others.
+    keep: usize,
+    waker: Waker,
+}
+
 /// What others wait for of a channel's user.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Standing {
@@ -215,23 +223,40 @@ impl Io {
         }
     }
 
-    /// Wakes this waker when there is a slot for this user.
-    pub fn wait_for_slot(&mut self, user: u16, waker: &Waker) {
-        let keep = self.users[user as usize].keep_slots;
-        let is_known =
-            |(known_keep, known): &(usize, Waker)| *known_keep == keep && known.will_wake(waker);
-        if !self.admission.iter().any(is_known) {
-            self.admission.push_back((keep, waker.clone()));
+    /// Wakes this waker when there is a slot for this user. `ticket` is the place in the line,
+    /// where it has one.
+    pub fn wait_for_slot(&mut self, user: u16, ticket: &mut Option<u64>, waker: &Waker) {
+        let mut waiting = self.admission.iter_mut();
+        if let Some(known) = waiting.find(|known| Some(known.ticket) == *ticket) {
+            return known.waker.clone_from(waker);
         }
+        let (keep, waker) = (self.users[user as usize].keep_slots, waker.clone());
+        let number = *ticket.insert(self.next_ticket);
+        self.next_ticket += 1;
+        self.admission.push_back(Waiting { ticket: number, keep, waker });
+    }
+
+    /// Somebody waits for a slot no more, and has none. If it was woken for one, that is another's.
+    pub fn give_up_waiting(&mut self, ticket: Option<u64>) {
+        if ticket.is_some() && !self.leave_admission(ticket) {
+            self.admit_next();
+        }
+    }
+
+    /// Takes somebody out of the line for slots. Whether it was there.
+    pub fn leave_admission(&mut self, ticket: Option<u64>) -> bool {
+        let before = self.admission.len();
+        self.admission.retain(|known| Some(known.ticket) != ticket);
+        self.admission.len() < before
     }
 
     /// Wakes the first of those who wait for a slot and may have one of those that are free.
     #[cold]
     pub fn admit_next(&mut self) {
         let free = self.slots.free();
-        let next = self.admission.iter().position(|(keep, _)| free > *keep);
-        if let Some((_, waker)) = next.and_then(|next| self.admission.remove(next)) {
-            waker.wake();
+        let next = self.admission.iter().position(|waiting| free > waiting.keep);
+        if let Some(waiting) = next.and_then(|next| self.admission.remove(next)) {
+            waiting.waker.wake();
         }
     }
 

@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::Poll;
 use std::time::Duration;
 
 use super::leaf::{Awkward, AwkwardOptions};
@@ -169,6 +170,39 @@ fn a_full_table_pushes_back_and_who_waits_can_be_cancelled_or_leave() {
         assert!(data.whole().is_all(9), "what its user left behind was done");
     };
     simulation.run(0, test).expect("the test ran");
+    simulation.shutdown().expect("a shutdown");
+}
+
+/// One that gave up its place in the line for slots, or had a slot without being called, left the
+/// place behind: it was called in vain, and nobody else was.
+#[test]
+fn who_gives_up_waiting_for_a_slot_holds_up_nobody() {
+    let mut simulation = simulation(1, 1);
+    let node = super::node(AwkwardOptions::new(LEN, 512));
+    let test = move |core: Core| async move {
+        let channel = Rc::new(core.open(&node).await.expect("a channel"));
+        for gives_up in [true, false] {
+            channel.submit(write(&core, 1)).expect("a slot");
+            let mut first = Box::pin(channel.run(write(&core, 2)));
+            std::future::poll_fn(|context| {
+                assert!(first.as_mut().poll(context).is_pending());
+                Poll::Ready(())
+            })
+            .await;
+            let mut first = (!gives_up).then_some(first);
+            let second = channel.clone();
+            let second = core.spawn(async move { second.flush().await });
+            core.yield_now().await;
+            while channel.poll(|_| ()) == 0 {
+                core.yield_now().await;
+            }
+            if let Some(first) = first.take() {
+                first.await.result.expect("a write");
+            }
+            second.await.expect("a task").expect("a flush");
+        }
+    };
+    simulation.run(0, test).expect("nobody waits for ever");
     simulation.shutdown().expect("a shutdown");
 }
 
