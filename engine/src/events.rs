@@ -28,6 +28,15 @@ pub struct Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum EventKind {
+    /// A device is there that was not, or whether it can be attached has changed. Told by who
+    /// watches a bus; its words say what is to be done.
+    DeviceAppeared {
+        /// It can be attached as it is.
+        ready: bool,
+    },
+    /// A device is no longer on its bus. Told by who watches a bus, of devices that were never
+    /// attached as well.
+    DeviceUnplugged,
     /// A device is to go: what was open on it is being closed.
     DeviceLeaving,
     /// A device went, or was let go of. It can be attached again when it comes back.

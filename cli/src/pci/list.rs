@@ -3,10 +3,10 @@
 use std::process::ExitCode;
 
 use clap::ArgMatches;
-use oxblock_engine::{Error, ErrorKind};
+use oxblock_engine::Error;
 use oxblock_pci::host::{HostFunction, Root};
 
-use super::{addresses, document, print};
+use super::{addresses, class, document, print};
 use oxblock_drivers::nvme::pci_error;
 
 /// Runs `oxblock pci list`.
@@ -21,13 +21,7 @@ pub fn run(root: &Root, matches: &ArgMatches) -> Result<ExitCode, Error> {
         }
         true => {
             let mut all = HostFunction::all(root);
-            let class = matches.get_one::<String>("class").map(String::as_str);
-            let class = class.or((!matches.get_flag("all")).then_some("010802")).unwrap_or("");
-            if class.len() > 6 || !class.bytes().all(|b| b.is_ascii_hexdigit()) {
-                let text = format!("`{class}` is no PCI class; give two to six digits, as in 0108");
-                return Err(Error::new(ErrorKind::Invalid, text));
-            }
-            let class = class.to_ascii_lowercase();
+            let class = class(matches)?;
             all.retain(|function| format!("{:06x}", function.class).starts_with(&class));
             all.sort_by_key(|function| (!function.is_nvme(), function.address));
             all

@@ -1,12 +1,13 @@
 //! `oxblock pci`: the PCI functions of this machine, and who drives them.
 
 mod list;
+mod monitor;
 
 use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use oxblock_engine::Error;
+use oxblock_engine::{Error, ErrorKind};
 use oxblock_pci::Address;
 use oxblock_pci::host::{self, BindOptions, HostFunction, Owner, Root};
 use serde_json::{Value, json};
@@ -47,7 +48,7 @@ pub fn command() -> Command {
     };
     let force = |help| Arg::new("force").long("force").action(ArgAction::SetTrue).help(help);
     Command::new("pci")
-        .about("List PCI functions, and give them to user space and back")
+        .about("List and watch PCI functions, and give them to user space and back")
         .subcommand_required(true)
         .arg_required_else_help(true)
         .subcommand(
@@ -55,20 +56,10 @@ pub fn command() -> Command {
                 .about("List NVMe controllers: driver, IOMMU group, NUMA node, who uses them")
                 .after_help(AFTER_LIST)
                 .arg(addresses(false))
-                .arg(
-                    Arg::new("all")
-                        .long("all")
-                        .action(ArgAction::SetTrue)
-                        .help("List functions of every class, NVMe controllers first"),
-                )
-                .arg(
-                    Arg::new("class")
-                        .long("class")
-                        .value_name("HEX")
-                        .help("List functions whose class begins so: 01, 0108, 010802"),
-                )
+                .args(class_arguments())
                 .arg(json()),
         )
+        .subcommand(monitor::command())
         .subcommand(
             Command::new("bind")
                 .about("Give functions to vfio-pci, so that oxblock can drive them")
@@ -100,6 +91,7 @@ pub fn run(matches: &ArgMatches) -> Result<ExitCode, Error> {
     let root = Root::new("/");
     match matches.subcommand() {
         Some(("list", matches)) => list::run(&root, matches),
+        Some(("monitor", matches)) => monitor::run(matches),
         Some(("bind", matches)) => bind(&root, matches),
         Some(("unbind", matches)) => {
             let force = matches.get_flag("force");
@@ -173,6 +165,29 @@ fn outcome(function: &HostFunction) -> String {
         ));
     }
     text
+}
+
+/// Which functions are meant, where they are not named.
+fn class_arguments() -> [Arg; 2] {
+    let all = Arg::new("all").long("all").action(ArgAction::SetTrue);
+    let class = Arg::new("class").long("class").value_name("HEX");
+    [
+        all.help("Functions of every class"),
+        class.help("Functions whose class begins so: 01, 0108, 010802"),
+    ]
+}
+
+/// How their class begins: up to six digits, in lower case.
+///
+/// Errors: it is no number.
+fn class(matches: &ArgMatches) -> Result<String, Error> {
+    let class = matches.get_one::<String>("class").map(String::as_str);
+    let class = class.or((!matches.get_flag("all")).then_some("010802")).unwrap_or("");
+    if class.len() > 6 || !class.bytes().all(|b| b.is_ascii_hexdigit()) {
+        let text = format!("`{class}` is no PCI class; give two to six digits, as in 0108");
+        return Err(Error::new(ErrorKind::Invalid, text));
+    }
+    Ok(class.to_ascii_lowercase())
 }
 
 fn addresses(matches: &ArgMatches) -> Result<Vec<Address>, Error> {

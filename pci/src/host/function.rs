@@ -90,11 +90,12 @@ impl HostFunction {
         let group = root.link_name(&format!("{folder}/iommu_group"));
         let name = |group: &String| root.text(&format!("sys/kernel/iommu_groups/{group}/name"));
         let namespaces = namespaces(root, &folder);
+        let number = |name| hex(root, &format!("{folder}/{name}")).unwrap_or(0);
         let mut function = HostFunction {
             address,
-            class: hex(root, &format!("{folder}/class")),
-            vendor: hex(root, &format!("{folder}/vendor")) as u16,
-            device: hex(root, &format!("{folder}/device")) as u16,
+            class: number("class"),
+            vendor: number("vendor") as u16,
+            device: number("device") as u16,
             driver: root.link_name(&format!("{folder}/driver")),
             numa_node: root.text(&format!("{folder}/numa_node")).and_then(|n| n.parse().ok()),
             no_iommu: group.as_ref().and_then(name).is_some_and(|name| name == "vfio-noiommu"),
@@ -124,7 +125,7 @@ impl HostFunction {
 }
 
 /// Whether a driver of this name hands functions to processes; some vendors have one of their own.
-pub(crate) fn is_vfio(driver: &str) -> bool {
+pub fn is_vfio(driver: &str) -> bool {
     driver.contains("vfio")
 }
 
@@ -133,16 +134,17 @@ pub(crate) fn folder(address: Address) -> String {
     format!("sys/bus/pci/devices/{address}")
 }
 
-fn hex(root: &Root, path: &str) -> u32 {
-    let text = root.text(path).unwrap_or_default();
-    u32::from_str_radix(text.trim_start_matches("0x"), 16).unwrap_or(0)
+/// The number that a file holds in hexadecimal digits.
+pub(super) fn hex(root: &Root, path: &str) -> Option<u32> {
+    u32::from_str_radix(root.text(path)?.trim_start_matches("0x"), 16).ok()
 }
 
 fn companions(root: &Root, group: &str, address: Address) -> Vec<Companion> {
     let names = root.names(&format!("sys/kernel/iommu_groups/{group}/devices"));
     let mut addresses: Vec<Address> = names.iter().filter_map(|name| name.parse().ok()).collect();
     addresses.retain(|other| {
-        *other != address && hex(root, &format!("{}/class", folder(*other))) >> 8 != BRIDGE_CLASS
+        let class = hex(root, &format!("{}/class", folder(*other)));
+        *other != address && class.unwrap_or(0) >> 8 != BRIDGE_CLASS
     });
     let driver = |address| root.link_name(&format!("{}/driver", folder(address)));
     addresses.iter().map(|&address| Companion { address, driver: driver(address) }).collect()

@@ -64,6 +64,12 @@ impl Root {
         std::fs::read_link(self.path(path)).ok()
     }
 
+    /// The number of a file or directory in its file system, links followed.
+    pub fn inode(&self, path: &str) -> Option<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Some(self.path(path).metadata().ok()?.ino())
+    }
+
     /// Writes an attribute of the kernel: the file must be there, and takes it in one call.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::{fs, io};
 
 use super::Root;
+use super::function::folder;
 use crate::{Address, PciError};
 
 /// The folder of the notes.
@@ -23,10 +24,15 @@ pub(super) struct State {
 }
 
 impl State {
-    /// Notes it, unless there is a note: the first is the one that counts.
+    /// Notes it, unless there is a note: the first is the one that counts. The note of a function
+    /// that was pulled from the same place is none.
     pub(super) fn keep(&self, root: &Root, address: Address) -> Result<(), PciError> {
+        if State::read(root, address).is_none() {
+            State::forget(root, address);
+        }
         let path = root.path(&path(address));
-        let text = format!("{} {}\n", word(&self.driver), word(&self.driver_override));
+        let (driver, wanted) = (word(&self.driver), word(&self.driver_override));
+        let text = format!("{driver} {wanted} {}\n", number_of(root, address));
         let write = || {
             fs::create_dir_all(root.path(FOLDER))?;
             let file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&path);
@@ -47,6 +53,9 @@ impl State {
         let text = root.text(&path(address))?;
         let mut words = text.split_whitespace();
         let (driver, driver_override) = (words.next()?, words.next()?);
+        if words.next()?.parse() != Ok(number_of(root, address)) {
+            return None;
+        }
         let good = |word: &str| word == NONE || is_name(word);
         let name = |word: &str| (word != NONE).then(|| word.to_owned());
         let state = State { driver: name(driver), driver_override: name(driver_override) };
@@ -57,6 +66,11 @@ impl State {
     pub(super) fn forget(root: &Root, address: Address) {
         let _ = fs::remove_file(root.path(&path(address)));
     }
+}
+
+/// sysfs's number of the function: one that comes to the same place later has another.
+fn number_of(root: &Root, address: Address) -> u64 {
+    root.inode(&folder(address)).unwrap_or(0)
 }
 
 fn path(address: Address) -> String {

@@ -241,8 +241,36 @@ fn owners_are_users_of_the_machine() {
 fn notes_that_make_no_sense_are_not_followed() {
     let machine = Machine::new();
     let root = machine.root();
-    for text in ["", "nvme", "../../x ../y", "nvme ../y", "a/b c"] {
+    let number = root.inode(&format!("{DEVICES}/{FREE}")).unwrap();
+    let read = |text: &str| {
         machine.write(&format!("run/oxblock/pci/{FREE}"), text);
-        assert_eq!(state::State::read(&root, address(FREE)), None, "{text}");
+        state::State::read(&root, address(FREE))
+    };
+    assert!(read(&format!("nvme - {number}")).is_some());
+    for text in ["", "nvme", "nvme -", "../../x ../y", "nvme ../y", "a/b c"] {
+        assert_eq!(read(text), None, "{text}");
+        let text = format!("{text} {number}");
+        let is_name = text.starts_with("nvme - ");
+        assert_eq!(read(&text).is_some(), is_name, "{text}");
     }
+}
+
+/// What is plugged into the place of one that was pulled while it was bound had a driver of its
+/// own.
+#[test]
+fn the_note_of_a_function_that_was_pulled_is_none() {
+    let machine = Machine::running();
+    let root = machine.root();
+    fs::remove_file(root.path(&format!("{DEVICES}/{FREE}/driver"))).unwrap();
+    bind(&root, address(FREE), &BindOptions::default()).unwrap();
+    let (place, old) = (root.path(&format!("{DEVICES}/{FREE}")), root.path("old"));
+    fs::rename(&place, &old).unwrap();
+    fs::create_dir(&place).unwrap();
+    for name in ["class", "vendor", "device", "driver_override", "iommu_group"] {
+        fs::rename(old.join(name), place.join(name)).unwrap();
+    }
+    fs::write(place.join("driver_override"), "(null)").unwrap();
+    machine.link(&format!("{DEVICES}/{FREE}/driver"), "../../drivers/nvme");
+    bind(&root, address(FREE), &BindOptions::default()).unwrap();
+    assert_eq!(unbind(&root, address(FREE), false).unwrap().driver.as_deref(), Some("nvme"));
 }

@@ -9,6 +9,7 @@ mod faults;
 mod features;
 mod files;
 mod handover;
+mod hotplug;
 mod interrupts;
 mod names;
 mod nodes;

@@ -26,6 +26,8 @@
 //! A graph opens namespaces by the driver's name ([`NVME`]): its nodes share a controller, which is
 //! attached when the first of them is opened ([`Controllers`]).
 //!
+//! Controllers that are plugged in while the engine runs are told of by [`HotPlug`].
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
@@ -47,6 +49,7 @@ mod hardware;
 mod health;
 mod home;
 mod host_memory;
+mod hotplug;
 mod identify;
 mod info;
 mod interrupts;
@@ -80,6 +83,7 @@ pub use controller::{Controller, ControllerStats, Identity};
 pub use controllers::Controllers;
 pub use events::{EventCounts, EventRecord};
 pub use hardware::pci_error;
+pub use hotplug::HotPlug;
 pub use info::NVME;
 pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};

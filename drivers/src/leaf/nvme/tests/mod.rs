@@ -10,6 +10,7 @@ mod ending;
 mod events;
 mod features;
 mod fuzz;
+mod hotplug;
 mod interrupts;
 mod io;
 mod own_memory;
