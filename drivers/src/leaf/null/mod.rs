@@ -143,8 +143,11 @@ struct InstantQueue {
 impl Queue for InstantQueue {
     #[inline]
     fn submit(&mut self, request: &Request<'_>, pass: &mut Pass) -> Result<(), Busy> {
-        let result = if self.read_zeroes { zeroes(request) } else { Ok(()) };
-        pass.done(request.token, result);
+        if self.read_zeroes {
+            pass.done(request.token, zeroes(request));
+        } else {
+            pass.done(request.token, Ok(()));
+        }
         Ok(())
     }
 
@@ -262,7 +265,8 @@ impl Queue for DelayQueue {
     }
 }
 
-/// Behaves as a device full of zeroes.
+/// Behaves as a device full of zeroes. Not inlined: who reads none does not pay for it.
+#[inline(never)]
 fn zeroes(request: &Request<'_>) -> Result<(), Fault> {
     match request.kind {
         OpKind::Read => request.data.fill(0),
