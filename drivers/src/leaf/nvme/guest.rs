@@ -2,7 +2,6 @@
 //! than there are cores.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use oxblock_engine::{Busy, Core, Error, ErrorKind, Fault, Pass, Queue, Request, Sleep, Token};
 
@@ -12,12 +11,12 @@ use super::ending::DELETE_NS;
 use super::hardware::Hardware;
 use super::health::Health;
 use super::lending::{Answer, Ask, GuestEnd, Service};
+use super::looks::Looks;
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 
-/// How often, and how long, a queue pair to share is looked for while others are being created.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+/// How long a queue pair to share is looked for while others are being created.
 const LOOK_NS: u64 = 5_000_000_000;
 
 /// Commands in flight through another core's queue pair.
@@ -47,6 +46,7 @@ pub(super) async fn open(
 ) -> Result<Box<dyn Queue>, Error> {
     let depth = (usize::from(controller.queue_entries()) - 1).min(TRACKERS_MAX);
     let begun = core.now();
+    let mut looks = Looks::new();
     let end = loop {
         let lender = controller.lender();
         if let Some(end) = lender.and_then(|lender| lender.join(core.waker(), depth)) {
@@ -62,7 +62,7 @@ pub(super) async fn open(
                         be shared; open its namespaces on fewer cores";
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        core.sleep(LOOK_INTERVAL).await;
+        looks.pause(core).await;
     };
     let hardware = controller.hardware().clone();
     let mut memory = DeviceMemory::new(core.arena(), Commands::list_bytes(depth), &hardware)?;

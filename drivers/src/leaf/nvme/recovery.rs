@@ -16,7 +16,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
 
 use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
@@ -24,10 +23,9 @@ use super::controller::{Controller, Setup, set_up};
 use super::events;
 use super::hardware::pci_error;
 use super::health::Health;
+use super::looks::Looks;
 use super::queue_pair::{Created, create_queues};
 
-/// How often a wait looks again.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 /// How long a core may take to park its queue pairs.
 const PARK_NS: u64 = 30_000_000_000;
 
@@ -133,6 +131,7 @@ fn reset_function(controller: &Controller) -> Result<(), Error> {
 async fn park(core: &Core, controller: &Controller) -> Result<(), Error> {
     let life = controller.hardware().pulse().life();
     let begun = core.now();
+    let mut looks = Looks::new();
     loop {
         for station in controller.stations().all() {
             station.park_again(life);
@@ -146,7 +145,7 @@ async fn park(core: &Core, controller: &Controller) -> Result<(), Error> {
             let text = "a core did not let go of its I/O queue";
             return Err(Error::new(ErrorKind::TimedOut, text));
         }
-        core.sleep(LOOK_INTERVAL).await;
+        looks.pause(core).await;
     }
 }
 
@@ -259,8 +258,9 @@ impl Controller {
         let life = self.hardware().pulse().life();
         self.recovery().ask();
         self.hardware().fail();
+        let mut looks = Looks::new();
         while self.hardware().pulse().life() == life && !self.hardware().health().is_over() {
-            core.sleep(LOOK_INTERVAL).await;
+            looks.pause(core).await;
         }
         self.settled(core).await.map_err(named)
     }
@@ -270,6 +270,7 @@ impl Controller {
     /// # Errors
     /// The controller is over: why.
     pub(super) async fn settled(&self, core: &Core) -> Result<(), Error> {
+        let mut looks = Looks::new();
         loop {
             let health = self.hardware().health();
             if health == Health::Live {
@@ -279,7 +280,7 @@ impl Controller {
                 let why = self.recovery().why().filter(|_| health == Health::Failed);
                 return Err(why.unwrap_or_else(|| Error::from(health.fault(0))));
             }
-            core.sleep(LOOK_INTERVAL).await;
+            looks.pause(core).await;
         }
     }
 }
