@@ -1,10 +1,9 @@
 //! The `oxblock` command.
 #![forbid(unsafe_code)]
 
-mod attached;
 mod bench;
 mod doctor;
-mod function;
+mod held;
 mod interrupts;
 mod node;
 mod nvme;

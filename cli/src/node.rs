@@ -3,9 +3,16 @@
 use std::sync::Arc;
 
 use oxblock_drivers::DRIVERS;
-use oxblock_engine::graph::Graph;
+use oxblock_drivers::nvme::{Controllers, FunctionSpec};
+use oxblock_engine::graph::{Access, Graph};
 use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Engine, Error, Node};
+
+use crate::held::hold;
+use crate::tuning::NvmeTuning;
+
+/// Entries of an NVMe queue: enough for any depth that is usual, and the most of the driver.
+const QUEUE_ENTRIES: (u64, u64) = (256, 1024);
 
 /// Reads a node.
 ///
@@ -26,20 +33,85 @@ fn explain(error: Error) -> Error {
     ))
 }
 
-/// Opens it, on the engine's first core. `queue_depth` is how many requests a file has in the
-/// kernel at once where that is not said.
+/// A namespace of the controller behind a function, driven so.
 ///
-/// Errors: what the drivers say.
-pub fn open(engine: &Engine, options: &NodeOptions, queue_depth: u16) -> Result<Arc<Node>, Error> {
+/// Errors: a name of a function that is none.
+pub fn of_namespace(device: &str, nsid: u32, tuning: NvmeTuning) -> Result<NodeOptions, Error> {
+    let mut options = NodeOptions::new();
+    options.set("driver", "nvme");
+    options.set("device", FunctionSpec::parse(device)?.to_string());
+    options.set("namespace", u64::from(nsid));
+    tuning.add_to(&mut options);
+    Ok(options)
+}
+
+/// Whether it is a namespace of an NVMe controller.
+pub fn is_nvme(options: &NodeOptions) -> bool {
+    options.text("driver") == Some("nvme")
+}
+
+/// Whether both are namespaces of one controller that is driven in one way.
+pub fn share_a_controller(a: &NodeOptions, b: &NodeOptions) -> bool {
+    let controller = |options: &NodeOptions| {
+        let mut options = options.clone();
+        for key in ["namespace", "node-name", "read-only"] {
+            options.take(key);
+        }
+        if let Some(Ok(device)) = options.text("device").map(FunctionSpec::parse) {
+            options.set("device", device.to_string());
+        }
+        options
+    };
+    is_nvme(a) && controller(a) == controller(b)
+}
+
+/// The functions that its nodes drive.
+pub fn functions(options: &NodeOptions) -> impl Iterator<Item = FunctionSpec> {
+    let devices = nodes_of(options, "nvme").into_iter();
+    devices.filter_map(|before| FunctionSpec::parse(options.text(&format!("{before}device"))?).ok())
+}
+
+/// What it is, for people.
+///
+/// Errors: the engine failed.
+pub fn words(engine: &Engine, node: &Node, options: &NodeOptions) -> Result<String, Error> {
+    if let (true, Some(device)) = (is_nvme(options), options.text("device").map(str::to_owned)) {
+        let of = device.clone();
+        let find = move |core| async move { Controllers::of(&core).find(&of) };
+        if let Some(controller) = engine.run(0, find)? {
+            let nsid = options.get("namespace").map_or("1".into(), |nsid| nsid.to_string());
+            let (model, serial) = (&controller.identity().model, &controller.identity().serial);
+            let (model, serial) = (model.trim(), serial.trim());
+            return Ok(format!("namespace {nsid} of {model} ({serial}) at {device}"));
+        }
+    }
+    Ok(format!("{} node `{}`", node.driver_name(), node.name()))
+}
+
+/// Opens it, on the engine's first core. `queue_depth` is how many requests a file has in the
+/// kernel at once, and a core with an NVMe controller, where that is not said; `access` is what is
+/// done to the node and left to others.
+///
+/// Errors: what the drivers say; others who stand against that access.
+pub fn open(
+    engine: &Engine,
+    options: &NodeOptions,
+    queue_depth: u16,
+    access: Access,
+) -> Result<Arc<Node>, Error> {
     let mut options = options.clone();
     options.set_default("node-name", "target");
     for file in nodes_of(&options, "file") {
         options.set_default(&format!("{file}queue-depth"), u64::from(queue_depth));
     }
+    let entries = (u64::from(queue_depth) + 1).clamp(QUEUE_ENTRIES.0, QUEUE_ENTRIES.1);
+    for namespace in nodes_of(&options, "nvme") {
+        options.set_default(&format!("{namespace}queue-entries"), entries);
+    }
     engine.run(0, move |core| async move {
         let mut graph = Graph::new();
         let id = graph.open(&core, &DRIVERS, options).await?;
-        graph.node(id).map(|node| node.body.clone())
+        hold(graph, id, access)
     })?
 }
 

@@ -15,7 +15,6 @@ use oxblock_nvmet::{
     ClientEvent, ControllerOptions, NamespaceOptions, VfioUserOptions, VfioUserServer,
 };
 
-use crate::attached::Attached;
 use crate::bench::stop_on_signal;
 use crate::target::{Leaf, Processors, TargetSpec, Wants};
 
@@ -174,13 +173,6 @@ fn open(engine: &Engine, word: &str, matches: &ArgMatches) -> Result<(Arc<Node>,
     let (read_only, direct) = (matches.get_flag("read-only"), matches.get_flag("direct"));
     let wants = Wants::to_serve(matches.get_one("size").copied(), read_only, direct, DEPTH);
     match TargetSpec::parse(word)? {
-        TargetSpec::Nvme { function, nsid, tuning } => {
-            let attached = Attached::open(engine, &function, &[nsid], DEPTH, tuning)?;
-            let first = attached.into_iter().next();
-            first.map(|attached| (attached.node, attached.words)).ok_or_else(|| {
-                Error::new(ErrorKind::NotFound, format!("there is no namespace {nsid} at `{word}`"))
-            })
-        }
         TargetSpec::Path(path) if read_only && !path.exists() => {
             let text = format!("{}: there is no such file to serve", path.display());
             Err(Error::new(ErrorKind::NotFound, text))

@@ -11,15 +11,15 @@ use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
 use oxblock_drivers::null::NullOptions;
 use oxblock_drivers::{file, memory, null};
+use oxblock_engine::graph::Access;
 use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Driver, Engine, Error, ErrorKind, Node, Options};
 
-use crate::attached::Attached;
-use crate::function::FunctionSpec;
+use crate::held::{access, hold_alone};
 use crate::interrupts;
 use crate::node;
 use crate::soft::{Soft, SoftOptions};
-use crate::tuning::{NvmeNode, NvmeTuning};
+use crate::tuning::NvmeTuning;
 
 /// The length of a target in memory or in a temporary file, where no size is given.
 const DEFAULT_LENGTH: u64 = 256 << 20;
@@ -31,15 +31,6 @@ const DEFAULT_NULL_LENGTH: u64 = 1 << 40;
 pub enum TargetSpec {
     /// The software NVMe controller in this process, over another target.
     Soft(Box<TargetSpec>, NvmeTuning),
-    /// A namespace of an NVMe controller behind a PCI function.
-    Nvme {
-        /// The controller.
-        function: FunctionSpec,
-        /// The namespace.
-        nsid: u32,
-        /// How it is driven.
-        tuning: NvmeTuning,
-    },
     /// A device that keeps nothing.
     Null,
     /// A disk in memory.
@@ -65,12 +56,12 @@ impl TargetSpec {
         let (word, tuning) =
             if is_driven { NvmeTuning::split(word)? } else { (word, NvmeTuning::default()) };
         match word.split_once(':') {
-            _ if word.starts_with('{') => TargetSpec::parse_json(word),
+            _ if word.starts_with('{') => node::parse(word).map(TargetSpec::Node),
             _ if word == "soft" => Ok(TargetSpec::Soft(Box::new(TargetSpec::Memory), tuning)),
             _ if word == "null" => Ok(TargetSpec::Null),
             _ if word == "memory" => Ok(TargetSpec::Memory),
             Some(("soft", below)) => match TargetSpec::parse(below)? {
-                TargetSpec::Soft(..) | TargetSpec::Nvme { .. } => {
+                below if below.is_controller() => {
                     invalid("a controller over a controller is not offered")
                 }
                 below => Ok(TargetSpec::Soft(Box::new(below), tuning)),
@@ -99,7 +90,7 @@ impl TargetSpec {
     /// Errors: as [`TargetSpec::parse`]; a controller among several files.
     pub fn of(words: &[String], default: &TargetSpec) -> Result<TargetSpec, Error> {
         let parse = |word: &String| match TargetSpec::parse(word) {
-            Ok(TargetSpec::Soft(..) | TargetSpec::Nvme { .. }) => {
+            Ok(spec) if spec.is_controller() => {
                 let text = format!("target `{word}`: several files are paths, null or memory");
                 Err(Error::new(ErrorKind::Invalid, text))
             }
@@ -115,29 +106,18 @@ impl TargetSpec {
     /// Whether both are namespaces of one controller, which has one driver and one engine.
     pub fn shares_with(&self, other: &TargetSpec) -> bool {
         match (self, other) {
-            (
-                TargetSpec::Nvme { function: a, tuning: of_a, .. },
-                TargetSpec::Nvme { function: b, tuning: of_b, .. },
-            ) => (a, of_a) == (b, of_b),
+            (TargetSpec::Node(a), TargetSpec::Node(b)) => node::share_a_controller(a, b),
             _ => false,
         }
     }
 
-    /// The namespace, of a controller's.
-    fn nsid(&self) -> Option<u32> {
+    /// Whether it is a controller's, in software or behind a PCI function.
+    fn is_controller(&self) -> bool {
         match self {
-            TargetSpec::Nvme { nsid, .. } => Some(*nsid),
-            _ => None,
+            TargetSpec::Soft(..) => true,
+            TargetSpec::Node(options) => node::is_nvme(options),
+            _ => false,
         }
-    }
-
-    /// Reads a node of any driver.
-    fn parse_json(json: &str) -> Result<TargetSpec, Error> {
-        let Some(node) = NvmeNode::parse(json)? else {
-            return node::parse(json).map(TargetSpec::Node);
-        };
-        let place = format!("{}/{}", node.device, node.namespace);
-        TargetSpec::parse_nvme(&place, node.tuning()?)
     }
 
     /// Reads `//ADDRESS` or `//ADDRESS/NAMESPACE`.
@@ -148,7 +128,7 @@ impl TargetSpec {
             let text = format!("`{nsid}` is no namespace; give a number, as in nvme://01:00.0/1");
             Error::new(ErrorKind::Invalid, text)
         })?;
-        Ok(TargetSpec::Nvme { function: FunctionSpec::parse(address)?, nsid, tuning })
+        node::of_namespace(address, nsid, tuning).map(TargetSpec::Node)
     }
 
     /// Reads `SOCKET` or `SOCKET/NAMESPACE`. What is there by the whole name is the socket: those
@@ -162,15 +142,14 @@ impl TargetSpec {
             },
             _ => (place, 1),
         };
-        let function = FunctionSpec::parse(&format!("vfio-user:{socket}"))?;
-        Ok(TargetSpec::Nvme { function, nsid, tuning })
+        node::of_namespace(&format!("vfio-user:{socket}"), nsid, tuning).map(TargetSpec::Node)
     }
 
     /// Whether its controller is a program, which wants a processor of its own.
     pub fn is_software(&self) -> bool {
         match self {
             TargetSpec::Soft(..) => true,
-            TargetSpec::Nvme { function, .. } => function.is_software(),
+            TargetSpec::Node(options) => node::functions(options).any(|it| it.is_software()),
             _ => false,
         }
     }
@@ -195,6 +174,8 @@ pub struct Wants {
     unlinks: bool,
     sqthread_poll: bool,
     hipri: bool,
+    /// Whether others may write meanwhile.
+    shares: bool,
 }
 
 impl Wants {
@@ -213,6 +194,7 @@ impl Wants {
             unlinks: jobs.iter().any(|job| job.files.unlink),
             sqthread_poll: jobs.iter().any(|job| job.files.sqthread_poll),
             hipri: jobs.iter().any(|job| job.files.hipri),
+            shares: !jobs.iter().any(|job| job.rw.writes() || job.verify.method.is_some()),
         }
     }
 
@@ -232,7 +214,13 @@ impl Wants {
             unlinks: false,
             sqthread_poll: false,
             hipri: false,
+            shares: false,
         }
+    }
+
+    /// What it does to the target, and leaves to others.
+    fn access(&self) -> Access {
+        access(self.writes, self.shares)
     }
 
     fn queue_depth(&self) -> u16 {
@@ -271,9 +259,8 @@ impl Target {
         let Some(spec) = specs.first() else {
             return Err(Error::new(ErrorKind::Invalid, "there is no target"));
         };
-        if let TargetSpec::Nvme { function, tuning, .. } = spec {
-            let nsids: Vec<u32> = specs.iter().filter_map(TargetSpec::nsid).collect();
-            return Target::attach(function, &nsids, *tuning, wants);
+        if let [_, _, ..] = specs {
+            return Target::open_nodes(specs, wants);
         }
         let (below, soft_tuning) = match spec {
             TargetSpec::Soft(below, tuning) => (&**below, Some(*tuning)),
@@ -287,7 +274,7 @@ impl Target {
         let jobs = wants.cpus.len();
         let mut cpus = wants.cpus.clone();
         cpus.extend(is_soft.then(|| Processors::of(true).serving));
-        let (engine, mut notices) = start_engine(&cpus, wants, |options| options)?;
+        let (engine, mut notices) = start_engine(&cpus, wants, files)?;
         let leaves = files.iter().map(|file| Leaf::open(&engine, file, wants));
         let leaves: Vec<Leaf> = leaves.collect::<Result<_, _>>()?;
         let lays_out = wants.reads || wants.overwrites;
@@ -295,7 +282,7 @@ impl Target {
         let lay_out = leaves.iter().enumerate().filter_map(fresh).collect();
         let unlink =
             if wants.unlinks { files.iter().filter_map(regular).collect() } else { vec![] };
-        notices.extend(leaves.iter().flat_map(|leaf| leaf.node.notices()));
+        notices.extend(leaves.iter().zip(files).flat_map(|(leaf, file)| leaf.notices(file)));
         let words = match (&leaves[..], is_soft) {
             ([one], true) => format!("software NVMe controller over {}", one.words),
             ([one], false) => one.words.clone(),
@@ -317,22 +304,15 @@ impl Target {
         Ok(Target { engine, opened, _soft: soft, serving_cores, lay_out, notices, unlink })
     }
 
-    /// Attaches the driver to a controller; the first reactor wanted becomes its home.
-    fn attach(
-        function: &FunctionSpec,
-        nsids: &[u32],
-        tuning: NvmeTuning,
-        wants: &Wants,
-    ) -> Result<Target, Error> {
-        let suited = |options| function.engine_options(options);
-        let (engine, mut notices) = start_engine(&wants.cpus, wants, suited)?;
-        let attached = Attached::open(&engine, function, nsids, wants.depth, tuning)?;
-        let said = attached.first().map(|first| first.node.notices()).unwrap_or_default();
-        notices.extend(said.iter().map(|text| format!("{function}: {text}")));
-        let opened = attached.into_iter().map(|Attached { node, words }| {
-            let words = format!("{words}, {}", format_bytes(node.limits().length));
-            Opened { nodes: vec![node], words }
-        });
+    /// Opens nodes that share an engine, and what else they have in common.
+    fn open_nodes(specs: &[TargetSpec], wants: &Wants) -> Result<Target, Error> {
+        let (engine, mut notices) = start_engine(&wants.cpus, wants, specs)?;
+        let leaves = specs.iter().map(|spec| Leaf::open(&engine, spec, wants));
+        let leaves: Vec<Leaf> = leaves.collect::<Result<_, _>>()?;
+        notices
+            .extend(leaves.iter().zip(specs).take(1).flat_map(|(leaf, spec)| leaf.notices(spec)));
+        let opened =
+            leaves.into_iter().map(|Leaf { node, words, .. }| Opened { nodes: vec![node], words });
         Ok(Target {
             engine,
             opened: opened.collect(),
@@ -394,14 +374,24 @@ impl Target {
     }
 }
 
-/// An engine with a reactor on each of these processors, and what to know of its memory.
+/// An engine for these targets with a reactor on each of these processors, and what to know of its
+/// memory.
 fn start_engine(
     cpus: &[usize],
     wants: &Wants,
-    suited: impl FnOnce(Options) -> Options,
+    specs: &[TargetSpec],
 ) -> Result<(Engine, Vec<String>), Error> {
     let slots = Options::default().slots.max(wants.depth as usize);
-    let engine = Engine::new(cpus, suited(Options { slots, ..Options::default() }))?;
+    let nodes = specs.iter().filter_map(|spec| match spec {
+        TargetSpec::Node(options) => Some(options),
+        _ => None,
+    });
+    let options = nodes
+        .flat_map(node::functions)
+        .fold(Options { slots, ..Options::default() }, |options, function| {
+            function.engine_options(options)
+        });
+    let engine = Engine::new(cpus, options)?;
     let notices = engine.arena().notice().map(str::to_owned).into_iter().collect();
     Ok((engine, notices))
 }
@@ -417,6 +407,16 @@ pub struct Leaf {
 }
 
 impl Leaf {
+    /// What its user should know of it, and of which one that is.
+    fn notices(&self, spec: &TargetSpec) -> Vec<String> {
+        let device = match spec {
+            TargetSpec::Node(options) if node::is_nvme(options) => options.text("device"),
+            _ => None,
+        };
+        let notices = self.node.notices().into_iter();
+        notices.map(|text| device.map_or(text.clone(), |at| format!("{at}: {text}"))).collect()
+    }
+
     /// Opens it.
     ///
     /// Errors: what the driver says; a controller, which is no leaf.
@@ -442,7 +442,8 @@ impl Leaf {
             TargetSpec::Path(path) => {
                 let is_new = !path.exists() || is_empty(path);
                 let driver = file::open(file_options(path, wants, is_new)?)?;
-                Ok(leaf("file", driver, is_new, &path.display().to_string()))
+                let node = hold_alone(Node::new("file", driver), wants.access())?;
+                Ok(with_node(node, is_new, &path.display().to_string()))
             }
             TargetSpec::Temporary(path) => {
                 let end = Some(wants.end.unwrap_or(DEFAULT_LENGTH));
@@ -451,11 +452,11 @@ impl Leaf {
                 Ok(leaf("file", driver, true, &path.display().to_string()))
             }
             TargetSpec::Node(options) => {
-                let node = node::open(engine, options, wants.queue_depth())?;
-                let words = format!("{} node `{}`", node.driver_name(), node.name());
+                let node = node::open(engine, options, wants.queue_depth(), wants.access())?;
+                let words = node::words(engine, &node, options)?;
                 Ok(with_node(node, node::is_fresh(options), &words))
             }
-            TargetSpec::Soft(..) | TargetSpec::Nvme { .. } | TargetSpec::Several(_) => {
+            TargetSpec::Soft(..) | TargetSpec::Several(_) => {
                 Err(Error::new(ErrorKind::Invalid, "a controller over a controller is not offered"))
             }
         }
@@ -556,14 +557,16 @@ mod tests {
         assert_eq!(parse(r#"{"driver":"null-co"}"#), null);
         assert_eq!(parse(r#"soft:{"driver":"null-co"}"#), null.and_then(soft));
         let nvme = |nsid| {
-            let function = FunctionSpec::parse("01:00.0").expect("an address");
-            Some(TargetSpec::Nvme { function, nsid, tuning: NvmeTuning::default() })
+            let options = node::of_namespace("01:00.0", nsid, NvmeTuning::default());
+            options.ok().map(TargetSpec::Node)
         };
         assert_eq!(parse("nvme://0000:01:00.0/1"), nvme(1));
         assert_eq!(parse("nvme:01:00.0"), nvme(1));
         assert_eq!(parse("nvme://01:00.0/7"), nvme(7));
         let json = r#"{"driver":"nvme","device":"0000:01:00.0","namespace":7}"#;
         assert_eq!(parse(json), nvme(7));
+        let other = parse(r#"{"driver":"nvme","device":"01:00.0","namespace":1,"node-name":"a"}"#);
+        assert!(nvme(7).zip(other).is_some_and(|(a, b)| a.shares_with(&b)));
         let slow = parse("nvme://01:00.0/7?interrupt-mode=poll");
         assert!(slow.is_some() && slow != nvme(7));
         assert_eq!(slow, parse("nvme:01:00.0/7?interrupt-mode=poll"));

@@ -1,66 +1,10 @@
-//! How an NVMe controller is driven, in the words that follow its name, `?KEY=VALUE&KEY=VALUE`, or
-//! in the JSON of its node.
+//! How an NVMe controller is driven, in the words that follow its name, `?KEY=VALUE&KEY=VALUE`.
 
 use std::time::Duration;
 
 use oxblock_drivers::nvme::{Coalescing, InterruptMode, NvmeOptions};
+use oxblock_engine::options::NodeOptions;
 use oxblock_engine::{Error, ErrorKind};
-use serde::Deserialize;
-
-/// A namespace as blockdev-add has it, with options of ours.
-#[derive(Deserialize)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
-pub struct NvmeNode {
-    #[serde(rename = "driver")]
-    _driver: String,
-    #[serde(rename = "node-name")]
-    _node_name: Option<String>,
-    /// The controller's PCI address.
-    pub device: String,
-    /// The namespace.
-    pub namespace: u32,
-    interrupt_mode: Option<String>,
-    aggregation_threshold: Option<u32>,
-    aggregation_time_us: Option<u32>,
-}
-
-impl NvmeNode {
-    /// Reads it; None where the JSON is of another driver, or of none.
-    ///
-    /// Errors: a member that is missing, unknown or of the wrong kind.
-    pub fn parse(json: &str) -> Result<Option<NvmeNode>, Error> {
-        let value: serde_json::Value = serde_json::from_str(json).unwrap_or_default();
-        if value.get("driver").and_then(|driver| driver.as_str()) != Some("nvme") {
-            return Ok(None);
-        }
-        serde_json::from_value(value).map(Some).map_err(|error| {
-            let text = format!(
-                "the target's JSON: {error}; expected a node such as \
-                 {{\"driver\":\"nvme\",\"device\":\"0000:01:00.0\",\"namespace\":1}}"
-            );
-            Error::new(ErrorKind::Invalid, text)
-        })
-    }
-
-    /// What it says of the driver.
-    ///
-    /// Errors: a value that there is none of.
-    pub fn tuning(&self) -> Result<NvmeTuning, Error> {
-        let number = |value: Option<u32>| value.map(|value| value.to_string());
-        let said = [
-            ("interrupt-mode", self.interrupt_mode.clone()),
-            ("aggregation-threshold", number(self.aggregation_threshold)),
-            ("aggregation-time-us", number(self.aggregation_time_us)),
-        ];
-        let mut tuning = NvmeTuning::default();
-        for (key, value) in said {
-            if let Some(value) = value {
-                tuning.set(&format!("{key}={value}"))?;
-            }
-        }
-        Ok(tuning)
-    }
-}
 
 /// What a target may say of its controller's driver.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -120,6 +64,20 @@ impl NvmeTuning {
         Some(())
     }
 
+    /// Adds what it says to the options of a node.
+    pub fn add_to(self, options: &mut NodeOptions) {
+        let mode = InterruptMode::NAMES.iter().find(|(_, mode)| *mode == self.interrupt_mode);
+        if let Some((name, _)) = mode.filter(|(_, mode)| *mode != InterruptMode::default()) {
+            options.set("interrupt-mode", *name);
+        }
+        if let Some(threshold) = self.aggregation_threshold {
+            options.set("aggregation-threshold", u64::from(threshold));
+        }
+        if let Some(time_us) = self.aggregation_time_us {
+            options.set("aggregation-time-us", u64::from(time_us));
+        }
+    }
+
     /// Options of the driver that say the same.
     pub fn apply(self, options: NvmeOptions) -> NvmeOptions {
         let (threshold, time_us) = (self.aggregation_threshold, self.aggregation_time_us);
@@ -170,25 +128,12 @@ mod tests {
     }
 
     #[test]
-    fn a_node_in_json_says_the_same() {
-        let json = r#"{"driver":"nvme","device":"0000:01:00.0","namespace":2,
-                       "interrupt-mode":"interrupt","aggregation-time-us":300}"#;
-        let node = NvmeNode::parse(json).ok().flatten().expect("a node");
-        assert_eq!((node.device.as_str(), node.namespace), ("0000:01:00.0", 2));
+    fn a_node_says_the_same() {
         let word = "a?interrupt-mode=interrupt&aggregation-time-us=300";
         let (_, tuning) = NvmeTuning::split(word).expect(word);
-        assert_eq!(node.tuning().ok(), Some(tuning));
-        for bad in [
-            r#"{"driver":"nvme","namespace":2}"#,
-            r#"{"driver":"nvme","device":"01:00.0","namespace":2,"mode":1}"#,
-        ] {
-            assert!(NvmeNode::parse(bad).is_err(), "{bad}");
-        }
-        let bad =
-            r#"{"driver":"nvme","device":"01:00.0","namespace":1,"aggregation-threshold":257}"#;
-        let node = NvmeNode::parse(bad).ok().flatten().expect("a node");
-        assert!(node.tuning().is_err());
-        assert!(NvmeNode::parse(r#"{"driver":"null-co"}"#).is_ok_and(|node| node.is_none()));
-        assert!(NvmeNode::parse("{").is_ok_and(|node| node.is_none()));
+        let mut options = NodeOptions::new();
+        tuning.add_to(&mut options);
+        let said = options.to_json().expect("options");
+        assert_eq!(said, r#"{"aggregation-time-us": 300, "interrupt-mode": "interrupt"}"#);
     }
 }

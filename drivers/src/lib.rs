@@ -23,6 +23,7 @@ pub const DRIVERS: Drivers = Drivers::new(&[
     &null::NULL_CO,
     &null::NULL_AIO,
     &memory::MEMORY,
+    &nvme::NVME,
 ]);
 
 pub use format::raw;

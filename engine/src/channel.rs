@@ -185,6 +185,16 @@ pub struct Run<'a> {
     state: RunState,
 }
 
+impl Run<'_> {
+    /// The operation, once it has been submitted.
+    pub(crate) fn id(&self) -> Option<OpId> {
+        match self.state {
+            RunState::Running(id) => Some(id),
+            RunState::New(_) | RunState::Over => None,
+        }
+    }
+}
+
 enum RunState {
     New(Option<Op>),
     Running(OpId),
@@ -204,7 +214,7 @@ impl Future for Run<'_> {
                 Ok(id) => this.state = RunState::Running(id),
                 Err(Full(back)) => {
                     *op = Some(back);
-                    io.wait_for_slot(context.waker());
+                    io.wait_for_slot(this.channel.user, context.waker());
                     return Poll::Pending;
                 }
             }
@@ -224,8 +234,11 @@ impl Future for Run<'_> {
 
 impl Drop for Run<'_> {
     fn drop(&mut self) {
-        if let RunState::Running(id) = self.state {
-            self.channel.core.0.io.borrow_mut().detach(id);
+        match self.state {
+            RunState::Running(id) => self.channel.core.0.io.borrow_mut().detach(id),
+            // Whoever waits behind it may be next.
+            RunState::New(_) => self.channel.core.0.io.borrow_mut().admit_next(),
+            RunState::Over => {}
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::io::Halt;
-use crate::slot::State;
+use crate::slot::{State, Step};
 use crate::{Core, Error, ErrorKind, Fault, Node};
 
 /// How long requests in flight may take to end by themselves.
@@ -93,7 +93,9 @@ impl crate::io::Io {
     fn fail_running(&mut self, leaf: Option<u16>, text: &'static str) {
         for index in 0..self.slots().len() as u32 {
             let slot = &mut self.slots_mut()[index];
-            if slot.state != State::Running || leaf.is_some_and(|leaf| leaf != slot.leaf) {
+            // What a format's task is at goes on, and hears of this where it goes next.
+            let is_elsewhere = |leaf| leaf != slot.leaf || slot.step == Step::Slow;
+            if slot.state != State::Running || leaf.is_some_and(is_elsewhere) {
                 continue;
             }
             slot.outstanding = 0;

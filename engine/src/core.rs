@@ -10,7 +10,7 @@ use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
-use crate::io::{Entry, Io};
+use crate::io::{Entry, Io, Standing};
 use crate::poller::{Poller, PollerId, Pollers};
 use crate::remote::{Mailbox, Message, remote_task};
 use crate::shared::{Closer, EngineShared};
@@ -231,6 +231,12 @@ impl Core {
         self.0.shared.events.publish(&Event { at_ns, subject, kind, text });
     }
 
+    /// What drivers keep for all nodes of the engine: one value of each type, made when it is
+    /// first asked for, and dropped after the cores.
+    pub fn engine_wide<T: Default + std::any::Any + Send + Sync>(&self) -> Arc<T> {
+        self.0.shared.value()
+    }
+
     /// Opens a node for I/O from this core. The first channel opens the core's queue; all
     /// share it.
     ///
@@ -252,17 +258,23 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
+        self.open_leaves(node).await?;
+        let standing = if serves { Standing::Serving } else { Standing::User };
+        self.channel(node, standing)
+    }
+
+    /// A channel on a node whose leaves are open on this core.
+    pub(crate) fn channel(&self, node: &Arc<Node>, standing: Standing) -> Result<Channel, Error> {
+        self.start_slow(node)?;
+        let mut io = self.0.io.borrow_mut();
         let entry = match node.format() {
-            None => Entry::Leaf(self.open_leaf(node).await?),
-            Some(_) => {
-                self.open_leaves(node).await?;
-                let route = self.0.io.borrow_mut().route_to(node);
-                Entry::Route(route.ok_or_else(|| {
-                    Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
-                })?)
-            }
+            None => io.leaf_of(node).map(Entry::Leaf),
+            Some(_) => io.route_to(node).map(Entry::Route),
         };
-        let user = self.0.io.borrow_mut().add_user(entry, serves);
+        let entry = entry.ok_or_else(|| {
+            Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
+        })?;
+        let user = io.add_user(entry, standing);
         Ok(Channel::new(self.clone(), node.clone(), user))
     }
 

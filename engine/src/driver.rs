@@ -12,6 +12,7 @@ use std::time::Duration;
 use oxblock_mem::View;
 
 use crate::clock::{Clock, SimulatedClock, Time};
+use crate::graph::Access;
 use crate::{Core, Counter, Error, Fault, Limits, Node, OpFlags, OpKind};
 
 /// A boxed future that stays on its core. Control plane only.
@@ -41,6 +42,23 @@ pub trait Driver: Send + Sync {
     /// What the driver counts of its device; nothing where there is nothing to count.
     fn counters(&self) -> Vec<Counter> {
         Vec::new()
+    }
+
+    /// The users of the node together are about to ask for this, and to leave this to others: the
+    /// driver takes whatever keeps other processes from what does not go with it, and with what it
+    /// [was set to](Self::set_access) before. Nothing is given up yet. Control plane.
+    ///
+    /// # Errors
+    /// Another process does not go with it. What was taken so far goes back when the access is set.
+    fn check_access(&self, access: Access) -> Result<(), Error> {
+        let _ = access;
+        Ok(())
+    }
+
+    /// What the users of the node together ask for and leave from now on, which was checked, or
+    /// still, since a check came to nothing: what is not needed for it is given up.
+    fn set_access(&self, access: Access) {
+        let _ = access;
     }
 
     /// Opens the queue of the core that calls. It runs on that core, and may talk to

@@ -4,10 +4,14 @@
 //! A channel on such a node asks its [`Format`] about an operation's range, then the node that
 //! the answer names, and so on down to a leaf, and submits there once. Nothing is allocated on
 //! the way. A range that lies in several places becomes several fragments.
+//!
+//! What cannot be answered at once (a table that has to be read, a place that has to be found, data
+//! that has to be unpacked) is [`Extent::Slow`]: the operation waits in its slot until one of the
+//! format's [tasks](Format::slow) has done it.
 
 use std::sync::Arc;
 
-use crate::{Core, Driver, Error, Limits, LocalFuture, Node, OpKind};
+use crate::{Core, Driver, Error, Limits, LocalFuture, Node, OpKind, SlowRequests};
 
 /// The driver of a format, or of a filter that leaves data alone.
 pub trait Format: Send + Sync {
@@ -26,6 +30,20 @@ pub trait Format: Send + Sync {
     /// The children that a flush of this node goes to, in this order.
     fn flushes(&self) -> &[usize];
 
+    /// How many operations a core may have in this format's tasks at once; the others wait, first
+    /// come first served. None for a format that never answers [`Extent::Slow`].
+    fn slow_tasks(&self) -> usize {
+        0
+    }
+
+    /// One of these tasks, for the core that calls: it takes requests until there are no more,
+    /// most simply by [`SlowRequests::serve`]. Made when the core opens the node; once it runs it
+    /// does not allocate.
+    fn slow(self: Arc<Self>, requests: SlowRequests) -> LocalFuture<'static, ()> {
+        drop(requests);
+        Box::pin(async {})
+    }
+
     /// Closes the driver in good order, before its children.
     fn close<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<(), Error>>;
 }
@@ -43,7 +61,8 @@ pub enum Extent {
         /// How long it goes on there.
         len: u64,
     },
-    /// Nowhere: it reads as zeroes.
+    /// Nowhere: it reads as zeroes. To those who would make it zeroes, or forget it, this says
+    /// that there is nothing to do.
     Zero {
         /// For how long.
         len: u64,
@@ -58,6 +77,9 @@ pub enum Extent {
     },
     /// Beyond the end of what the node has: it reads as zeroes, and takes no writes.
     End,
+    /// Nobody can say at once: a [task](Format::slow) of the format is to see to it, and is given
+    /// the whole rest of the operation, as far as the answers above this one reach.
+    Slow,
 }
 
 /// What is to be done with a range.
@@ -65,11 +87,11 @@ pub enum Extent {
 pub enum Intent {
     /// Reading it.
     Read,
-    /// Writing it. The answer is [`Extent::Data`], or [`Extent::End`].
+    /// Writing it. The answer is [`Extent::Data`], [`Extent::End`] or [`Extent::Slow`].
     Write,
-    /// Making it read as zeroes; as for writing.
+    /// Making it read as zeroes; as for writing, or [`Extent::Zero`].
     Zero,
-    /// Forgetting it; as for writing.
+    /// Forgetting it; as for zeroes.
     Discard,
 }
 

@@ -7,6 +7,7 @@
 
 mod leaves;
 mod routed;
+mod slow;
 mod users;
 
 use std::collections::VecDeque;
@@ -24,8 +25,10 @@ use crate::{
 };
 pub(crate) use leaves::{Halt, Leaf};
 use routed::Next;
-pub(crate) use users::Entry;
+pub(crate) use slow::SlowPart;
+use slow::SlowPlace;
 use users::User;
+pub(crate) use users::{Entry, Standing};
 
 /// Fragments of one operation at the leaf at once.
 const MAX_FRAGMENTS: u32 = 8;
@@ -34,6 +37,8 @@ const BOUNCE_COUNT: usize = 16;
 /// Slots and bounce buffers that only channels opened to serve may take.
 const SLOT_RESERVE: usize = 64;
 const BOUNCE_RESERVE: usize = 4;
+/// Slots of each level of formats' tasks that none above it may take.
+const NESTED_RESERVE: usize = 16;
 
 /// What became of handing an operation's fragments to the leaf.
 #[derive(PartialEq, Eq)]
@@ -44,6 +49,8 @@ enum Handed {
     Enough,
     /// The leaf's queue, or the bounce pool, is exhausted.
     Blocked,
+    /// A task of a format has to do something first.
+    Slow,
 }
 
 /// See the module's documentation.
@@ -51,12 +58,14 @@ pub(crate) struct Io {
     slots: SlotTable,
     leaves: Vec<Option<Leaf>>,
     routes: Vec<Route>,
+    /// The formats' tasks; places of those that are gone are empty.
+    slow: Vec<Option<SlowPlace>>,
     users: Vec<User>,
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
-    /// Futures that found no free slot.
-    admission: VecDeque<Waker>,
+    /// Futures that found no free slot, and how many free ones each leaves to others.
+    admission: VecDeque<(usize, Waker)>,
     /// Completions that named no fragment in flight.
     spurious: u64,
     /// Set once the engine failed: every operation ends with this.
@@ -71,6 +80,7 @@ impl Io {
             slots,
             leaves: Vec::new(),
             routes: Vec::new(),
+            slow: Vec::new(),
             users: Vec::new(),
             pass,
             bounce: None,
@@ -167,16 +177,21 @@ impl Io {
                 return self.finish(index);
             }
         }
-        let leaf = self.slots[index].leaf;
-        let blocked = match self.leaves.get(leaf as usize) {
-            Some(Some(leaf)) if leaf.line.is_empty() => self.hand(index) == Handed::Blocked,
-            None => self.hand(index) == Handed::Blocked,
-            _ => true,
+        self.go_on(index);
+    }
+
+    /// Lets an operation go on, behind those that wait already where it is.
+    fn go_on(&mut self, index: u32) {
+        let handed = match self.leaves.get(self.slots[index].leaf as usize) {
+            Some(Some(leaf)) if leaf.line.is_empty() => self.hand(index),
+            None => self.hand(index),
+            _ => Handed::Blocked,
         };
-        if blocked {
-            self.wait_in_line(index);
-        } else if leaf == NONE && self.is_over(index) {
-            self.finish(index);
+        match handed {
+            Handed::Blocked => self.wait_in_line(index),
+            Handed::Slow => self.begin_slow(index),
+            Handed::More | Handed::Enough if self.is_over(index) => self.finish_writes(index),
+            Handed::More | Handed::Enough => {}
         }
     }
 
@@ -230,6 +245,7 @@ impl Io {
                 Next::Extent => {}
                 Next::Later | Next::Over => return Handed::Enough,
                 Next::Blocked => return Handed::Blocked,
+                Next::Slow => return Handed::Slow,
             }
             if self.is_held(self.slots[index].leaf) {
                 return Handed::Blocked;
@@ -326,18 +342,26 @@ impl Io {
                     if !self.hand_flush_after(index) {
                         break;
                     }
-                } else if self.hand(index) == Handed::Blocked {
-                    if usize::from(self.slots[index].leaf) == leaf {
-                        break;
+                } else {
+                    match self.hand(index) {
+                        Handed::Blocked if usize::from(self.slots[index].leaf) == leaf => break,
+                        Handed::Blocked => {
+                            // It goes on at another leaf, behind those that wait there.
+                            self.leave_line(leaf, index);
+                            self.wait_in_line(index);
+                            continue;
+                        }
+                        Handed::Slow => {
+                            self.leave_line(leaf, index);
+                            self.begin_slow(index);
+                            continue;
+                        }
+                        Handed::More | Handed::Enough => {}
                     }
-                    // It goes on at another leaf, behind those that wait there.
-                    self.leave_line(leaf, index);
-                    self.wait_in_line(index);
-                    continue;
                 }
                 self.leave_line(leaf, index);
                 if fresh && self.slots[index].outstanding == 0 {
-                    self.finish(index);
+                    self.finish_writes(index);
                 }
             }
         }
@@ -512,7 +536,11 @@ impl Io {
     fn finish_for_future(&mut self, index: u32) {
         let slot = &mut self.slots[index];
         if slot.owner == Owner::Detached {
+            let user = slot.user as usize;
             drop(self.take_result(index));
+            if !self.users[user].open {
+                self.end_unused_tasks();
+            }
         } else if let Some(waker) = slot.rare.waker.take() {
             waker.wake();
         }
@@ -526,10 +554,8 @@ impl Io {
         let user = slot.user as usize;
         self.users[user].in_flight -= 1;
         self.slots.release(index);
-        if !self.admission.is_empty()
-            && let Some(waker) = self.admission.pop_front()
-        {
-            waker.wake();
+        if !self.admission.is_empty() {
+            self.admit_next();
         }
         Completion { op, result }
     }
@@ -563,7 +589,7 @@ fn copy_back(slot: &Slot) -> Result<(), Fault> {
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter => {}
+        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter | Step::Slow => {}
     }
     Ok(())
 }

@@ -96,6 +96,11 @@ impl Node {
         }
     }
 
+    /// What does its work.
+    pub(crate) fn body(&self) -> &Body {
+        &self.body
+    }
+
     /// What the node stands on, in the order that its format counts them in.
     pub fn children(&self) -> &[Arc<Node>] {
         match &self.body {

@@ -29,6 +29,8 @@ enum Hop {
         first: u16,
         /// Where all are.
         children: Vec<u16>,
+        /// The place of its tasks on this core, or [`NONE`].
+        slow: u16,
     },
 }
 
@@ -41,12 +43,18 @@ pub(crate) enum Place {
     Zero { len: u64 },
     /// Beyond what takes writes.
     End,
+    /// Where tasks of a format have to find out, at this offset of the format's node.
+    Slow { slow: u16, offset: u64, len: u64 },
 }
 
 impl Route {
     /// The route of a node whose leaves this core has queues of, as `leaf_of` knows them; `None`
-    /// if one is missing.
-    pub fn new(node: &Arc<Node>, leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>) -> Option<Self> {
+    /// if one is missing. `slow_of` knows the places of tasks.
+    pub fn new(
+        node: &Arc<Node>,
+        leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
+        slow_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
+    ) -> Option<Self> {
         let mut nodes = vec![node.clone()];
         let mut at = 0;
         while let Some(node) = nodes.get(at).cloned() {
@@ -65,7 +73,8 @@ impl Route {
             Some(format) => {
                 let children: Vec<u16> = node.children().iter().map(place).collect();
                 let first = children.first().copied().unwrap_or(NONE);
-                Some(Hop::Format { format: format.clone(), first, children })
+                let slow = slow_of(node).unwrap_or(NONE);
+                Some(Hop::Format { format: format.clone(), first, children, slow })
             }
         };
         let hops: Vec<Hop> = nodes.iter().map(hop).collect::<Option<_>>()?;
@@ -75,16 +84,16 @@ impl Route {
         Some(Self { node: node.clone(), rules, stats, flushes, hops })
     }
 
-    /// Whether it is the way of the same node to the same leaves.
+    /// Whether it is the way of the same node by the same tasks to the same leaves.
     pub fn is_same(&self, other: &Route) -> bool {
-        let leaves = |route: &Route| -> Vec<Option<u16>> {
-            let leaf = |hop: &Hop| match hop {
-                Hop::Leaf(leaf) => Some(*leaf),
-                Hop::Format { .. } => None,
+        let ends = |route: &Route| -> Vec<(Option<u16>, u16)> {
+            let end = |hop: &Hop| match hop {
+                Hop::Leaf(leaf) => (Some(*leaf), NONE),
+                Hop::Format { slow, .. } => (None, *slow),
             };
-            route.hops.iter().map(leaf).collect()
+            route.hops.iter().map(end).collect()
         };
-        Arc::ptr_eq(&self.node, &other.node) && leaves(self) == leaves(other)
+        Arc::ptr_eq(&self.node, &other.node) && ends(self) == ends(other)
     }
 
     /// Whether it leads to this leaf.
@@ -92,14 +101,21 @@ impl Route {
         self.hops.iter().any(|hop| matches!(hop, Hop::Leaf(known) if *known == leaf))
     }
 
+    /// Whether it leads by the tasks in this place.
+    pub fn leads_by(&self, slow: u16) -> bool {
+        self.hops.iter().any(|hop| matches!(hop, Hop::Format { slow: known, .. } if *known == slow))
+    }
+
     /// Where the first of `len` bytes at `offset` are, and how many more with them.
     #[inline]
     pub fn resolve(&self, offset: u64, len: u64, intent: Intent) -> Place {
         let (mut at, mut offset, mut left) = (0, offset, len);
         loop {
-            let (format, first, children) = match self.hops.get(at) {
+            let (format, first, children, slow) = match self.hops.get(at) {
                 Some(Hop::Leaf(leaf)) => return Place::Leaf { leaf: *leaf, offset, len: left },
-                Some(Hop::Format { format, first, children }) => (format, *first, children),
+                Some(Hop::Format { format, first, children, slow }) => {
+                    (format, *first, children, *slow)
+                }
                 None => return Place::End,
             };
             let (child, len) = match format.map(offset, left, intent) {
@@ -111,6 +127,7 @@ impl Route {
                 Extent::Zero { len } => return Place::Zero { len: left.min(len) },
                 Extent::End if intent == Intent::Read => return Place::Zero { len: left },
                 Extent::End => return Place::End,
+                Extent::Slow => return Place::Slow { slow, offset, len: left },
             };
             left = left.min(len);
             at = match child {

@@ -1,6 +1,7 @@
 //! What the cores of one engine share: each other's mailboxes, and the engine's end.
 
-use std::any::Any;
+use std::any::{Any, TypeId};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -24,6 +25,7 @@ pub(crate) struct EngineShared {
     /// Cores that, after a failure, have no device at work any more.
     pub quiet_cores: AtomicUsize,
     pub events: Hub,
+    values: Mutex<HashMap<TypeId, Arc<dyn Any + Send + Sync>>>,
 }
 
 impl EngineShared {
@@ -37,7 +39,16 @@ impl EngineShared {
             reason: Mutex::default(),
             quiet_cores: AtomicUsize::new(0),
             events: Hub::default(),
+            values: Mutex::default(),
         }))
+    }
+
+    /// The engine's one value of this type.
+    pub fn value<T: Default + Any + Send + Sync>(&self) -> Arc<T> {
+        let mut values = self.values.lock().unwrap_or_else(PoisonError::into_inner);
+        let value = values.entry(TypeId::of::<T>()).or_insert_with(|| Arc::new(T::default()));
+        // It is kept under its own type.
+        value.clone().downcast().unwrap_or_default()
     }
 
     pub fn add_closer(&self, closer: Closer) {

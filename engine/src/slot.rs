@@ -46,6 +46,8 @@ pub(crate) enum Step {
     EmulatedCompare,
     /// The flush that makes up for a missing FUA.
     FlushAfter,
+    /// Nothing is at a leaf: a task of a format works on the operation, or is about to.
+    Slow,
 }
 
 /// One operation in flight: what every I/O touches, in two cache lines.
@@ -93,6 +95,32 @@ pub(crate) struct Rare {
     pub bounce: Option<IoVector>,
     pub fragment_at: u64,
     pub fragment_len: u64,
+    /// Meaningful while the step is slow.
+    pub slow: SlowStep,
+}
+
+/// What a format's task is to do for an operation.
+#[derive(Default)]
+pub(crate) struct SlowStep {
+    /// The place of the format's tasks.
+    pub place: u16,
+    /// Whether a task is at it; else the slot stands in the tasks' line.
+    pub begun: bool,
+    /// Where the operation's rest begins in the format's node, and how much the task may do.
+    pub offset: u64,
+    pub len: u64,
+    /// The task, where it wants to hear of a cancellation.
+    pub waker: Option<Waker>,
+    /// The buffers before and behind those that were lent to the task's own requests.
+    pub lent: Option<Lent>,
+}
+
+/// What is left of an operation's buffers while some are lent, and whether the cuts went through
+/// a buffer.
+pub(crate) struct Lent {
+    pub head: IoVector,
+    pub tail: IoVector,
+    pub cuts: [bool; 2],
 }
 
 impl Slot {
@@ -120,6 +148,7 @@ impl Slot {
                 bounce: None,
                 fragment_at: 0,
                 fragment_len: 0,
+                slow: SlowStep::default(),
             }),
         }
     }
@@ -205,6 +234,19 @@ impl SlotTable {
         let count = (count.clamp(1, 1 << 16) + reserve) as u32;
         let slots = (0..count).map(|_| Slot::new()).collect();
         Self { slots, free: (0..count).rev().collect(), reserve }
+    }
+
+    /// Adds to the reserve.
+    pub fn add_reserve(&mut self, count: usize) {
+        let first = self.slots.len() as u32;
+        self.slots.extend((0..count).map(|_| Slot::new()));
+        self.free.extend(first..self.slots.len() as u32);
+        self.reserve += count;
+    }
+
+    /// How many are kept in reserve.
+    pub fn reserve(&self) -> usize {
+        self.reserve
     }
 
     /// Slots without the reserve.

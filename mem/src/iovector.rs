@@ -121,6 +121,32 @@ impl IoVector {
         }
     }
 
+    /// Appends what [`split_off`](Self::split_off) took off inside a buffer, which is whole again.
+    pub fn mend(&mut self, next: IoVector) {
+        if self.has_one().is_some() && next.has_one().is_some() {
+            if let (Some(mut first), Some(second)) = (take(self).into_single(), next.into_single())
+            {
+                let apart = first.try_join(second);
+                *self = IoVector::from(first);
+                apart.err().into_iter().for_each(|second| self.push(second));
+            }
+            return;
+        }
+        let mut rest = next.into_bufs();
+        if rest.is_empty() {
+            return;
+        }
+        self.with_vec(|bufs| {
+            let second = rest.remove(0);
+            let apart = match bufs.last_mut() {
+                Some(first) => first.try_join(second),
+                None => Err(second),
+            };
+            bufs.extend(apart.err());
+            bufs.append(&mut rest);
+        });
+    }
+
     /// Keeps the first `at` bytes and returns the rest, without copying bytes.
     ///
     /// # Panics

@@ -206,6 +206,23 @@ proptest! {
         let list: IoVector = bufs.into_iter().collect();
         prop_assert_eq!(bytes_of(list.view(0, list.len())), model);
     }
+
+    #[test]
+    fn what_was_cut_mends_to_the_buffers_that_there_were(parts in parts(), cut in any::<usize>()) {
+        let source = Source::new();
+        let (bufs, model) = source.bufs(&parts);
+        let lens = |list: &IoVector| list.segments().iter().map(|s| s.len()).collect::<Vec<_>>();
+        let mut list = IoVector::from(bufs);
+        let before = lens(&list);
+        let tail = list.split_off(cut % (list.len() + 1));
+        if lens(&list).len() + lens(&tail).len() > before.len() {
+            list.mend(tail);
+        } else {
+            list.join(tail);
+        }
+        prop_assert_eq!(lens(&list), before);
+        prop_assert_eq!(bytes_of(list.view(0, list.len())), model);
+    }
 }
 
 #[test]
@@ -213,6 +230,9 @@ fn one_buffer_needs_no_vec() {
     let (_memory, arena) = arena(64 << 10);
     let mut list = IoVector::from(arena.alloc(100, 1).unwrap());
     list.write_at(99, &[5]);
+    let tail = list.split_off(40);
+    list.mend(tail);
+    assert_eq!(list.segments().len(), 1);
     let tail = list.split_off(40);
     assert_eq!(list.into_single().unwrap().len(), 40);
     let mut two = tail;

@@ -44,7 +44,8 @@ Targets:
   null          accepts everything, keeps nothing
   memory        a disk in memory
   PATH          a file; made with --size when it is not there. Writing jobs overwrite it!
-  JSON          a node as blockdev-add has it: {\"driver\":\"null-co\",\"size\":1073741824}
+  JSON          a node as blockdev-add has it: {\"driver\":\"null-co\",\"size\":1073741824},
+                {\"driver\":\"nvme\",\"device\":\"0000:01:00.0\",\"namespace\":1}
 
 Without --rw the main job runs: 4 KiB random reads, random writes and 70/30, 32 in flight; on
 `soft`, and then on `soft` over a temporary file. A `--rw` job is fio's: one I/O in flight unless

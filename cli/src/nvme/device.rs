@@ -6,14 +6,14 @@ use std::sync::Arc;
 
 use oxblock_drivers::file::FileOptions;
 use oxblock_drivers::memory::MemoryOptions;
-use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
+use oxblock_drivers::nvme::{Controller as Host, FunctionSpec, Functions, NvmeOptions, pci_error};
 use oxblock_drivers::{file, memory};
 use oxblock_engine::{Core, Engine, Error, Node, Options};
 use oxblock_nvmet::{Controller, ControllerOptions, NamespaceOptions};
 use oxblock_pci::Function;
 
 use super::Failure;
-use crate::function::{FunctionSpec, Functions, pci_error};
+use crate::held::{access, hold_alone};
 
 /// The one core: what is asked here does not need two.
 const CORE: usize = 0;
@@ -120,7 +120,8 @@ fn soft(engine: &Engine, path: Option<&Path>) -> Result<Soft, Error> {
         None => memory()?,
         Some(path) => file::open(FileOptions::new(path))?,
     };
-    let (node, room) = (Node::new("soft", driver), Node::new("room", memory()?));
+    let node = hold_alone(Node::new("soft", driver), access(true, false))?;
+    let room = Node::new("room", memory()?);
     let controller = engine.run(CORE, move |core| async move {
         let block_size = node.limits().block_size.max(512);
         let options = ControllerOptions {

@@ -7,7 +7,7 @@ use oxblock_engine::{Error, ErrorKind};
 use oxblock_pci::host::{HostFunction, Root};
 
 use super::{addresses, document, print};
-use crate::function::pci_error;
+use oxblock_drivers::nvme::pci_error;
 
 /// Runs `oxblock pci list`.
 ///

@@ -11,7 +11,7 @@ use oxblock_pci::Address;
 use oxblock_pci::host::{self, BindOptions, HostFunction, Owner, Root};
 use serde_json::{Value, json};
 
-use crate::function::pci_error;
+use oxblock_drivers::nvme::pci_error;
 
 const AFTER_LIST: &str = "\
 A function that is IN USE has a mounted file system, swap, a mapped or RAID device on it, or a

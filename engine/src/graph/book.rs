@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::blockers::{Blocker, OpType};
 use super::tables::{Edge, EdgeId, NodeEntry, NodeId, Parent, Root, Tables};
-use super::{Access, ChildEvent, ChildRole};
+use super::{Access, ChildEvent, ChildRole, NodeBody};
 use crate::{Error, ErrorKind};
 
 /// The nodes, their children, and who may do what to them. `B` does a node's work.
@@ -41,7 +41,7 @@ impl<B> Default for Graph<B> {
     }
 }
 
-impl<B: Clone> Graph<B> {
+impl<B: NodeBody> Graph<B> {
     /// A graph without nodes.
     pub fn new() -> Self {
         Self::default()
@@ -273,7 +273,8 @@ impl<B: Clone> Graph<B> {
         })
     }
 
-    /// One transaction: makes `change` on a copy, and keeps it if the rules hold.
+    /// One transaction: makes `change` on a copy, and keeps it if the rules hold and every body
+    /// whose users change has got what it needs for them.
     pub(super) fn change<T>(
         &mut self,
         change: impl FnOnce(&mut Tables<B>) -> Result<T, Error>,
@@ -281,6 +282,7 @@ impl<B: Clone> Graph<B> {
         let mut tables = self.tables.clone();
         let outcome = change(&mut tables)?;
         tables.settle()?;
+        self.tables.hand_over_to(&tables)?;
         self.tables = tables;
         self.blockers.retain(|id, _| self.tables.nodes.contains_key(id));
         Ok(outcome)

@@ -11,6 +11,7 @@
 //! Channels keep the way through the graph that they were opened with: a change of the book does
 //! not move them.
 
+mod access;
 mod blockers;
 mod book;
 mod check;
@@ -23,6 +24,7 @@ mod tables;
 #[cfg(test)]
 mod tests;
 
+pub use access::NodeBody;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
 pub use driver_info::{

@@ -129,7 +129,7 @@ impl Io {
         CoreStats {
             slots: self.slots.unreserved(),
             slots_used: self.slots.used(),
-            slots_to_serve: self.slots.free(),
+            slots_to_serve: self.slots.free() - self.slots_of_tasks().min(self.slots.free()),
             spurious_completions: self.spurious,
             sleeps: 0,
         }

@@ -21,6 +21,8 @@ pub(super) enum Next {
     Later,
     /// The next extent's leaf has others waiting.
     Blocked,
+    /// A task of a format has to find the next extent, or to do what there is to do.
+    Slow,
     /// Nothing is left to hand on.
     Over,
 }
@@ -29,7 +31,7 @@ impl Io {
     /// The index of a node's route on this core; made where there is none to the leaves that are
     /// open now. `None` if this core has no queue of one of its leaves.
     pub(crate) fn route_to(&mut self, node: &Arc<Node>) -> Option<u16> {
-        let route = Route::new(node, &|leaf| self.leaf_of(leaf))?;
+        let route = Route::new(node, &|leaf| self.leaf_of(leaf), &|node| self.slow_of(node))?;
         let is_used = |index: usize| {
             let mut users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
             users.any(|user| usize::from(user.route) == index)
@@ -62,10 +64,13 @@ impl Io {
 
     /// Whether a route that somebody uses leads to a leaf.
     pub(super) fn is_routed_to(&self, leaf: u16) -> bool {
-        let mut routes = self.users.iter().filter(|user| user.open || user.in_flight > 0);
-        routes.any(|user| {
-            self.routes.get(user.route as usize).is_some_and(|route| route.leads_to(leaf))
-        })
+        self.used_routes().any(|route| route.leads_to(leaf))
+    }
+
+    /// The routes that somebody uses.
+    pub(super) fn used_routes(&self) -> impl Iterator<Item = &Route> {
+        let users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+        users.filter_map(|user| self.routes.get(user.route as usize))
     }
 
     /// Starts an operation that was put into a slot.
@@ -115,6 +120,10 @@ impl Io {
                     }
                 }
                 Ok(Place::Zero { len }) => self.read_zeroes(index, len),
+                Ok(Place::Slow { .. }) if slot.outstanding > 0 => return Next::Later,
+                Ok(Place::Slow { slow, offset, len }) => {
+                    return self.note_slow(index, slow, offset, len);
+                }
                 Ok(Place::End) => {
                     let text = "the range ends beyond what lies beneath the node";
                     self.fail_here(index, ErrorKind::NoSpace, text);
@@ -184,7 +193,7 @@ impl Io {
         if moves && !leaf.line.is_empty() { Next::Blocked } else { Next::Extent }
     }
 
-    /// The next `len` bytes of a read or a compare are zeroes.
+    /// The next `len` bytes are zeroes already, or nowhere.
     fn read_zeroes(&mut self, index: u32, len: u64) {
         let slot = &mut self.slots[index];
         let left = slot.op.len - slot.cursor;
@@ -198,6 +207,7 @@ impl Io {
                     slot.fail(Fault::new(ErrorKind::Mismatch, offset));
                 }
             }
+            OpKind::WriteZeroes | OpKind::Discard if len > 0 => {}
             _ => {
                 let text = "the format answered with zeroes where there can be none";
                 slot.fail(Fault::text(ErrorKind::Io, slot.op.offset + at, text));
@@ -207,7 +217,7 @@ impl Io {
         slot.extent_end = slot.cursor;
     }
 
-    fn fail_here(&mut self, index: u32, kind: ErrorKind, text: &'static str) {
+    pub(super) fn fail_here(&mut self, index: u32, kind: ErrorKind, text: &'static str) {
         let slot = &mut self.slots[index];
         slot.fail(Fault::text(kind, slot.op.offset + slot.cursor, text));
     }

@@ -3,9 +3,9 @@
 use std::collections::VecDeque;
 use std::task::Waker;
 
-use super::{BOUNCE_RESERVE, Io, SLOT_RESERVE};
+use super::{BOUNCE_RESERVE, Io, NESTED_RESERVE, SLOT_RESERVE};
 use crate::route::NONE;
-use crate::slot::{Owner, State, token};
+use crate::slot::{Owner, State, Step, token};
 use crate::{Completion, ErrorKind, Fault, OpId};
 
 /// A channel's completions.
@@ -17,9 +17,33 @@ pub(super) struct User {
     pub(super) done: VecDeque<u32>,
     pub(super) open: bool,
     pub(super) in_flight: u32,
+    pub(super) standing: Standing,
     /// How many free slots and bounce buffers it leaves to others.
     pub(super) keep_slots: usize,
     pub(super) keep_bounce: usize,
+}
+
+/// What others wait for of a channel's user.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Standing {
+    /// Nothing.
+    User,
+    /// It serves users who may be on this core.
+    Serving,
+    /// It is a format's task, whose requests need so many levels of tasks beneath them in turn.
+    Task(usize),
+}
+
+impl Standing {
+    /// How many slots of a table with this reserve it leaves to others. Each level of tasks has
+    /// some that none above it may take: so the lowest always get on, and then those above them.
+    fn keeps_slots(self, reserve: usize) -> usize {
+        match self {
+            Self::User => reserve,
+            Self::Serving => reserve - SLOT_RESERVE,
+            Self::Task(levels) => levels * NESTED_RESERVE,
+        }
+    }
 }
 
 /// Where a channel's operations enter.
@@ -32,8 +56,8 @@ pub(crate) enum Entry {
 }
 
 impl Io {
-    /// Adds a user of a leaf, or of a route. One that serves may have the reserve.
-    pub fn add_user(&mut self, entry: Entry, serves: bool) -> u16 {
+    /// Adds a user of a leaf, or of a route.
+    pub fn add_user(&mut self, entry: Entry, standing: Standing) -> u16 {
         let (leaf, route) = match entry {
             Entry::Leaf(leaf) => (leaf, NONE),
             Entry::Route(route) => (NONE, route),
@@ -44,8 +68,9 @@ impl Io {
             done: VecDeque::with_capacity(self.slots.len()),
             open: true,
             in_flight: 0,
-            keep_slots: if serves { 0 } else { SLOT_RESERVE },
-            keep_bounce: if serves { 0 } else { BOUNCE_RESERVE },
+            standing,
+            keep_slots: standing.keeps_slots(self.slots.reserve()),
+            keep_bounce: if matches!(standing, Standing::User) { BOUNCE_RESERVE } else { 0 },
         };
         match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
             Some(index) => {
@@ -71,6 +96,22 @@ impl Io {
             }
         }
         self.users[user as usize].open = false;
+        self.end_unused_tasks();
+    }
+
+    /// Provides slots for the requests of so many levels of tasks.
+    pub(super) fn provide_levels(&mut self, levels: usize) {
+        let wanted = SLOT_RESERVE + levels * NESTED_RESERVE;
+        let missing = wanted.saturating_sub(self.slots.reserve());
+        if missing == 0 {
+            return;
+        }
+        self.slots.add_reserve(missing);
+        self.pass.done.reserve(self.slots.len() * super::MAX_FRAGMENTS as usize);
+        for user in &mut self.users {
+            user.keep_slots = user.standing.keeps_slots(self.slots.reserve());
+            user.done.reserve(self.slots.len());
+        }
     }
 
     /// The slot of a polling user's next completion.
@@ -118,10 +159,23 @@ impl Io {
         }
     }
 
-    /// Wakes this waker when a slot is free again.
-    pub fn wait_for_slot(&mut self, waker: &Waker) {
-        if !self.admission.iter().any(|known| known.will_wake(waker)) {
-            self.admission.push_back(waker.clone());
+    /// Wakes this waker when there is a slot for this user.
+    pub fn wait_for_slot(&mut self, user: u16, waker: &Waker) {
+        let keep = self.users[user as usize].keep_slots;
+        let is_known =
+            |(known_keep, known): &(usize, Waker)| *known_keep == keep && known.will_wake(waker);
+        if !self.admission.iter().any(is_known) {
+            self.admission.push_back((keep, waker.clone()));
+        }
+    }
+
+    /// Wakes the first of those who wait for a slot and may have one of those that are free.
+    #[cold]
+    pub fn admit_next(&mut self) {
+        let free = self.slots.free();
+        let next = self.admission.iter().position(|(keep, _)| free > *keep);
+        if let Some((_, waker)) = next.and_then(|next| self.admission.remove(next)) {
+            waker.wake();
         }
     }
 
@@ -134,6 +188,10 @@ impl Io {
             return false;
         }
         let (index, leaf_index) = (id.index, slot.leaf as usize);
+        if slot.step == Step::Slow {
+            self.cancel_slow(index);
+            return true;
+        }
         let Some(Some(leaf)) = self.leaves.get_mut(leaf_index) else {
             return false;
         };

@@ -6,6 +6,7 @@ mod leaf;
 mod lifecycle;
 mod requests;
 mod routes;
+mod slow;
 mod waiting;
 
 use std::sync::Arc;

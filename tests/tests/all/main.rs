@@ -8,6 +8,7 @@ mod faults;
 mod features;
 mod files;
 mod interrupts;
+mod nodes;
 mod options;
 mod registered;
 mod resets;

@@ -5,10 +5,12 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
 
+use oxblock_engine::graph::{Access, Permissions};
 use oxblock_engine::{Error, ErrorKind, Limits, MemoryRule};
 
 use super::FileOptions;
 use super::device::Device;
+use super::lock::FileLock;
 use super::probe::{self, DirectAlignment};
 use super::syscall::SEGMENTS_MAX;
 
@@ -28,6 +30,7 @@ pub(super) struct Backing {
     pub(super) discard_by_ioctl: bool,
     /// The kernel would write zeroes as data.
     pub(super) zeroes_are_data: bool,
+    pub(super) lock: Option<FileLock>,
 }
 
 impl Backing {
@@ -37,7 +40,7 @@ impl Backing {
     /// As those of [`open`](super::open).
     pub(super) fn open(options: &FileOptions, by_threads: bool) -> Result<Backing, Error> {
         let path = options.path.display();
-        let fail = |what: &str, e| Error::from_io(format!("file {path}: cannot {what}"), e);
+        let fail = |what: &str, e| fail(options, what, e);
         let exclusive = !options.read_only && is_device(&options.path);
         let file = open_file(options, exclusive).map_err(|e| fail(open_hint(options, &e), e))?;
         let kind = file.metadata().map_err(|e| fail("look at it", e))?.file_type();
@@ -50,9 +53,10 @@ impl Backing {
             }
         };
         probe::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
+        let lock = FileLock::new(options, &file)?;
         let length = match &device {
             Some(device) => device_length(options, device)?,
-            None => file_length(options, &file)?,
+            None => file_length(options, &file, lock.as_ref())?,
         };
         let direct = match options.direct {
             true => Some(direct_alignment(&options.path, &file, device.as_ref())?),
@@ -73,7 +77,7 @@ impl Backing {
             }
         };
         let direct_block = direct.map(|d| d.offset);
-        Ok(Backing { file, limits, direct_block, discard_by_ioctl, zeroes_are_data })
+        Ok(Backing { file, limits, direct_block, discard_by_ioctl, zeroes_are_data, lock })
     }
 }
 
@@ -112,22 +116,32 @@ fn open_hint(options: &FileOptions, error: &io::Error) -> &'static str {
     }
 }
 
-fn file_length(options: &FileOptions, file: &File) -> Result<u64, Error> {
-    let fail = |what: &str, e| {
-        Error::from_io(format!("file {}: cannot {what}", options.path.display()), e)
-    };
-    let length = file.metadata().map_err(|e| fail("look at it", e))?.len();
+fn file_length(options: &FileOptions, file: &File, lock: Option<&FileLock>) -> Result<u64, Error> {
+    let length = file.metadata().map_err(|e| fail(options, "look at it", e))?.len();
     match options.size {
         Some(size) if size > length && !options.read_only => {
-            if options.preallocate {
-                probe::preallocate(file, size).map_err(|e| fail("allocate its space", e))?;
-            }
-            // Also where the file system allocates nothing ahead.
-            file.set_len(size).map_err(|e| fail("extend it", e))?;
-            Ok(size)
+            let Some(lock) = lock else { return extend(options, file, size) };
+            let asked = Permissions::WRITE | Permissions::RESIZE;
+            let access = Access { asked, shared: Permissions::RESIZE.complement() };
+            let extended = lock.check(access).and_then(|()| extend(options, file, size));
+            lock.set(Access::NONE);
+            extended
         }
         _ => Ok(length),
     }
+}
+
+fn extend(options: &FileOptions, file: &File, size: u64) -> Result<u64, Error> {
+    if options.preallocate {
+        probe::preallocate(file, size).map_err(|e| fail(options, "allocate its space", e))?;
+    }
+    // Also where the file system allocates nothing ahead.
+    file.set_len(size).map_err(|e| fail(options, "extend it", e))?;
+    Ok(size)
+}
+
+fn fail(options: &FileOptions, what: &str, error: io::Error) -> Error {
+    Error::from_io(format!("file {}: cannot {what}", options.path.display()), error)
 }
 
 fn device_length(options: &FileOptions, device: &Device) -> Result<u64, Error> {

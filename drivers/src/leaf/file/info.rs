@@ -8,13 +8,13 @@ use oxblock_engine::graph::{DriverInfo, DriverKind, Opening, default_access};
 use oxblock_engine::options::{NodeOptions, OptionSpec};
 use oxblock_engine::{Body, Error, ErrorKind};
 
-use super::{FileEngine, FileOptions};
+use super::{FileEngine, FileOptions, Locking};
 
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("filename", "its path").required().strong(),
     OptionSpec::choice("aio", &["threads", "native", "io_uring"], "how its calls are made")
         .mutable(),
-    OptionSpec::choice("locking", &["auto", "off"], "whether others are kept out; not yet")
+    OptionSpec::choice("locking", &["on", "off", "auto"], "whether others are kept out")
         .default("auto"),
     OptionSpec::bool("sqthread-poll", "a thread of the kernel takes the calls").default("off"),
     OptionSpec::number("queue-depth", 1, 4096, "calls in the kernel at once, for each core")
@@ -98,6 +98,11 @@ fn open(opening: &Opening<'_>, driver: &str, suits: fn(&FileType) -> bool) -> Re
         engine,
         sqthread_poll: settings.bool("sqthread-poll") == Some(true),
         queue_depth: depth.unwrap_or(128),
+        locking: match settings.choice("locking") {
+            Some("on") => Locking::On,
+            Some("off") => Locking::Off,
+            _ => Locking::Auto,
+        },
         ..FileOptions::new(filename)
     })?;
     Ok(Body::Leaf(driver))

@@ -16,6 +16,9 @@
 //! Direct I/O may poll the device for what ends (`hipri`), where it has queues for that, instead of
 //! having it interrupt.
 //!
+//! What the users of the node do to the file, and do not bear of others, is told to other processes
+//! by locks on the bytes of QEMU's: the two keep each other out.
+//!
 //! A flush is an fdatasync, and covers the writes that completed before it. Once one has
 //! failed, the kernel no longer knows which bytes it lost, so that every later flush and
 //! durable write fails too, until the file is opened anew.
@@ -24,6 +27,7 @@ mod backing;
 mod calls;
 mod device;
 mod info;
+mod lock;
 mod polled;
 mod probe;
 mod queue;
@@ -37,11 +41,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicI32;
 
+use oxblock_engine::graph::Access;
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Queue};
 
 pub use info::{FILE, HOST_DEVICE};
+pub use lock::Locking;
 
 use backing::Backing;
+use lock::FileLock;
 use probe::Cpus;
 use queue::FileQueue;
 use syscall::AtOnce;
@@ -80,6 +87,8 @@ pub struct FileOptions {
     /// nvme has with its parameter `poll_queues`. Where the kernel takes such calls and has the
     /// device interrupt all the same, [`Driver::notice`] says so.
     pub hipri: bool,
+    /// Whether other processes are kept from what does not go with what the node's users do.
+    pub locking: Locking,
 }
 
 /// How the file driver's calls are made.
@@ -109,6 +118,7 @@ impl FileOptions {
             engine: FileEngine::Best,
             sqthread_poll: false,
             hipri: false,
+            locking: Locking::Auto,
         }
     }
 }
@@ -118,7 +128,8 @@ impl FileOptions {
 /// # Errors
 /// What open(2) says; `Invalid` if it is neither, or if the block size does not suit the device
 /// or direct I/O; `NotSupported` if its file system has no direct I/O, or for a zoned device;
-/// `NoSpace` for a device shorter than the size that is asked for.
+/// `NoSpace` for a device shorter than the size that is asked for; `Busy` for a file that is to be
+/// extended, and that another process keeps.
 pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     if !(1..=4096).contains(&options.queue_depth) {
         let text = "the queue depth must be from 1 to 4096";
@@ -157,6 +168,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         hipri: options.hipri,
         queue_depth: options.queue_depth,
         failed_sync: AtomicI32::new(0),
+        lock: backing.lock,
     };
     let (path, limits) = (options.path, backing.limits);
     Ok(Box::new(FileDriver { path, limits, notice, shared: Arc::new(shared) }))
@@ -265,6 +277,8 @@ struct Shared {
     queue_depth: u16,
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,
+    /// What other processes see of what is done here. It goes last.
+    lock: Option<FileLock>,
 }
 
 impl Shared {
@@ -286,6 +300,16 @@ impl Driver for FileDriver {
 
     fn notice(&self) -> Option<&str> {
         self.notice.as_deref()
+    }
+
+    fn check_access(&self, access: Access) -> Result<(), Error> {
+        self.shared.lock.as_ref().map_or(Ok(()), |lock| lock.check(access))
+    }
+
+    fn set_access(&self, access: Access) {
+        if let Some(lock) = &self.shared.lock {
+            lock.set(access);
+        }
     }
 
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {

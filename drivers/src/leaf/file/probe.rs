@@ -20,6 +20,31 @@ pub(super) fn end_nonblocking(file: &File) -> io::Result<()> {
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Takes a shared lock on a byte for this open file description, or gives it back.
+pub(super) fn lock_byte(file: &File, byte: u64, locked: bool) -> io::Result<()> {
+    let kind = if locked { libc::F_RDLCK } else { libc::F_UNLCK };
+    byte_lock(file, libc::F_OFD_SETLK, byte, kind).map(|_| ())
+}
+
+/// Whether another open file description has any lock on a byte.
+pub(super) fn is_byte_locked(file: &File, byte: u64) -> io::Result<bool> {
+    let found = byte_lock(file, libc::F_OFD_GETLK, byte, libc::F_WRLCK)?;
+    Ok(i32::from(found.l_type) != libc::F_UNLCK)
+}
+
+fn byte_lock(file: &File, command: i32, byte: u64, kind: i32) -> io::Result<libc::flock> {
+    let mut lock = libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: byte as libc::off_t,
+        l_len: 1,
+        l_pid: 0,
+    };
+    // SAFETY: an open descriptor, and a lock that the call may write to.
+    let rc = unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) };
+    if rc == 0 { Ok(lock) } else { Err(io::Error::last_os_error()) }
+}
+
 /// What direct I/O on a file asks of memory and of offsets, in bytes (statx(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct DirectAlignment {

@@ -1,4 +1,6 @@
-//! A controller: attach, identify, queues, shutdown.
+//! A controller: what is known of it, its queues, its shutdown.
+
+mod attach;
 
 use std::mem;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -7,38 +9,27 @@ use std::time::Duration;
 
 use oxblock_engine::{Core, Driver, Error, ErrorKind, PollerId};
 use oxblock_mem::Attachment;
-use oxblock_nvme::feature::QueueCounts;
-use oxblock_nvme::identify::{Controller as ControllerPage, Oacs, read_ascii};
-use oxblock_nvme::{Command, feature, regs};
-use oxblock_pci::{Function, Ids};
+use oxblock_nvme::identify::read_ascii;
+use oxblock_nvme::regs;
+use oxblock_pci::Function;
 
 use super::admin::Admin;
-use super::departure::FunctionWatch;
 use super::doorbell::ShadowPages;
 use super::ending::DELETE_NS;
-use super::events::{self, EventCounts, EventLog, EventRecord};
+use super::events::{EventCounts, EventLog, EventRecord};
 use super::features::Features;
-use super::hardware::{Hardware, pci_error};
+use super::hardware::Hardware;
 use super::health::Health;
-use super::home::{HomePoller, Ward};
 use super::interrupts::Vectors;
 use super::lending::Lender;
-use super::namespace::{NamespaceDriver, Shape};
-use super::namespaces::{Found, Namespaces, Scan};
+use super::namespace::NamespaceDriver;
+use super::namespaces::{Namespaces, Scan};
 use super::queue_pair::{self, QueueCounters};
 use super::recovery::{self, Recovery};
 use super::retry::Patience;
+use super::setup::{Known, Setup};
 use super::station::Stations;
-use super::{NvmeOptions, Quirks, identify, memory};
-
-/// The PCI class of an NVMe I/O controller.
-const CLASS_NVME: u32 = 0x01_08_02;
-/// The unit of MTFA.
-const MTFA_UNIT: Duration = Duration::from_millis(100);
-/// How long a shutdown may take at least.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a shutdown may take at most, whatever RTD3E says.
-const SHUTDOWN_TIMEOUT_MAX: Duration = Duration::from_secs(300);
+use super::{NvmeOptions, Quirks};
 
 /// An attached NVMe controller.
 ///
@@ -157,7 +148,7 @@ impl Controller {
     ) -> Result<Arc<Self>, Error> {
         let name = format!("attaching the NVMe controller at {}", function.address());
         let controller =
-            attach(core, function, options).await.map_err(|error| error.context(name))?;
+            attach::attach(core, function, options).await.map_err(|error| error.context(name))?;
         let weak = Arc::downgrade(&controller);
         core.at_shutdown(move |core| Box::pin(shutdown_if_there(weak, core)));
         Ok(controller)
@@ -543,257 +534,4 @@ impl Drop for HeldAttachment {
     fn drop(&mut self) {
         self.end();
     }
-}
-
-async fn attach(
-    core: &Core,
-    function: Arc<dyn Function>,
-    options: NvmeOptions,
-) -> Result<Arc<Controller>, Error> {
-    let ids = Ids::read(function.config()).map_err(pci_error)?;
-    if ids.class != CLASS_NVME {
-        let text = format!("PCI class {:06x} is no NVMe controller ({CLASS_NVME:06x})", ids.class);
-        return Err(Error::new(ErrorKind::NotSupported, text));
-    }
-    oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    let quirks = (Quirks::of_function(&ids) | options.quirks) - options.without_quirks;
-    let hardware = Arc::new(Hardware::open(&*function, core.waker(), quirks)?);
-    check_capabilities(&hardware)?;
-    let attachment = HeldAttachment {
-        hardware: hardware.clone(),
-        attachment: Some(memory::attach(core, &*function, &hardware).await?),
-    };
-    let admin = start(core, &*function, &hardware, options.admin_timeout).await?;
-    let ward = Ward::default();
-    let mut vectors = Vectors::new(&function, core.id(), options.interrupt_mode);
-    let event = vectors.admin_event();
-    let poller = HomePoller::new(hardware.clone(), admin.clone(), ward.clone(), event);
-    let poller = core.add_poller(Box::new(poller));
-    let features = Features::new(&function, &options);
-    let known = Known { options: &options, before: None, features: &features };
-    let setup = set_up(core, &admin, &hardware, known).await;
-    let setup = match setup {
-        Ok(setup) => setup,
-        Err(error) => {
-            if hardware.disable(core).await.is_ok() {
-                hardware.retire();
-            }
-            admin.close();
-            core.remove_poller(poller);
-            return Err(error);
-        }
-    };
-    let one_for_all = hardware.quirks().contains(Quirks::SINGLE_VECTOR);
-    vectors.enable_io(if one_for_all { 0 } else { setup.io_queues });
-    let page = &setup.page;
-    let rtd3e = Duration::from_micros(page.rtd3e.get().into());
-    let entries = options.queue_entries.clamp(2, 1024);
-    let identity = Identity {
-        serial: read_ascii(&page.sn),
-        model: read_ascii(&page.mn),
-        firmware: read_ascii(&page.fr),
-        version: {
-            let vs = hardware.version();
-            ((vs >> 16) as u16, (vs >> 8) as u8, vs as u8)
-        },
-        vendor: page.vid.get(),
-        io_queues: setup.io_queues,
-        queue_entries: entries.min(hardware.entries_max()),
-        shadow_doorbells: setup.shadow.is_some(),
-    };
-    let activation_timeout = match page.mtfa.get() {
-        0 => options.admin_timeout,
-        units => MTFA_UNIT * u32::from(units),
-    };
-    let aerl = page.aerl;
-    let controller = Arc::new(Controller {
-        attachment: Mutex::new(attachment),
-        hardware,
-        admin,
-        function,
-        released: AtomicBool::new(false),
-        vectors,
-        queues: Mutex::new(QueueIds {
-            free: (1..=setup.io_queues).rev().collect(),
-            used: Vec::new(),
-            closing: false,
-        }),
-        identity,
-        namespaces: Namespaces::new(setup.found, options.sgl),
-        shadow: setup.shadow,
-        stations: Stations::default(),
-        recovery: Recovery::default(),
-        patience: Patience::new(&options, page.crdt.map(|crdt| crdt.get())),
-        lenders: Mutex::default(),
-        orphans: AtomicUsize::new(0),
-        counters: Arc::default(),
-        events: Arc::default(),
-        features,
-        home: core.id(),
-        poller,
-        shutdown_timeout: rtd3e.clamp(SHUTDOWN_TIMEOUT, SHUTDOWN_TIMEOUT_MAX),
-        activation_timeout,
-        error_log_entries: u16::from(page.elpe) + 1,
-        options,
-    });
-    *ward.borrow_mut() = Arc::downgrade(&controller);
-    FunctionWatch::begin(core, &*controller.function, Arc::downgrade(&controller))?;
-    events::begin(core, &controller, aerl);
-    Ok(controller)
-}
-
-/// Refuses what the driver can not work with, before anything is changed.
-fn check_capabilities(hardware: &Hardware) -> Result<(), Error> {
-    let cap = hardware.cap();
-    let text = if cap.mpsmin() > 0 {
-        // Row 7.
-        format!("its smallest memory page is {} bytes, the host's is 4096", 4096u64 << cap.mpsmin())
-    } else if cap.css_admin_only() || !(cap.css_nvm() || cap.css_io()) {
-        format!("it has no NVM command set (CAP.CSS {:#x})", cap.css())
-    } else if hardware.quirks().contains(Quirks::WIDE_ENTRIES) {
-        "its submission queue entries have 128 bytes; this driver knows those of 64".into()
-    } else if hardware.entries_max() < 2 {
-        // Row 5.
-        "its I/O queues have one entry (CAP.MQES 0); NVMe requires two at least".into()
-    } else if hardware.qid_max() == 0 {
-        // Row 6.
-        format!("the doorbells of I/O queues lie outside its BAR (CAP.DSTRD {})", cap.dstrd())
-    } else {
-        return Ok(());
-    };
-    Err(Error::new(ErrorKind::NotSupported, text))
-}
-
-/// Disables and enables the controller; if that fails, once more after a reset of the function.
-async fn start(
-    core: &Core,
-    function: &dyn Function,
-    hardware: &Arc<Hardware>,
-    timeout: Duration,
-) -> Result<Arc<Admin>, Error> {
-    let first = match try_start(core, hardware, timeout).await {
-        Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::TimedOut) => error,
-        outcome => return outcome,
-    };
-    if function.reset().is_err() {
-        return Err(first);
-    }
-    // A reset takes the function's command register along.
-    oxblock_pci::enable(function.config()).map_err(pci_error)?;
-    try_start(core, hardware, timeout).await
-}
-
-async fn try_start(
-    core: &Core,
-    hardware: &Arc<Hardware>,
-    timeout: Duration,
-) -> Result<Arc<Admin>, Error> {
-    hardware.disable(core).await?;
-    let admin = Admin::new(core, hardware, timeout)?;
-    let (aqa, asq, acq) = admin.expose()?;
-    if let Err(error) = hardware.enable(core, aqa, asq, acq).await {
-        if hardware.disable_now(core).await.is_ok() {
-            admin.conceal();
-        }
-        return Err(error);
-    }
-    Ok(admin)
-}
-
-/// What a set-up is to bring about.
-pub(super) struct Known<'a> {
-    options: &'a NvmeOptions,
-    /// After a reset: the I/O queue pairs and the shadow doorbells that there were.
-    before: Option<(u16, Option<&'a ShadowPages>)>,
-    features: &'a Features,
-}
-
-/// What the admin queue told and set up.
-pub(super) struct Setup {
-    pub page: Box<ControllerPage>,
-    /// Its namespaces.
-    pub found: Found,
-    pub io_queues: u16,
-    /// Those that are new.
-    shadow: Option<ShadowPages>,
-}
-
-impl Setup {
-    /// Whether a namespace still is what a queue takes it for.
-    pub fn has(&self, shape: &Shape) -> bool {
-        let found = self.found.get(&shape.nsid);
-        found.is_some_and(|info| info.as_ref().is_ok_and(|info| shape.is_of(&info.shape)))
-    }
-}
-
-/// Sets up a controller that was enabled: at attach, and after each reset.
-pub(super) async fn set_up(
-    core: &Core,
-    admin: &Arc<Admin>,
-    hardware: &Arc<Hardware>,
-    known: Known<'_>,
-) -> Result<Setup, Error> {
-    let Known { options, before, features } = known;
-    let page = identify::controller(core, admin).await?;
-    let named = Quirks::of_identity(page.vid.get(), &read_ascii(&page.mn));
-    hardware.set_quirks((hardware.quirks() | named) - options.without_quirks);
-    features.set_up(core, admin, hardware, &page).await?;
-    admin.set_abort_limit(page.acl);
-    if hardware.cap().css_io() {
-        identify::select_nvm(core, admin).await?;
-    }
-    let found = Scan { core, admin, hardware }.look(&page, options.sgl, None).await?;
-    let wanted = match (before, options.io_queues) {
-        (Some((queues, _)), _) => queues.into(),
-        (None, 0) => core.count().saturating_mul(found.len().max(1)),
-        (None, asked) => asked.into(),
-    };
-    let io_queues = ask_for_queues(core, admin, wanted).await?;
-    let shadow = match before {
-        Some((_, None)) => None,
-        Some((_, Some(pages))) => {
-            tell_shadow_doorbells(core, admin, pages).await?;
-            None
-        }
-        None if options.shadow_doorbells && page.oacs().contains(Oacs::DOORBELL_BUFFER) => {
-            let pages = ShadowPages::new(core.arena(), hardware)?;
-            tell_shadow_doorbells(core, admin, &pages).await?;
-            Some(pages).filter(ShadowPages::are_taken)
-        }
-        None => None,
-    };
-    if let Some(coalescing) = options.coalescing {
-        // A controller that has none of it works as well.
-        admin.execute(core, coalescing.command(), None).await?;
-    }
-    events::configure(core, admin, page.oaes.get()).await;
-    Ok(Setup { page, found, io_queues: io_queues.min(hardware.qid_max()), shadow })
-}
-
-/// I/O queue pairs: as many as wanted, or what the controller grants (row 36). A controller that
-/// refuses to say is taken to have one.
-async fn ask_for_queues(core: &Core, admin: &Arc<Admin>, wanted: usize) -> Result<u16, Error> {
-    let wanted = u16::try_from(wanted).unwrap_or(u16::MAX).clamp(1, u16::MAX - 1);
-    let counts = QueueCounts { submission: wanted, completion: wanted };
-    let command = Command::set_features(feature::NUMBER_OF_QUEUES, 0, counts.to_dword());
-    let done = admin.execute(core, command, None).await?;
-    if !done.completion.is_success() {
-        return Ok(1);
-    }
-    let granted = QueueCounts::from_dword(done.completion.dw0());
-    // More than asked for must not be used (Base 2.0, 5.27.1.5).
-    Ok(granted.submission.min(granted.completion).min(wanted))
-}
-
-/// Without shadow doorbells all works as well, only slower.
-async fn tell_shadow_doorbells(
-    core: &Core,
-    admin: &Arc<Admin>,
-    pages: &ShadowPages,
-) -> Result<(), Error> {
-    let (shadow, event_index) = pages.expose()?;
-    let command = Command::doorbell_buffer_config(shadow, event_index);
-    let done = admin.execute(core, command, None).await?;
-    pages.set_taken(done.completion.is_success());
-    Ok(())
 }

@@ -336,7 +336,8 @@ impl Hardware {
 }
 
 /// An error of a PCI function as the engine has them.
-pub(super) fn pci_error(error: PciError) -> Error {
+/// An error of a PCI function as the engine has them.
+pub fn pci_error(error: PciError) -> Error {
     Error::new(ErrorKind::from_errno(error.errno()), error.to_string())
 }
 

@@ -23,6 +23,9 @@
 //! specification are treated as they need ([`Quirks`]). What could not be used is said by
 //! [`Controller::notices`].
 //!
+//! A graph opens namespaces by the driver's name ([`NVME`]): its nodes share a controller, which is
+//! attached when the first of them is opened ([`Controllers`]).
+//!
 //! What a controller may still write is never freed: memory of a queue goes back to its arena
 //! only after the queue was deleted, or the controller is disabled or gone. Where neither can be
 //! had, it is leaked on purpose.
@@ -31,6 +34,7 @@ mod admin;
 mod cmb;
 mod commands;
 mod controller;
+mod controllers;
 mod departure;
 mod doorbell;
 mod ending;
@@ -43,6 +47,7 @@ mod health;
 mod home;
 mod host_memory;
 mod identify;
+mod info;
 mod interrupts;
 mod keep_alive;
 mod leaf;
@@ -53,12 +58,14 @@ mod namespace;
 mod namespaces;
 mod parking;
 mod passthrough;
+mod place;
 mod pmr;
 mod power;
 mod queue_pair;
 mod quirks;
 mod recovery;
 mod retry;
+mod setup;
 mod station;
 mod statistics;
 mod status;
@@ -70,14 +77,18 @@ mod write_protect;
 use std::time::Duration;
 
 pub use controller::{Controller, ControllerStats, Identity};
+pub use controllers::Controllers;
 pub use events::{EventCounts, EventRecord};
+pub use hardware::pci_error;
+pub use info::NVME;
 pub use interrupts::{Coalescing, InterruptMode};
 pub use passthrough::{AdminData, AdminReply, NewNamespace};
+pub use place::{FunctionSpec, Functions};
 pub use pmr::PersistentMemory;
 pub use quirks::Quirks;
 
 /// How a controller is used.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NvmeOptions {
     /// Entries of an I/O queue, 2 to 1024; the controller's MQES bounds it too. One less can be
     /// in flight. Each entry costs a 4 KiB page for its PRP list.

@@ -19,12 +19,13 @@ use std::task::Poll;
 
 use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
-use super::controller::{Controller, Setup, set_up};
+use super::controller::Controller;
 use super::events;
 use super::hardware::pci_error;
 use super::health::Health;
 use super::looks::Looks;
 use super::queue_pair::{Created, create_queues};
+use super::setup::{Setup, set_up};
 
 /// How long a core may take to park its queue pairs.
 const PARK_NS: u64 = 30_000_000_000;

@@ -46,6 +46,7 @@ impl Rig {
             hipri: kind.polled,
             queue_depth: 4,
             failed_sync,
+            lock: None,
         };
         let memory = Memory::new();
         let options = ArenaOptions { pages: PagePolicy::Unlocked, ..ArenaOptions::new(1 << 20) };

@@ -1,7 +1,4 @@
-//! PCI functions by name: what a command line says, opened by the back end that has it.
-//!
-//! The software controller of this process can be attached to as well; it is made, not opened,
-//! on a core of an engine: see `soft`.
+//! PCI functions by name, opened by the back end that has them.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -11,7 +8,9 @@ use oxblock_engine::{Error, ErrorKind, Options};
 use oxblock_mem::{ArenaOptions, PagePolicy};
 use oxblock_pci::vfio::Vfio;
 use oxblock_pci::vfio_user::{VfioUserFunction, VfioUserOptions};
-use oxblock_pci::{Address, Function, PciError};
+use oxblock_pci::{Address, Function};
+
+use super::hardware::pci_error;
 
 /// A PCI function in words.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +26,8 @@ pub enum FunctionSpec {
 impl FunctionSpec {
     /// Reads the name of a function.
     ///
-    /// Errors: it has the shape of none.
+    /// # Errors
+    /// `Invalid`: it has the shape of none.
     pub fn parse(word: &str) -> Result<FunctionSpec, Error> {
         if let Some(address) = word.strip_prefix("noiommu:") {
             return address.parse().map(FunctionSpec::PciNoIommu).map_err(pci_error);
@@ -77,9 +77,10 @@ pub struct Functions {
 }
 
 impl Functions {
-    /// Opens a function for a driver, such as `nvme::Controller::attach`.
+    /// Opens a function for [`Controller::attach`](super::Controller::attach).
     ///
-    /// Errors: what the back end says, and what to do about it.
+    /// # Errors
+    /// What the back end says, and what to do about it.
     pub fn open(&self, spec: &FunctionSpec) -> Result<Arc<dyn Function>, Error> {
         match spec {
             FunctionSpec::Pci(address) => {
@@ -97,11 +98,6 @@ impl Functions {
             }
         }
     }
-}
-
-/// An error of a PCI function as the engine has them.
-pub fn pci_error(error: PciError) -> Error {
-    Error::new(ErrorKind::from_errno(error.errno()), error.to_string())
 }
 
 #[cfg(test)]
