@@ -16,7 +16,8 @@ impl Core {
     /// Reads a node's limits from its driver afresh and has every core keep to them, open
     /// channels included: a driver asks for it when its device has changed. When it returns, what
     /// the node has grown by can be used on all cores. Operations that no longer fit and have not
-    /// reached the device fail as if they were submitted now; what the device has it answers.
+    /// reached the device fail as if they were submitted now; what the device has it answers. The
+    /// limits of the nodes above follow.
     ///
     /// The block size must not change: driver and device would take the same numbers for other
     /// places. [`withdraw`](Core::withdraw) such a node.
@@ -24,12 +25,14 @@ impl Core {
     /// # Errors
     /// A core has ended, or has no memory for what the new limits need.
     pub async fn refresh(&self, node: &Arc<Node>) -> Result<(), Error> {
-        let (old, new) = node.reread();
-        if old == new {
-            return Ok(());
+        let mut outcome = Ok(());
+        for node in node.and_above() {
+            let (old, new) = node.reread();
+            if old != new {
+                outcome = outcome.and(self.tell_cores(&node).await);
+                self.publish_changes(&node, &old, &new);
+            }
         }
-        let outcome = self.tell_cores(node).await;
-        self.publish_changes(node, &old, &new);
         outcome
     }
 
@@ -85,7 +88,7 @@ impl Core {
         outcome.map_err(|error| error.node(node.name()))
     }
 
-    fn publish_changes(&self, node: &Arc<Node>, old: &Limits, new: &Limits) {
+    pub(crate) fn publish_changes(&self, node: &Arc<Node>, old: &Limits, new: &Limits) {
         let (from, to) = (old.length, new.length);
         if from != to {
             let verb = if to > from { "grew" } else { "shrank" };

@@ -1,5 +1,6 @@
 //! A user's handle on a node on one core.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -9,7 +10,7 @@ use oxblock_mem::IoVector;
 
 use crate::slot::Owner;
 use crate::stats::LeafStats;
-use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpId, OpKind};
+use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpFlags, OpId, OpKind};
 
 /// A user's handle on a node on this core. Operations are submitted and polled for, or
 /// awaited; both kinds go through the core's one slot table.
@@ -18,23 +19,30 @@ use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpId, OpKi
 /// to where they came from once the device is done with them.
 pub struct Channel {
     core: Core,
-    node: Arc<Node>,
     user: u16,
+    /// Each write is to be durable when it ends.
+    write_through: Cell<bool>,
 }
 
 impl Channel {
-    pub(crate) fn new(core: Core, node: Arc<Node>, user: u16) -> Self {
-        Self { core, node, user }
+    pub(crate) fn new(core: Core, user: u16) -> Self {
+        Self { core, user, write_through: Cell::new(false) }
     }
 
-    /// The node.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
+    /// The node, which is another once the graph has that in its place.
+    pub fn node(&self) -> Arc<Node> {
+        self.core.0.io.borrow().node_of(self.user)
+    }
+
+    /// Keeps to the node that it is at now, also when that is replaced by another: what it does
+    /// concerns this very node, such as a job's.
+    pub fn stay_at_node(&self) {
+        self.core.0.io.borrow_mut().let_stay(self.user);
     }
 
     /// What one request of the node may ask; the engine splits what is longer.
     pub fn limits(&self) -> Arc<Limits> {
-        self.node.limits()
+        self.node().limits()
     }
 
     /// The core.
@@ -42,12 +50,27 @@ impl Channel {
         &self.core
     }
 
+    /// Whether this user has a write cache, as it has at first: without, each of its writes is
+    /// durable when it completes (force unit access).
+    pub fn set_write_cache(&self, enabled: bool) {
+        self.write_through.set(!enabled);
+    }
+
+    /// What the user's own cache mode makes of an operation.
+    #[inline(always)]
+    fn prepare(&self, op: &mut Op) {
+        if self.write_through.get() && matches!(op.kind, OpKind::Write | OpKind::WriteZeroes) {
+            op.flags |= OpFlags::FUA;
+        }
+    }
+
     /// Submits an operation, to be polled for. An invalid one completes with a fault.
     ///
     /// # Errors
     /// The core's slot table is full; the operation comes back.
     #[inline(always)]
-    pub fn submit(&self, op: Op) -> Result<OpId, Full> {
+    pub fn submit(&self, mut op: Op) -> Result<OpId, Full> {
+        self.prepare(&mut op);
         self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
     }
 
@@ -56,6 +79,7 @@ impl Channel {
     /// completion to be polled for. It is no error if the leaf takes its time.
     #[inline(always)]
     pub fn submit_in_place(&self, op: &mut Op) -> InPlace {
+        self.prepare(op);
         self.core.0.io.borrow_mut().submit_in_place(self.user, op)
     }
 
@@ -107,7 +131,8 @@ impl Channel {
 
     /// Runs an operation and gives its completion, with the buffers. With the slot table
     /// full it waits its turn. Dropping the future detaches the operation.
-    pub fn run(&self, op: Op) -> Run<'_> {
+    pub fn run(&self, mut op: Op) -> Run<'_> {
+        self.prepare(&mut op);
         Run { channel: self, state: RunState::New(Some(op)) }
     }
 
@@ -169,7 +194,7 @@ impl Channel {
     }
 
     fn explain(&self, kind: OpKind, fault: crate::Fault) -> Error {
-        Error::from(fault).op(kind).node(self.node.name())
+        Error::from(fault).op(kind).node(self.node().name())
     }
 }
 

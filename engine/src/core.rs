@@ -10,21 +10,29 @@ use oxblock_mem::{Arena, Memory, Region, spsc};
 
 use crate::channel::Channel;
 use crate::clock::Time;
+use crate::drain::Sources;
 use crate::io::{Entry, Io, Standing};
 use crate::poller::{Poller, PollerId, Pollers};
-use crate::remote::{Mailbox, Message, remote_task};
+use crate::remote::{Mailbox, Message, remote_call, remote_task};
 use crate::shared::{Closer, EngineShared};
 use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
-use crate::{CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Remote};
+use crate::{
+    CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
+};
 
 /// How often memory that is to be given back is looked at.
 const UNREGISTER_RETRY: Duration = Duration::from_micros(50);
+/// How often a change of the graph that an opening waits for is looked at.
+const OPEN_RETRY: Duration = Duration::from_micros(20);
 
 /// The handle of the reactor that the caller runs on. Cheap to clone; stays on its thread.
 #[derive(Clone)]
 pub struct Core(pub(crate) Rc<CoreInner>);
+
+/// A leaf, and its queue of a driver that is to take another's place.
+pub(crate) type NewQueue = (Arc<Node>, Box<dyn Queue>);
 
 pub(crate) struct CoreInner {
     pub id: usize,
@@ -47,6 +55,12 @@ pub(crate) struct CoreInner {
     pub yields: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
+    /// Queues of drivers that are to be their nodes'.
+    pub new_queues: RefCell<Vec<NewQueue>>,
+    /// What makes requests of its own, and keeps still where a node is drained.
+    pub sources: Sources,
+    /// The number of the next drain that is begun here.
+    pub next_drain: Cell<u64>,
 }
 
 impl CoreInner {
@@ -138,10 +152,26 @@ impl Core {
         F: Future<Output = T> + 'static,
         M: FnOnce(Core) -> F + Send + 'static,
     {
-        let (handle, mut message) = remote_task(make);
+        let (handle, message) = remote_task(make);
+        self.send(core, message).await;
+        handle.await
+    }
+
+    /// Does something on another core, or this one, in its next turn and without a task, and
+    /// gives the result. The core's I/O state is free to be borrowed.
+    pub(crate) async fn tell<T: Send + 'static>(
+        &self,
+        core: usize,
+        run: impl FnOnce(&Core) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        let (handle, message) = remote_call(run);
+        self.send(core, message).await;
+        handle.await
+    }
+
+    async fn send(&self, core: usize, mut message: Message) {
         if core == self.id() {
-            message(self);
-            return handle.await;
+            return message(self);
         }
         loop {
             match self.push(core, message) {
@@ -151,7 +181,6 @@ impl Core {
             self.yield_now().await;
         }
         CoreWaker(self.0.shared.mailboxes[core].clone()).wake();
-        handle.await
     }
 
     fn push(&self, core: usize, message: Message) -> Result<(), Message> {
@@ -258,7 +287,13 @@ impl Core {
     }
 
     async fn open_as(&self, node: &Arc<Node>, serves: bool) -> Result<Channel, Error> {
-        self.open_leaves(node).await?;
+        loop {
+            self.open_leaves(node).await?;
+            // Where the graph is being changed, the leaves may be others afterwards.
+            if !self.waits_for_change().await {
+                break;
+            }
+        }
         let standing = if serves { Standing::Serving } else { Standing::User };
         self.channel(node, standing)
     }
@@ -267,25 +302,36 @@ impl Core {
     pub(crate) fn channel(&self, node: &Arc<Node>, standing: Standing) -> Result<Channel, Error> {
         self.start_slow(node)?;
         let mut io = self.0.io.borrow_mut();
-        let entry = match node.format() {
-            None => io.leaf_of(node).map(Entry::Leaf),
-            Some(_) => io.route_to(node).map(Entry::Route),
+        let entry = if node.is_leaf() {
+            io.leaf_of(node).map(Entry::Leaf)
+        } else {
+            io.route_to(node).map(Entry::Route)
         };
         let entry = entry.ok_or_else(|| {
             Error::new(ErrorKind::Gone, "a node beneath was closed").node(node.name())
         })?;
-        let user = io.add_user(entry, standing);
-        Ok(Channel::new(self.clone(), node.clone(), user))
+        let user = io.add_user(node, entry, standing);
+        Ok(Channel::new(self.clone(), user))
+    }
+
+    /// Waits until no change of the graph is being made; whether there was one.
+    async fn waits_for_change(&self) -> bool {
+        let is_held = || self.0.io.borrow().drains.iter().any(|drain| drain.holds_opens);
+        let has_waited = is_held();
+        while is_held() {
+            self.sleep(OPEN_RETRY).await;
+        }
+        has_waited
     }
 
     /// Opens this core's queues of all leaves beneath a node.
     fn open_leaves<'a>(&'a self, node: &'a Arc<Node>) -> LocalFuture<'a, Result<(), Error>> {
         Box::pin(async move {
-            if node.format().is_none() {
+            if node.is_leaf() {
                 return self.open_leaf(node).await.map(|_| ());
             }
             self.refuse_if_withdrawn(node)?;
-            for child in node.children() {
+            for child in node.children().iter() {
                 self.open_leaves(child).await?;
             }
             Ok(())
@@ -300,7 +346,7 @@ impl Core {
     }
 
     /// Opens this core's queue of a leaf, or finds it.
-    async fn open_leaf(&self, node: &Arc<Node>) -> Result<u16, Error> {
+    pub(crate) async fn open_leaf(&self, node: &Arc<Node>) -> Result<u16, Error> {
         loop {
             self.0.shared.refuse_if_ending()?;
             self.refuse_if_withdrawn(node)?;
@@ -313,12 +359,17 @@ impl Core {
                 self.yield_now().await;
                 continue;
             };
-            let queue = node.driver()?.queue(self).await.map_err(|e| e.node(node.name()))?;
+            let driver = node.driver()?;
+            let queue = driver.queue(self).await.map_err(|e| e.node(node.name()))?;
+            // It was reopened meanwhile.
+            if !Arc::ptr_eq(&driver, &node.driver()?) {
+                continue;
+            }
             return self.add_leaf(node, queue);
         }
     }
 
-    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn crate::Queue>) -> Result<u16, Error> {
+    fn add_leaf(&self, node: &Arc<Node>, queue: Box<dyn Queue>) -> Result<u16, Error> {
         let leaf = self.0.io.borrow_mut().add_leaf(node, queue, &self.0.arena)?;
         let node = node.clone();
         self.at_shutdown(move |core| Box::pin(async move { core.close(&node).await }));

@@ -12,7 +12,7 @@ use std::time::Duration;
 use oxblock_mem::View;
 
 use crate::clock::{Clock, SimulatedClock, Time};
-use crate::graph::Access;
+use crate::graph::{Access, Opening};
 use crate::{Core, Counter, Error, Fault, Limits, Node, OpFlags, OpKind};
 
 /// A boxed future that stays on its core. Control plane only.
@@ -59,6 +59,21 @@ pub trait Driver: Send + Sync {
     /// still, since a check came to nothing: what is not needed for it is given up.
     fn set_access(&self, access: Access) {
         let _ = access;
+    }
+
+    /// The same file or device with other options, to take this driver's place while nothing is on
+    /// its way through the node; this one goes on until then, and also if nothing comes of it.
+    /// What must not end in between, such as locks, both have in common. `None`: the options that
+    /// may change make no difference to it. Control plane.
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Box<dyn Driver>>, Error>> {
+        let _ = opening;
+        Box::pin(async { Ok(None) })
     }
 
     /// Opens the queue of the core that calls. It runs on that core, and may talk to

@@ -11,7 +11,8 @@
 
 use std::sync::Arc;
 
-use crate::{Core, Driver, Error, Limits, LocalFuture, Node, OpKind, SlowRequests};
+use crate::graph::Opening;
+use crate::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Node, OpKind, SlowRequests};
 
 /// The driver of a format, or of a filter that leaves data alone.
 pub trait Format: Send + Sync {
@@ -42,6 +43,32 @@ pub trait Format: Send + Sync {
     fn slow(self: Arc<Self>, requests: SlowRequests) -> LocalFuture<'static, ()> {
         drop(requests);
         Box::pin(async {})
+    }
+
+    /// The same format over children of these names, in the order in which it will count them:
+    /// one was added, or taken away. What it is the same in, the two have in common. Nothing has
+    /// changed yet, and perhaps nothing will; once it has, this one is asked no more.
+    ///
+    /// # Errors
+    /// The format is none over these. One whose children are fixed has nothing to add to this.
+    fn with_children(&self, names: &[&'static str]) -> Result<Arc<dyn Format>, Error> {
+        let text = format!("driver '{}' works over the children that it has only", self.name());
+        let _ = names;
+        Err(Error::new(ErrorKind::NotSupported, text))
+    }
+
+    /// The same image with other options, to take this driver's place while nothing is on its way
+    /// through the node; this one goes on until then, and also if nothing comes of it. `None`: the
+    /// options that may change make no difference to it. Control plane.
+    ///
+    /// # Errors
+    /// It cannot be opened so.
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Arc<dyn Format>>, Error>> {
+        let _ = opening;
+        Box::pin(async { Ok(None) })
     }
 
     /// Closes the driver in good order, before its children.
@@ -110,6 +137,7 @@ impl From<OpKind> for Intent {
 pub enum Body {
     /// It has requests of its own to make.
     Leaf(Box<dyn Driver>),
-    /// It stands on other nodes: those, in the order that the format counts them in.
+    /// It stands on other nodes: those, in the order that the format counts them in, which is that
+    /// in which the driver declares them.
     Over(Arc<dyn Format>, Vec<Arc<Node>>),
 }

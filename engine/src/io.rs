@@ -5,7 +5,9 @@
 //! and remembers how far it has come, so a table of a single slot is enough for any
 //! operation. What a leaf cannot take now waits in the leaf's line, in order.
 
+mod drained;
 mod leaves;
+mod led;
 mod routed;
 mod slow;
 mod users;
@@ -17,6 +19,7 @@ use std::task::Waker;
 use oxblock_mem::{IoVector, Pool, View};
 
 use crate::clock::Time;
+use crate::drain::Drained;
 use crate::plan::{BOUNCE_LEN, Memory};
 use crate::route::{NONE, Route};
 use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
@@ -61,6 +64,8 @@ pub(crate) struct Io {
     /// The formats' tasks; places of those that are gone are empty.
     slow: Vec<Option<SlowPlace>>,
     users: Vec<User>,
+    /// The drained sections of now.
+    pub drains: Vec<Drained>,
     pass: Pass,
     bounce: Option<Pool>,
     zeroes: Option<IoVector>,
@@ -82,6 +87,7 @@ impl Io {
             routes: Vec::new(),
             slow: Vec::new(),
             users: Vec::new(),
+            drains: Vec::new(),
             pass,
             bounce: None,
             zeroes: None,
@@ -167,8 +173,23 @@ impl Io {
         }
     }
 
+    /// Starts an operation that was kept back.
+    fn start(&mut self, index: u32) {
+        let slot = &mut self.slots[index];
+        slot.leaf = self.users[slot.user as usize].leaf;
+        if slot.leaf == NONE {
+            self.submit_routed(index);
+        } else {
+            slot.begin_whole_extent();
+            self.submit_slowly(index);
+        }
+    }
+
     /// Checks an operation, and starts it behind those that wait already.
     fn submit_slowly(&mut self, index: u32) {
+        if self.park(index) {
+            return;
+        }
         match self.check(index) {
             Ok(false) => {}
             Ok(true) => return self.finish(index),
@@ -219,8 +240,7 @@ impl Io {
             let text = "the node writes no zeroes by itself, and a fallback is forbidden";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        let needless_discard = op.kind == OpKind::Discard && rules.max_discard == 0;
-        Ok(self.total(index) == 0 || needless_discard)
+        Ok(self.total(index) == 0 || rules.is_needless(op.kind))
     }
 
     fn wait_in_line(&mut self, index: u32) {
@@ -259,18 +279,20 @@ impl Io {
 
     /// Hands the next fragment to the leaf.
     fn hand_fragment(&mut self, index: u32) -> Handed {
-        let Self { slots, leaves, users, pass, bounce, zeroes, .. } = self;
+        let Self { slots, leaves, routes, users, pass, bounce, zeroes, .. } = self;
         let slot = &mut slots[index];
         let op = &slot.op;
         let Some(Some(leaf)) = leaves.get_mut(slot.leaf as usize) else {
             return Handed::Enough;
         };
+        let route = routes.get(users[slot.user as usize].route as usize);
+        let flags = route.map_or(op.flags, |route| route.rules.flags(op.flags));
         let offset = (op.offset + slot.cursor).wrapping_add(slot.shift);
         let left = slot.extent_end - slot.cursor;
         let mut request = Request {
             token: token(index, slot.generation),
             kind: op.kind,
-            flags: op.flags,
+            flags: leaf.rules.flags(flags),
             offset,
             len: left,
             data: View::empty(),
@@ -589,7 +611,12 @@ fn copy_back(slot: &Slot) -> Result<(), Fault> {
                 return Err(Fault::new(ErrorKind::Mismatch, offset));
             }
         }
-        Step::Straight | Step::Direct | Step::BounceWrite | Step::FlushAfter | Step::Slow => {}
+        Step::Straight
+        | Step::Direct
+        | Step::BounceWrite
+        | Step::FlushAfter
+        | Step::Slow
+        | Step::Parked => {}
     }
     Ok(())
 }

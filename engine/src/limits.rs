@@ -40,6 +40,9 @@ pub struct Limits {
     pub compare: bool,
     /// Writes are refused.
     pub read_only: bool,
+    /// Flushes, and force unit access, do nothing; of a node whose options say so, never of a
+    /// driver.
+    pub no_flush: bool,
 }
 
 impl Limits {
@@ -63,6 +66,7 @@ impl Limits {
             fua: false,
             compare: false,
             read_only: false,
+            no_flush: false,
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use crate::io::Halt;
 use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
@@ -10,11 +10,50 @@ use crate::{Body, Counter, Driver, Error, ErrorKind, Fault, Format, Limits};
 /// A named node of the graph. Cores open a [`Channel`](crate::Channel) on it to do I/O.
 pub struct Node {
     name: Arc<str>,
-    body: Body,
-    read_only: bool,
+    work: Work,
+    restrictions: Mutex<Restrictions>,
     limits: Mutex<Arc<Limits>>,
+    parents: Mutex<Vec<Weak<Node>>>,
     withdrawn: OnceLock<Refusal>,
     held: AtomicBool,
+}
+
+/// What a node does not let through, whatever its driver can do.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restrictions {
+    /// Writes are refused.
+    pub read_only: bool,
+    /// Discards do nothing, and zeroes that are written free no space.
+    pub no_discard: bool,
+    /// Flushes, and force unit access, do nothing.
+    pub no_flush: bool,
+}
+
+impl Restrictions {
+    /// What remains of the driver's limits.
+    pub(crate) fn apply(self, limits: Limits) -> Limits {
+        Limits {
+            read_only: limits.read_only || self.read_only,
+            max_discard: if self.no_discard { 0 } else { limits.max_discard },
+            no_flush: self.no_flush,
+            ..limits
+        }
+    }
+}
+
+enum Work {
+    Leaf(Mutex<Arc<dyn Driver>>),
+    Over(Mutex<View>),
+}
+
+/// How a node that stands on others finds its bytes in them. It is replaced as a whole, while no
+/// operation is on its way through the node.
+#[derive(Clone)]
+pub struct View {
+    /// What says where bytes live.
+    pub format: Arc<dyn Format>,
+    /// The nodes that it speaks of, in the order that it counts them in.
+    pub children: Arc<[Arc<Node>]>,
 }
 
 /// Why operations are refused.
@@ -29,11 +68,28 @@ impl Node {
 
     /// A node of either kind; one that is read-only refuses writes whatever its driver says.
     pub fn with_body(name: impl Into<Arc<str>>, body: Body, read_only: bool) -> Arc<Self> {
-        let limits = Mutex::new(Arc::new(body.limits(read_only)));
+        Self::restricted(name, body, Restrictions { read_only, ..Restrictions::default() })
+    }
+
+    /// A node of either kind that does not let everything through.
+    pub fn restricted(
+        name: impl Into<Arc<str>>,
+        body: Body,
+        restrictions: Restrictions,
+    ) -> Arc<Self> {
+        let work = match body {
+            Body::Leaf(driver) => Work::Leaf(Mutex::new(driver.into())),
+            Body::Over(format, children) => {
+                Work::Over(Mutex::new(View { format, children: children.into() }))
+            }
+        };
+        let limits = Mutex::new(Arc::new(restrictions.apply(work.limits())));
         let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
-        let node = Arc::new(Self { name, body, read_only, limits, withdrawn, held });
-        if let Body::Leaf(driver) = &node.body {
-            driver.joined(&node);
+        let (parents, restrictions) = (Mutex::default(), Mutex::new(restrictions));
+        let node = Arc::new(Self { name, work, restrictions, limits, parents, withdrawn, held });
+        match &node.work {
+            Work::Leaf(driver) => lock(driver).joined(&node),
+            Work::Over(_) => node.join_children(),
         }
         node
     }
@@ -46,66 +102,120 @@ impl Node {
     /// What one request may ask, as of now: a device may be resized, or turn read-only, while it
     /// is open. Control plane; each core checks operations against a copy of its own.
     pub fn limits(&self) -> Arc<Limits> {
-        self.limits.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.limits).clone()
     }
 
     /// What the drivers of the node's leaves count of their devices, for all nodes on them.
     pub fn counters(&self) -> Vec<Counter> {
-        match &self.body {
-            Body::Leaf(driver) => driver.counters(),
-            Body::Over(_, children) => children.iter().flat_map(|node| node.counters()).collect(),
+        match &self.work {
+            Work::Leaf(driver) => lock(driver).counters(),
+            Work::Over(_) => self.children().iter().flat_map(|node| node.counters()).collect(),
         }
     }
 
     /// The driver's name, as blockdev-add has it.
     pub fn driver_name(&self) -> &'static str {
-        match &self.body {
-            Body::Leaf(driver) => driver.name(),
-            Body::Over(format, _) => format.name(),
+        match &self.work {
+            Work::Leaf(driver) => lock(driver).name(),
+            Work::Over(view) => lock(view).format.name(),
         }
     }
 
     /// What the node's user should know about how its leaves work here, a line for each that has
     /// something to say.
     pub fn notices(&self) -> Vec<String> {
-        match &self.body {
-            Body::Leaf(driver) => driver.notice().map(str::to_owned).into_iter().collect(),
-            Body::Over(_, children) => children.iter().flat_map(|c| c.notices()).collect(),
+        match &self.work {
+            Work::Leaf(driver) => lock(driver).notice().map(str::to_owned).into_iter().collect(),
+            Work::Over(_) => self.children().iter().flat_map(|c| c.notices()).collect(),
         }
     }
 
-    /// The driver of a leaf.
+    /// The driver of a leaf, as of now.
     ///
     /// # Errors
     /// `Invalid`: the node stands on others.
-    pub fn driver(&self) -> Result<&dyn Driver, Error> {
-        match &self.body {
-            Body::Leaf(driver) => Ok(&**driver),
-            Body::Over(..) => {
+    pub fn driver(&self) -> Result<Arc<dyn Driver>, Error> {
+        match &self.work {
+            Work::Leaf(driver) => Ok(lock(driver).clone()),
+            Work::Over(_) => {
                 let error = Error::new(ErrorKind::Invalid, "the node is no leaf of the graph");
                 Err(error.node(&self.name))
             }
         }
     }
 
-    /// The format of a node that stands on others.
-    pub fn format(&self) -> Option<&Arc<dyn Format>> {
-        match &self.body {
-            Body::Leaf(_) => None,
-            Body::Over(format, _) => Some(format),
+    /// Whether the node stands on no others.
+    pub fn is_leaf(&self) -> bool {
+        matches!(self.work, Work::Leaf(_))
+    }
+
+    /// The format of a node that stands on others, as of now.
+    pub fn format(&self) -> Option<Arc<dyn Format>> {
+        Some(self.view()?.format)
+    }
+
+    /// What the node stands on as of now, in the order that its format counts them in.
+    pub fn children(&self) -> Arc<[Arc<Node>]> {
+        self.view().map_or_else(|| Arc::from([]), |view| view.children)
+    }
+
+    /// How a node that stands on others finds its bytes, as of now.
+    pub fn view(&self) -> Option<View> {
+        match &self.work {
+            Work::Leaf(_) => None,
+            Work::Over(view) => Some(lock(view).clone()),
         }
     }
 
-    /// What does its work.
-    pub(crate) fn body(&self) -> &Body {
-        &self.body
+    /// The nodes that stand on this one.
+    pub fn parents(&self) -> Vec<Arc<Node>> {
+        lock(&self.parents).iter().filter_map(Weak::upgrade).collect()
     }
 
-    /// What the node stands on, in the order that its format counts them in.
-    pub fn children(&self) -> &[Arc<Node>] {
-        match &self.body {
-            Body::Leaf(_) => &[],
-            Body::Over(_, children) => children,
+    /// This node and all beneath it, each once, this one first.
+    pub fn subtree(self: &Arc<Self>) -> Vec<Arc<Node>> {
+        closure(self, |node| node.children().to_vec())
+    }
+
+    /// This node and all above it, each after all of these that it stands on.
+    pub fn and_above(self: &Arc<Self>) -> Vec<Arc<Node>> {
+        let mut order = Vec::new();
+        visit_parents(self, &mut order);
+        order.reverse();
+        order
+    }
+
+    /// Replaces the view. No operation is on its way through the node on any core.
+    pub(crate) fn set_view(self: &Arc<Self>, new: View) {
+        let Work::Over(view) = &self.work else { return };
+        let old = std::mem::replace(&mut *lock(view), new);
+        for child in old.children.iter() {
+            let is_other = |parent: &Weak<Node>| !std::ptr::eq(parent.as_ptr(), Arc::as_ptr(self));
+            lock(&child.parents).retain(is_other);
+        }
+        self.join_children();
+    }
+
+    /// Replaces the driver of a leaf, and gives the old one. No operation is on its way through the
+    /// node on any core.
+    pub(crate) fn set_driver(self: &Arc<Self>, new: Arc<dyn Driver>) -> Option<Arc<dyn Driver>> {
+        let Work::Leaf(driver) = &self.work else { return None };
+        let old = std::mem::replace(&mut *lock(driver), new.clone());
+        new.joined(self);
+        Some(old)
+    }
+
+    pub(crate) fn set_restrictions(&self, new: Restrictions) {
+        *lock(&self.restrictions) = new;
+    }
+
+    fn join_children(self: &Arc<Self>) {
+        for child in self.children().iter() {
+            let mut parents = lock(&child.parents);
+            parents.retain(|parent| parent.strong_count() > 0);
+            if !parents.iter().any(|parent| std::ptr::eq(parent.as_ptr(), Arc::as_ptr(self))) {
+                parents.push(Arc::downgrade(self));
+            }
         }
     }
 
@@ -130,27 +240,67 @@ impl Node {
         self.withdrawn.set(refusal).is_ok()
     }
 
+    /// The node's limits where its driver has these.
+    pub(crate) fn with_own_limits(&self, limits: Limits) -> Limits {
+        lock(&self.restrictions).apply(limits)
+    }
+
     /// Reads the limits from the driver: those before, and those from now on.
     pub(crate) fn reread(&self) -> (Arc<Limits>, Arc<Limits>) {
         // Read under the lock, so that of two readers the later one's stay.
-        let mut limits = self.limits.lock().unwrap_or_else(PoisonError::into_inner);
-        let new = Arc::new(self.body.limits(self.read_only));
+        let mut limits = lock(&self.limits);
+        let new = Arc::new(self.with_own_limits(self.work.limits()));
         (std::mem::replace(&mut *limits, new.clone()), new)
     }
 }
 
-impl Body {
-    fn limits(&self, read_only: bool) -> Limits {
-        let limits = match self {
-            Self::Leaf(driver) => driver.limits(),
-            Self::Over(format, children) => {
+impl Work {
+    fn limits(&self) -> Limits {
+        match self {
+            Self::Leaf(driver) => lock(driver).limits(),
+            Self::Over(view) => {
+                let View { format, children } = lock(view).clone();
                 let limits: Vec<Arc<Limits>> =
                     children.iter().map(|child| child.limits()).collect();
                 format.limits(&limits)
             }
-        };
-        Limits { read_only: limits.read_only || read_only, ..limits }
+        }
     }
+}
+
+/// What is reached from a node, itself included and first, each once.
+pub(crate) fn closure(
+    from: &Arc<Node>,
+    next: impl Fn(&Arc<Node>) -> Vec<Arc<Node>>,
+) -> Vec<Arc<Node>> {
+    let mut nodes = vec![from.clone()];
+    let mut at = 0;
+    while let Some(node) = nodes.get(at).cloned() {
+        for other in next(&node) {
+            if !is_among(&nodes, &other) {
+                nodes.push(other);
+            }
+        }
+        at += 1;
+    }
+    nodes
+}
+
+fn visit_parents(node: &Arc<Node>, order: &mut Vec<Arc<Node>>) {
+    for parent in node.parents() {
+        if !is_among(order, &parent) {
+            visit_parents(&parent, order);
+        }
+    }
+    order.push(node.clone());
+}
+
+pub(crate) fn is_among(nodes: &[Arc<Node>], node: &Arc<Node>) -> bool {
+    nodes.iter().any(|known| Arc::ptr_eq(known, node))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl fmt::Debug for Node {

@@ -2,7 +2,7 @@
 
 use oxblock_mem::View;
 
-use crate::{ErrorKind, Fault, Limits, MemoryRule, Op, OpKind};
+use crate::{ErrorKind, Fault, Limits, MemoryRule, Op, OpFlags, OpKind};
 
 /// The longest piece that goes through a bounce buffer at once.
 pub(crate) const BOUNCE_LEN: usize = 128 << 10;
@@ -26,6 +26,9 @@ pub(crate) struct Rules {
     pub compare: bool,
     /// Whether FUA must be made up for by a flush.
     pub emulate_fua: bool,
+    pub no_flush: bool,
+    /// Whether FUA needs a look.
+    minds_fua: bool,
     pub read_only: bool,
 }
 
@@ -61,7 +64,9 @@ impl Rules {
             max_write_zeroes: whole_blocks(limits.max_write_zeroes),
             max_discard: whole_blocks(limits.max_discard),
             compare: limits.compare,
-            emulate_fua: !limits.fua && limits.volatile_cache,
+            emulate_fua: !limits.fua && limits.volatile_cache && !limits.no_flush,
+            no_flush: limits.no_flush,
+            minds_fua: !limits.fua && limits.volatile_cache || limits.no_flush,
             read_only: limits.read_only,
         }
     }
@@ -128,7 +133,7 @@ impl Rules {
         let fits = op.len.wrapping_sub(1) < self.max_transfer && op.len <= self.length;
         let plain = match op.kind {
             OpKind::Read => true,
-            OpKind::Write => !self.read_only && (!self.emulate_fua || op.flags.is_empty()),
+            OpKind::Write => !self.read_only && (!self.minds_fua || op.flags.is_empty()),
             _ => false,
         };
         aligned && fits && plain && offset <= self.length - op.len && op.data.len() as u64 == op.len
@@ -156,6 +161,22 @@ impl Rules {
         }
         let bounce = BOUNCE_LEN as u64 / self.block_size * self.block_size;
         (len.min(bounce.max(self.block_size)), Memory::Bounce)
+    }
+
+    /// Whether an operation is over before it begins: it does nothing here.
+    pub fn is_needless(&self, kind: OpKind) -> bool {
+        match kind {
+            OpKind::Discard => self.max_discard == 0,
+            OpKind::Flush => self.no_flush,
+            _ => false,
+        }
+    }
+
+    /// What is left of an operation's flags here.
+    pub fn flags(&self, flags: OpFlags) -> OpFlags {
+        let fua = if self.no_flush { OpFlags::FUA } else { OpFlags::empty() };
+        let unmap = if self.max_discard == 0 { OpFlags::MAY_UNMAP } else { OpFlags::empty() };
+        flags - fua - unmap
     }
 
     /// The length of the next fragment of a kind without data, `left` bytes before the end.

@@ -150,11 +150,7 @@ where
     F: Future<Output = T> + 'static,
     M: FnOnce(Core) -> F + Send + 'static,
 {
-    let handle = RemoteHandle(Arc::new(Shared {
-        state: Mutex::new(RemoteState { result: None, waker: None }),
-        changed: Condvar::new(),
-    }));
-    let fulfil = Fulfil(Some(handle.0.clone()));
+    let (handle, fulfil) = handle_of_result();
     let message: Message = Box::new(move |core: &Core| {
         let core_id = core.id();
         let mut future = Box::pin(make(core.clone()));
@@ -172,6 +168,24 @@ where
         });
     });
     (handle, message)
+}
+
+/// A message that does something on the core that takes it, at once, and the handle of its
+/// result.
+pub(crate) fn remote_call<T: Send + 'static>(
+    run: impl FnOnce(&Core) -> T + Send + 'static,
+) -> (RemoteHandle<T>, Message) {
+    let (handle, fulfil) = handle_of_result();
+    (handle, Box::new(move |core| fulfil.with(run(core))))
+}
+
+fn handle_of_result<T>() -> (RemoteHandle<T>, Fulfil<T>) {
+    let handle = RemoteHandle(Arc::new(Shared {
+        state: Mutex::new(RemoteState { result: None, waker: None }),
+        changed: Condvar::new(),
+    }));
+    let fulfil = Fulfil(Some(handle.0.clone()));
+    (handle, fulfil)
 }
 
 /// The result of work on another core: a future, or waited for by a plain thread.

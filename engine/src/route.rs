@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::plan::Rules;
 use crate::stats::LeafStats;
-use crate::{Extent, Format, Intent, Node};
+use crate::{Extent, Format, Intent, Node, View};
 
 /// What an index says that names nothing: a channel on a leaf has no route, one on a route no
 /// leaf of its own.
@@ -55,26 +55,17 @@ impl Route {
         leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
         slow_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
     ) -> Option<Self> {
-        let mut nodes = vec![node.clone()];
-        let mut at = 0;
-        while let Some(node) = nodes.get(at).cloned() {
-            for child in node.children() {
-                if !nodes.iter().any(|known| Arc::ptr_eq(known, child)) {
-                    nodes.push(child.clone());
-                }
-            }
-            at += 1;
-        }
+        let nodes = node.subtree();
         let place = |node: &Arc<Node>| {
             nodes.iter().position(|known| Arc::ptr_eq(known, node)).map_or(NONE, |at| at as u16)
         };
-        let hop = |node: &Arc<Node>| match node.format() {
+        let hop = |node: &Arc<Node>| match node.view() {
             None => leaf_of(node).map(Hop::Leaf),
-            Some(format) => {
-                let children: Vec<u16> = node.children().iter().map(place).collect();
+            Some(View { format, children }) => {
+                let children: Vec<u16> = children.iter().map(place).collect();
                 let first = children.first().copied().unwrap_or(NONE);
                 let slow = slow_of(node).unwrap_or(NONE);
-                Some(Hop::Format { format: format.clone(), first, children, slow })
+                Some(Hop::Format { format, first, children, slow })
             }
         };
         let hops: Vec<Hop> = nodes.iter().map(hop).collect::<Option<_>>()?;
@@ -144,9 +135,11 @@ fn collect_flushes(
     leaf_of: &dyn Fn(&Arc<Node>) -> Option<u16>,
     flushes: &mut Vec<u16>,
 ) {
-    match node.format() {
-        Some(format) => {
-            let children = node.children();
+    if node.limits().no_flush {
+        return;
+    }
+    match node.view() {
+        Some(View { format, children }) => {
             for child in format.flushes().iter().filter_map(|&child| children.get(child)) {
                 collect_flushes(child, leaf_of, flushes);
             }

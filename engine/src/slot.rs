@@ -46,6 +46,8 @@ pub(crate) enum Step {
     EmulatedCompare,
     /// The flush that makes up for a missing FUA.
     FlushAfter,
+    /// Nothing has been done yet: the node is drained.
+    Parked,
     /// Nothing is at a leaf: a task of a format works on the operation, or is about to.
     Slow,
 }

@@ -50,10 +50,14 @@ fn access_to_file(ask: ChildAsk) -> Access {
 }
 
 fn open(opening: &Opening<'_>) -> Result<Body, Error> {
+    let children = opening.children.iter().map(|(_, node)| node.clone()).collect();
+    Ok(Body::Over(raw(opening)?, children))
+}
+
+fn raw(opening: &Opening<'_>) -> Result<Arc<Raw>, Error> {
     let file = opening.child("file").ok_or_else(|| invalid("the file is missing".into()))?;
     let (offset, size) = (opening.settings.number("offset"), opening.settings.number("size"));
-    let raw = Raw::new(file, offset.unwrap_or(0), size)?;
-    Ok(Body::Over(Arc::new(raw), vec![file.clone()]))
+    Raw::new(file, offset.unwrap_or(0), size).map(Arc::new)
 }
 
 struct Raw {
@@ -119,6 +123,13 @@ impl Format for Raw {
 
     fn flushes(&self) -> &[usize] {
         &[0]
+    }
+
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Arc<dyn Format>>, Error>> {
+        Box::pin(async move { raw(opening).map(|raw| Some(raw as Arc<dyn Format>)) })
     }
 
     fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {

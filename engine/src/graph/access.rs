@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::tables::{NodeId, Tables};
 use super::{Access, Graph, NodeEntry, default_access};
-use crate::{Body, Error, Node};
+use crate::{Error, Node};
 
 /// What does a node's work, as the book has to do with it.
 pub trait NodeBody: Clone {
@@ -22,14 +22,14 @@ pub trait NodeBody: Clone {
 
 impl NodeBody for Arc<Node> {
     fn check_access(&self, access: Access) -> Result<(), Error> {
-        match self.body() {
-            Body::Leaf(driver) => driver.check_access(access),
-            Body::Over(..) => Ok(()),
+        match self.driver() {
+            Ok(driver) => driver.check_access(access),
+            Err(_) => Ok(()),
         }
     }
 
     fn set_access(&self, access: Access) {
-        if let Body::Leaf(driver) = self.body() {
+        if let Ok(driver) = self.driver() {
             driver.set_access(access);
         }
     }
@@ -71,20 +71,7 @@ impl Graph<Arc<Node>> {
     /// # Errors
     /// A name that is none, or taken.
     pub fn add_open(&mut self, node: Arc<Node>) -> Result<NodeId, Error> {
-        let entry = NodeEntry {
-            name: node.name().clone(),
-            driver: node.driver_name(),
-            read_only: node.limits().read_only,
-            force_share: false,
-            implicit: false,
-            is_filter: false,
-            has_ragged_end: false,
-            child_rule: default_access,
-            owned: true,
-            body: node,
-            children: Vec::new(),
-            parents: Vec::new(),
-        };
+        let entry = NodeEntry::new(node, default_access);
         self.add(entry, &[])
     }
 }

@@ -9,6 +9,9 @@ use super::{Access, ChildEvent, ChildRole, NodeBody};
 use crate::{Error, ErrorKind};
 
 /// The nodes, their children, and who may do what to them. `B` does a node's work.
+///
+/// The changes here are of the book alone. Those of a graph of [`Node`](crate::Node)s, which change
+/// where I/O goes as well, are [`Live`](super::Live)'s.
 pub struct Graph<B> {
     tables: Tables<B>,
     blockers: BTreeMap<NodeId, Vec<Blocker>>,
@@ -210,10 +213,7 @@ impl<B: NodeBody> Graph<B> {
     /// # Errors
     /// It would be beneath itself; it has a child of that name; permissions conflict.
     pub fn attach(&mut self, parent: NodeId, child: NewChild) -> Result<EdgeId, Error> {
-        self.change(|tables| {
-            tables.node(parent)?;
-            tables.insert_edge(new_edge(parent, child))
-        })
+        self.change(|tables| tables.attach(parent, child))
     }
 
     /// Takes an edge away. What then nobody uses or owns is gone.
@@ -229,12 +229,7 @@ impl<B: NodeBody> Graph<B> {
     /// # Errors
     /// `Busy`: it is frozen; or as [`attach`](Self::attach).
     pub fn replace_child(&mut self, edge: EdgeId, to: NodeId) -> Result<(), Error> {
-        self.change(|tables| {
-            let from = tables.edge(edge)?.child;
-            tables.redirect(edge, to)?;
-            tables.drop_unused(from);
-            Ok(())
-        })
+        self.change(|tables| tables.replace_child(edge, to))
     }
 
     /// Lets all users of a node use another instead, but for those that keep to it and for those
@@ -243,19 +238,7 @@ impl<B: NodeBody> Graph<B> {
     /// # Errors
     /// As [`replace_child`](Self::replace_child).
     pub fn replace_node(&mut self, from: NodeId, to: NodeId) -> Result<(), Error> {
-        self.change(|tables| {
-            for edge in tables.node(from)?.parents.clone() {
-                let moves = match &tables.edge(edge)?.parent {
-                    Parent::Root(root) => !root.stays_at_node(),
-                    Parent::Node(parent) => !tables.is_beneath(to, *parent),
-                };
-                if moves {
-                    tables.redirect(edge, to)?;
-                }
-            }
-            tables.drop_unused(from);
-            Ok(())
-        })
+        self.change(|tables| tables.replace_node(from, to))
     }
 
     /// Has a node refuse writes, or take them.
@@ -279,16 +262,31 @@ impl<B: NodeBody> Graph<B> {
         &mut self,
         change: impl FnOnce(&mut Tables<B>) -> Result<T, Error>,
     ) -> Result<T, Error> {
-        let mut tables = self.tables.clone();
-        let outcome = change(&mut tables)?;
-        tables.settle()?;
-        self.tables.hand_over_to(&tables)?;
-        self.tables = tables;
-        self.blockers.retain(|id, _| self.tables.nodes.contains_key(id));
+        let (tables, outcome) = self.try_change(change)?;
+        self.keep(tables)?;
         Ok(outcome)
     }
 
-    #[cfg(test)]
+    /// The graph as it would be after a change, if the rules hold.
+    pub(super) fn try_change<T>(
+        &self,
+        change: impl FnOnce(&mut Tables<B>) -> Result<T, Error>,
+    ) -> Result<(Tables<B>, T), Error> {
+        let mut tables = self.tables.clone();
+        let outcome = change(&mut tables)?;
+        tables.settle()?;
+        Ok((tables, outcome))
+    }
+
+    /// Makes a copy on which a change was made the graph, if every body whose users change gets
+    /// what it needs for them.
+    pub(super) fn keep(&mut self, tables: Tables<B>) -> Result<(), Error> {
+        self.tables.hand_over_to(&tables)?;
+        self.tables = tables;
+        self.blockers.retain(|id, _| self.tables.nodes.contains_key(id));
+        Ok(())
+    }
+
     pub(super) fn tables(&self) -> &Tables<B> {
         &self.tables
     }

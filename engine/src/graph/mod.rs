@@ -8,16 +8,20 @@
 //! embedder has ([`Graph::open`]). How I/O finds its way through it is told in
 //! [`format`](crate::Format).
 //!
-//! Channels keep the way through the graph that they were opened with: a change of the book does
-//! not move them.
+//! A graph of [`Node`](crate::Node)s is changed while I/O goes on through [`Graph::live`]: where
+//! channels lead follows the book, on all cores, in one drained section.
 
 mod access;
 mod blockers;
 mod book;
+mod cache;
 mod check;
 mod driver_info;
+mod live;
 mod open;
 mod permission;
+mod recipe;
+mod reopen;
 mod role;
 mod settings;
 mod tables;
@@ -27,9 +31,11 @@ mod tests;
 pub use access::NodeBody;
 pub use blockers::OpType;
 pub use book::{Graph, NewChild, Told};
+pub use cache::CacheMode;
 pub use driver_info::{
     ChildSpec, Constructor, DriverInfo, DriverKind, Drivers, FilenameParser, Opening,
 };
+pub use live::Live;
 pub use permission::{Access, Permissions};
 pub use role::{ChildAsk, ChildRole, ChildRule, default_access};
 pub use settings::{DetectZeroes, NodeSettings};

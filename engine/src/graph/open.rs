@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Graph;
 use super::book::{NewChild, new_edge};
 use super::driver_info::{DriverInfo, DriverKind, Drivers, Opening};
+use super::recipe::Recipe;
 use super::role::ChildRole;
 use super::settings::NodeSettings;
 use super::tables::{NodeEntry, NodeId, Tables, check_name, duplicate};
@@ -12,18 +13,19 @@ use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
 use crate::{Core, Error, ErrorKind, LocalFuture, Node};
 
 /// A node that is there, and not yet in the book.
-enum Planned {
+pub(super) enum Planned {
     Known(NodeId, Arc<Node>),
     New(Box<New>),
 }
 
-struct New {
+pub(super) struct New {
     entry: NodeEntry<Arc<Node>>,
+    recipe: Recipe,
     children: Vec<(&'static str, ChildRole, Planned)>,
 }
 
 impl Planned {
-    fn node(&self) -> &Arc<Node> {
+    pub(super) fn node(&self) -> &Arc<Node> {
         match self {
             Self::Known(_, node) => node,
             Self::New(new) => &new.entry.body,
@@ -44,11 +46,24 @@ impl Graph<Arc<Node>> {
         drivers: &Drivers,
         options: NodeOptions,
     ) -> Result<NodeId, Error> {
-        let mut planned = self.plan(core, drivers, options, false).await?;
+        let planned = self.plan_owned(core, drivers, options).await?;
+        self.change(|tables| tables.insert_planned(planned))
+    }
+
+    /// Opens a node that is to stay, and what it has for children of its own. It is not in the book
+    /// yet.
+    pub(super) async fn plan_owned(
+        &mut self,
+        core: &Core,
+        drivers: &Drivers,
+        options: NodeOptions,
+    ) -> Result<Planned, Error> {
+        let given = options.clone();
+        let mut planned = self.plan(core, drivers, options, given, false).await?;
         if let Planned::New(new) = &mut planned {
             new.entry.owned = true;
         }
-        self.change(|tables| tables.insert_planned(planned))
+        Ok(planned)
     }
 
     fn plan<'a>(
@@ -56,6 +71,7 @@ impl Graph<Arc<Node>> {
         core: &'a Core,
         drivers: &'a Drivers,
         mut options: NodeOptions,
+        given: NodeOptions,
         is_child: bool,
     ) -> LocalFuture<'a, Result<Planned, Error>> {
         Box::pin(async move {
@@ -75,8 +91,9 @@ impl Graph<Arc<Node>> {
                 let child = match described {
                     ChildOptions::Reference(name) => self.known(&name)?,
                     ChildOptions::Inline(mut inline) => {
+                        let given = inline.clone();
                         common.inherit(role, &mut inline);
-                        self.plan(core, drivers, inline, true).await?
+                        self.plan(core, drivers, inline, given, true).await?
                     }
                     ChildOptions::Absent | ChildOptions::None => continue,
                 };
@@ -92,9 +109,10 @@ impl Graph<Arc<Node>> {
                 children: &nodes,
             };
             let body = (driver.open)(&opening).await?;
-            let node = Node::with_body(name.clone(), body, common.read_only);
+            let node = Node::restricted(name.clone(), body, common.restrictions());
             let entry = entry_of(driver, &common, node);
-            Ok(Planned::New(Box::new(New { entry, children })))
+            let recipe = Recipe::new(driver, given, settings, common);
+            Ok(Planned::New(Box::new(New { entry, recipe, children })))
         })
     }
 
@@ -165,30 +183,29 @@ fn entry_of(
     node: Arc<Node>,
 ) -> NodeEntry<Arc<Node>> {
     NodeEntry {
-        name: node.name().clone(),
         driver: driver.name,
-        read_only: node.limits().read_only,
         force_share: common.force_share,
-        implicit: false,
         is_filter: driver.kind == DriverKind::Filter,
-        has_ragged_end: false,
-        child_rule: driver.child_rule,
         owned: false,
-        body: node,
-        children: Vec::new(),
-        parents: Vec::new(),
+        ..NodeEntry::new(node, driver.child_rule)
     }
 }
 
 impl Tables<Arc<Node>> {
-    fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
-        let New { entry, children } = match planned {
+    pub(super) fn insert_planned(&mut self, planned: Planned) -> Result<NodeId, Error> {
+        self.insert_heir(planned, None)
+    }
+
+    /// Inserts a node that inherits options from `heir_of`.
+    fn insert_heir(&mut self, planned: Planned, heir_of: Option<NodeId>) -> Result<NodeId, Error> {
+        let New { entry, recipe, children } = match planned {
             Planned::Known(id, _) => return Ok(id),
             Planned::New(new) => *new,
         };
         let id = self.insert_node(entry)?;
+        self.recipes.insert(id, Arc::new(Recipe { heir_of, ..recipe }));
         for (name, role, child) in children {
-            let node = self.insert_planned(child)?;
+            let node = self.insert_heir(child, Some(id))?;
             self.insert_edge(new_edge(id, NewChild { name, role, node }))?;
         }
         Ok(id)

@@ -1,8 +1,8 @@
 //! The options that every node has, and what children inherit.
 
 use super::role::ChildRole;
-use crate::Error;
 use crate::options::{NodeOptions, OptionSpec, Settings, invalid};
+use crate::{Error, Restrictions};
 
 /// The options that every node has.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,6 +82,12 @@ impl NodeSettings {
             ));
         }
         Ok(settings)
+    }
+
+    /// What the node does not let through.
+    pub fn restrictions(&self) -> Restrictions {
+        let Self { read_only, discard, no_flush, .. } = *self;
+        Restrictions { read_only, no_discard: !discard, no_flush }
     }
 
     /// Gives a child what it inherits and was not told otherwise.

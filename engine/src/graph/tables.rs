@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
+use super::book::{NewChild, new_edge};
+use super::recipe::Recipe;
 use super::{Access, ChildRole, ChildRule};
-use crate::{Error, ErrorKind};
+use crate::{Error, ErrorKind, Node};
 
 /// Names a node. It is never used again for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -111,12 +113,15 @@ impl Edge {
 pub(super) struct Tables<B> {
     pub nodes: BTreeMap<NodeId, NodeEntry<B>>,
     pub edges: BTreeMap<EdgeId, Edge>,
+    /// How nodes were opened that were opened from options.
+    pub recipes: BTreeMap<NodeId, Arc<Recipe>>,
     next_id: u64,
 }
 
 impl<B> Default for Tables<B> {
     fn default() -> Self {
-        Self { nodes: BTreeMap::new(), edges: BTreeMap::new(), next_id: 0 }
+        let (nodes, edges, recipes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { nodes, edges, recipes, next_id: 0 }
     }
 }
 
@@ -177,6 +182,35 @@ impl<B> Tables<B> {
         Ok(id)
     }
 
+    /// Gives a node another child.
+    pub fn attach(&mut self, parent: NodeId, child: NewChild) -> Result<EdgeId, Error> {
+        self.node(parent)?;
+        self.insert_edge(new_edge(parent, child))
+    }
+
+    /// Lets an edge lead to another node; the old one goes if nobody uses it.
+    pub fn replace_child(&mut self, id: EdgeId, to: NodeId) -> Result<(), Error> {
+        let from = self.edge(id)?.child;
+        self.redirect(id, to)?;
+        self.drop_unused(from);
+        Ok(())
+    }
+
+    /// Lets the users of a node use another, but for those that stay and those beneath the other.
+    pub fn replace_node(&mut self, from: NodeId, to: NodeId) -> Result<(), Error> {
+        for edge in self.node(from)?.parents.clone() {
+            let moves = match &self.edge(edge)?.parent {
+                Parent::Root(root) => !root.stays_at_node(),
+                Parent::Node(parent) => !self.is_beneath(to, *parent),
+            };
+            if moves {
+                self.redirect(edge, to)?;
+            }
+        }
+        self.drop_unused(from);
+        Ok(())
+    }
+
     /// Takes an edge away; whoever is then beneath nobody goes.
     pub fn remove_edge(&mut self, id: EdgeId) -> Result<(), Error> {
         let edge = self.edge(id)?;
@@ -222,6 +256,7 @@ impl<B> Tables<B> {
             if self.nodes.get(&id).is_none_or(is_used) {
                 continue;
             }
+            self.recipes.remove(&id);
             let children = self.nodes.remove(&id).map(|node| node.children).unwrap_or_default();
             for edge in children {
                 unused.extend(self.edges.get(&edge).map(|edge| edge.child));
@@ -324,6 +359,27 @@ pub(super) fn check_name(name: &str) -> Result<(), Error> {
         return Err(Error::new(ErrorKind::Invalid, format!("Node name too long: '{name}'")));
     }
     Ok(())
+}
+
+impl NodeEntry<Arc<Node>> {
+    /// The entry of a node that was made by hand, which asks of its children what the rule says. It
+    /// stays until it is released.
+    pub fn new(node: Arc<Node>, child_rule: ChildRule) -> Self {
+        Self {
+            name: node.name().clone(),
+            driver: node.driver_name(),
+            read_only: node.limits().read_only,
+            force_share: false,
+            implicit: false,
+            is_filter: false,
+            has_ragged_end: false,
+            child_rule,
+            owned: true,
+            body: node,
+            children: Vec::new(),
+            parents: Vec::new(),
+        }
+    }
 }
 
 impl<B> fmt::Debug for NodeEntry<B> {

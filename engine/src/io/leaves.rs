@@ -140,8 +140,9 @@ impl Io {
         if let Some(route) = self.route(user) {
             return route.stats;
         }
-        let leaf = self.leaves.get(self.users[user as usize].leaf as usize);
-        leaf.and_then(Option::as_ref).map_or_else(LeafStats::default, |leaf| leaf.stats)
+        let leaf = self.leaf_of(&self.users[user as usize].node);
+        let leaf = leaf.and_then(|leaf| self.leaves[leaf as usize].as_ref());
+        leaf.map_or_else(LeafStats::default, |leaf| leaf.stats)
     }
 
     pub(super) fn is_held(&self, leaf: u16) -> bool {

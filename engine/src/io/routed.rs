@@ -32,21 +32,26 @@ impl Io {
     /// open now. `None` if this core has no queue of one of its leaves.
     pub(crate) fn route_to(&mut self, node: &Arc<Node>) -> Option<u16> {
         let route = Route::new(node, &|leaf| self.leaf_of(leaf), &|node| self.slow_of(node))?;
+        Some(self.keep_route(route))
+    }
+
+    /// The place of a route, or of one that is the same.
+    pub(super) fn keep_route(&mut self, route: Route) -> u16 {
         let is_used = |index: usize| {
-            let mut users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+            let mut users = self.users.iter().filter(|user| user.is_used());
             users.any(|user| usize::from(user.route) == index)
         };
         let all = || 0..self.routes.len();
         let same = all().find(|&index| is_used(index) && self.routes[index].is_same(&route));
         if let Some(same) = same {
-            return Some(same as u16);
+            return same as u16;
         }
         let unused = all().find(|&index| !is_used(index));
         match unused {
             Some(index) => self.routes[index] = route,
             None => self.routes.push(route),
         }
-        Some(unused.unwrap_or(self.routes.len() - 1) as u16)
+        unused.unwrap_or(self.routes.len() - 1) as u16
     }
 
     /// A node has other limits now.
@@ -69,7 +74,7 @@ impl Io {
 
     /// The routes that somebody uses.
     pub(super) fn used_routes(&self) -> impl Iterator<Item = &Route> {
-        let users = self.users.iter().filter(|user| user.open || user.in_flight > 0);
+        let users = self.users.iter().filter(|user| user.is_used());
         users.filter_map(|user| self.routes.get(user.route as usize))
     }
 
@@ -78,7 +83,7 @@ impl Io {
     pub(super) fn submit_routed(&mut self, index: u32) {
         let Self { slots, users, routes, leaves, pass, .. } = self;
         let slot = &mut slots[index];
-        if let Some(route) = routes.get(users[slot.user as usize].route as usize)
+        if let Some(route) = routes.get(users[slot.user as usize].way_in as usize)
             && route.rules.is_plain(&slot.op)
             && let op = &slot.op
             && let Place::Leaf { leaf: to, offset, len } =
@@ -247,7 +252,7 @@ impl Io {
             let text = "force unit access over several leaves: flush after the write instead";
             return Err(Fault::text(ErrorKind::NotSupported, op.offset, text));
         }
-        Ok(self.total(index) == 0)
+        Ok(self.total(index) == 0 || route.rules.is_needless(op.kind))
     }
 
     /// A fault of a leaf, as the user of the node above it sees it.

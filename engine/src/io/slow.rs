@@ -162,6 +162,14 @@ impl Io {
         }
     }
 
+    /// Ends the tasks of nodes that are changed; others take their places.
+    pub(crate) fn end_tasks_of(&mut self, is_changed: impl Fn(&Arc<Node>) -> bool) {
+        for place in self.slow.iter_mut().flatten().filter(|place| is_changed(&place.node)) {
+            place.over = true;
+            place.idle.drain(..).for_each(Waker::wake);
+        }
+    }
+
     /// Ends the tasks of nodes that nobody uses.
     pub(crate) fn end_unused_tasks(&mut self) {
         for at in 0..self.slow.len() {

@@ -1,19 +1,28 @@
 //! The users of one core's leaves: channels, and the futures of their operations.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::Waker;
 
 use super::{BOUNCE_RESERVE, Io, NESTED_RESERVE, SLOT_RESERVE};
 use crate::route::NONE;
-use crate::slot::{Owner, State, Step, token};
-use crate::{Completion, ErrorKind, Fault, OpId};
+use crate::slot::{Line, Owner, State, Step, token};
+use crate::{Completion, ErrorKind, Fault, Node, OpId};
 
 /// A channel's completions.
 pub(super) struct User {
-    /// Where its operations go, or [`NONE`] if they have a route to go.
+    /// Where new operations go, or [`NONE`] if they have a route to go, or none.
     pub(super) leaf: u16,
-    /// How its operations find their leaves, or [`NONE`].
+    /// By which route new operations go, or [`NONE`].
+    pub(super) way_in: u16,
+    /// By which route those go that are under way, or [`NONE`].
     pub(super) route: u16,
+    /// What it uses.
+    pub(super) node: Arc<Node>,
+    /// Operations that wait for the end of a drained section, while there is one.
+    pub(super) parked: Option<Line>,
+    /// Whether it keeps to its node when that is replaced by another.
+    pub(super) stays: bool,
     pub(super) done: VecDeque<u32>,
     pub(super) open: bool,
     pub(super) in_flight: u32,
@@ -53,18 +62,43 @@ pub(crate) enum Entry {
     Leaf(u16),
     /// At a node that stands on others.
     Route(u16),
+    /// They fail: the node was closed.
+    Nowhere,
+}
+
+impl User {
+    /// From now on operations enter here. None is under way.
+    pub(super) fn enter(&mut self, entry: Entry) {
+        (self.leaf, self.route) = match entry {
+            Entry::Leaf(leaf) => (leaf, NONE),
+            Entry::Route(route) => (NONE, route),
+            Entry::Nowhere => (NONE, NONE),
+        };
+        self.way_in = self.route;
+    }
+
+    /// New operations find no way in.
+    pub(super) fn close_way(&mut self) {
+        (self.leaf, self.way_in) = (NONE, NONE);
+    }
+
+    /// Whether there is somebody, or something under way.
+    pub(super) fn is_used(&self) -> bool {
+        self.open || self.in_flight > 0
+    }
 }
 
 impl Io {
     /// Adds a user of a leaf, or of a route.
-    pub fn add_user(&mut self, entry: Entry, standing: Standing) -> u16 {
-        let (leaf, route) = match entry {
-            Entry::Leaf(leaf) => (leaf, NONE),
-            Entry::Route(route) => (NONE, route),
-        };
-        let user = User {
-            leaf,
-            route,
+    pub fn add_user(&mut self, node: &Arc<Node>, entry: Entry, standing: Standing) -> u16 {
+        let mut user = User {
+            leaf: NONE,
+            way_in: NONE,
+            route: NONE,
+            node: node.clone(),
+            parked: None,
+            // A task's channels are what its node stands on.
+            stays: matches!(standing, Standing::Task(_)),
             done: VecDeque::with_capacity(self.slots.len()),
             open: true,
             in_flight: 0,
@@ -72,16 +106,29 @@ impl Io {
             keep_slots: standing.keeps_slots(self.slots.reserve()),
             keep_bounce: if matches!(standing, Standing::User) { BOUNCE_RESERVE } else { 0 },
         };
-        match self.users.iter().position(|user| !user.open && user.in_flight == 0) {
+        user.enter(entry);
+        let index = match self.users.iter().position(|user| !user.is_used()) {
             Some(index) => {
                 self.users[index] = user;
-                index as u16
+                index
             }
             None => {
                 self.users.push(user);
-                (self.users.len() - 1) as u16
+                self.users.len() - 1
             }
-        }
+        };
+        self.follow_drains();
+        index as u16
+    }
+
+    /// The node that a user uses.
+    pub fn node_of(&self, user: u16) -> Arc<Node> {
+        self.users[user as usize].node.clone()
+    }
+
+    /// A user keeps to its node from now on.
+    pub fn let_stay(&mut self, user: u16) {
+        self.users[user as usize].stays = true;
     }
 
     /// Ends a user: what it has in flight is detached, what it did not fetch is dropped.
@@ -186,6 +233,10 @@ impl Io {
         };
         if slot.state != State::Running {
             return false;
+        }
+        if slot.step == Step::Parked {
+            self.cancel_parked(id.index);
+            return true;
         }
         let (index, leaf_index) = (id.index, slot.leaf as usize);
         if slot.step == Step::Slow {

@@ -1,6 +1,7 @@
 //! What a driver takes, and what it was given.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use super::scalar::{NumberError, parse_bool, parse_number, parse_size};
 use super::{NodeOptions, Scalar, invalid};
@@ -172,6 +173,17 @@ pub enum Setting {
     Text(String),
 }
 
+impl fmt::Display for Setting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Bool(value) => f.write_str(if *value { "on" } else { "off" }),
+            Self::Number(value) => value.fmt(f),
+            Self::Choice(value) => f.write_str(value),
+            Self::Text(value) => f.write_str(value),
+        }
+    }
+}
+
 /// The options of one node, typed, defaults included.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Settings(BTreeMap<&'static str, Setting>);
@@ -196,6 +208,11 @@ impl Settings {
             }
         }
         Ok(Self(settings))
+    }
+
+    /// The value of an option, if it has one.
+    pub fn get(&self, name: &str) -> Option<&Setting> {
+        self.0.get(name)
     }
 
     /// A [`Setting::Bool`]; `None` if it is not set, or another kind.

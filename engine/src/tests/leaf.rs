@@ -2,7 +2,7 @@
 
 use std::cell::RefCell;
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::{
@@ -54,6 +54,10 @@ struct Shared {
     /// Other limits than those of the options, once they have changed.
     limits: Mutex<Option<Limits>>,
     bytes: Mutex<Vec<u8>>,
+    /// Requests at the device.
+    at_device: Arc<AtomicUsize>,
+    /// Whether no more queues can be opened.
+    is_out_of_queues: Arc<AtomicBool>,
     seen: Mutex<Vec<Seen>>,
 }
 
@@ -67,6 +71,21 @@ impl Awkward {
     /// How many queues were opened.
     pub fn queues(&self) -> Arc<AtomicUsize> {
         self.shared.queues.clone()
+    }
+
+    /// How many requests are at the device now, of all cores.
+    pub fn at_device(&self) -> Arc<AtomicUsize> {
+        self.shared.at_device.clone()
+    }
+
+    /// Has queues refused while it is set.
+    pub fn out_of_queues(&self) -> Arc<AtomicBool> {
+        self.shared.is_out_of_queues.clone()
+    }
+
+    /// Another driver of the same device.
+    pub fn twin(&self) -> Self {
+        Self { options: self.options.clone(), shared: self.shared.clone() }
     }
 
     /// What changes the device while it is in use.
@@ -108,6 +127,9 @@ impl Driver for Awkward {
         };
         self.shared.queues.fetch_add(1, Ordering::SeqCst);
         Box::pin(async move {
+            if self.shared.is_out_of_queues.load(Ordering::SeqCst) {
+                return Err(Error::new(ErrorKind::OutOfMemory, "the device has no more queues"));
+            }
             for _ in 0..self.options.open_turns {
                 core.yield_now().await;
             }
@@ -186,6 +208,7 @@ impl Queue for AwkwardQueue {
         });
         let result = self.carry_out(request);
         self.waiting.get_mut().push_back((self.options.delay, request.token, result));
+        self.shared.at_device.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
@@ -198,6 +221,7 @@ impl Queue for AwkwardQueue {
         // The youngest first.
         while waiting.back().is_some_and(|entry| entry.0 == 0) {
             if let Some((_, token, result)) = waiting.pop_back() {
+                self.shared.at_device.fetch_sub(1, Ordering::SeqCst);
                 pass.done(token, result);
                 // A completion nobody asked for is counted, and hurts nobody.
                 pass.done(Token(token.0 ^ (1 << 40)), Ok(()));
@@ -223,6 +247,7 @@ impl Queue for AwkwardQueue {
 
     fn quiesce(&mut self, pass: &mut Pass) -> bool {
         for (_, token, result) in self.waiting.get_mut().drain(..) {
+            self.shared.at_device.fetch_sub(1, Ordering::SeqCst);
             pass.done(token, result);
         }
         true

@@ -1,11 +1,15 @@
 //! The engine over a leaf that is as awkward as its limits allow.
 
 mod changes;
+mod drains;
 mod in_place;
 mod leaf;
 mod lifecycle;
+mod live;
 mod requests;
+mod restrictions;
 mod routes;
+mod schedules;
 mod slow;
 mod waiting;
 

@@ -81,6 +81,11 @@ impl Format for Window {
     }
 }
 
+/// A node that leaves out the first bytes of another.
+pub fn window(name: &str, from: u64, below: &Arc<Node>) -> Arc<Node> {
+    over(name, Window(from), vec![below.clone()])
+}
+
 fn over(name: &str, format: impl Format + 'static, children: Vec<Arc<Node>>) -> Arc<Node> {
     Node::with_body(name, Body::Over(Arc::new(format), children), false)
 }
@@ -95,10 +100,21 @@ fn leaf(name: &str, options: AwkwardOptions) -> Arc<Node> {
     Node::new(name, Box::new(Awkward::new(options)))
 }
 
-struct Random(u64);
+/// Random numbers from a seed.
+pub struct Random(u64);
 
 impl Random {
-    fn below(&mut self, end: u64) -> u64 {
+    pub fn new(seed: u64) -> Self {
+        // Neighbouring seeds are brought apart.
+        Self((seed + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+    }
+
+    /// Others, which follow from these.
+    pub fn fork(&mut self) -> Self {
+        Self::new(self.below(1 << 32))
+    }
+
+    pub fn below(&mut self, end: u64) -> u64 {
         // xorshift64 (Marsaglia).
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

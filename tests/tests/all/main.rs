@@ -11,6 +11,7 @@ mod interrupts;
 mod nodes;
 mod options;
 mod registered;
+mod reopen;
 mod resets;
 mod rows;
 mod seeds;

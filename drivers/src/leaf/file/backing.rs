@@ -4,15 +4,16 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
 use std::path::Path;
+use std::sync::Arc;
 
 use oxblock_engine::graph::{Access, Permissions};
 use oxblock_engine::{Error, ErrorKind, Limits, MemoryRule};
 
-use super::FileOptions;
 use super::device::Device;
-use super::lock::FileLock;
+use super::lock::{self, FileLock};
 use super::probe::{self, DirectAlignment};
 use super::syscall::SEGMENTS_MAX;
+use super::{FileOptions, Shared};
 
 /// The longest request that goes to the kernel in one call.
 const TRANSFER_MAX: u32 = 4 << 20;
@@ -30,7 +31,7 @@ pub(super) struct Backing {
     pub(super) discard_by_ioctl: bool,
     /// The kernel would write zeroes as data.
     pub(super) zeroes_are_data: bool,
-    pub(super) lock: Option<FileLock>,
+    pub(super) lock: Option<Arc<FileLock>>,
 }
 
 impl Backing {
@@ -38,7 +39,21 @@ impl Backing {
     ///
     /// # Errors
     /// As those of [`open`](super::open).
-    pub(super) fn open(options: &FileOptions, by_threads: bool) -> Result<Backing, Error> {
+    pub(super) fn open(
+        options: &FileOptions,
+        by_threads: bool,
+        other: Option<&Shared>,
+    ) -> Result<Backing, Error> {
+        if options.auto_read_only && !options.read_only {
+            let takes_writes = FileOptions { auto_read_only: false, ..options.clone() };
+            return match Backing::open(&takes_writes, by_threads, other) {
+                Err(error) if takes_no_writes(error.kind()) => {
+                    let reads = FileOptions { read_only: true, ..takes_writes };
+                    Backing::open(&reads, by_threads, other)
+                }
+                opened => opened,
+            };
+        }
         let path = options.path.display();
         let fail = |what: &str, e| fail(options, what, e);
         let exclusive = !options.read_only && is_device(&options.path);
@@ -53,10 +68,17 @@ impl Backing {
             }
         };
         probe::end_nonblocking(&file).map_err(|e| fail("set it to blocking", e))?;
-        let lock = FileLock::new(options, &file)?;
+        let lock = match other {
+            None => FileLock::new(options, &file)?.map(Arc::new),
+            Some(other) => {
+                let is_same = lock::check_is_same(&file, &other.file);
+                is_same.map_err(|e| fail("reopen it", e))?;
+                other.lock.clone()
+            }
+        };
         let length = match &device {
             Some(device) => device_length(options, device)?,
-            None => file_length(options, &file, lock.as_ref())?,
+            None => file_length(options, &file, lock.as_deref())?,
         };
         let direct = match options.direct {
             true => Some(direct_alignment(&options.path, &file, device.as_ref())?),
@@ -79,6 +101,10 @@ impl Backing {
         let direct_block = direct.map(|d| d.offset);
         Ok(Backing { file, limits, direct_block, discard_by_ioctl, zeroes_are_data, lock })
     }
+}
+
+fn takes_no_writes(kind: ErrorKind) -> bool {
+    matches!(kind, ErrorKind::Denied | ErrorKind::ReadOnly)
 }
 
 fn is_device(path: &Path) -> bool {
@@ -246,11 +272,24 @@ mod tests {
             let path = directory.path().join(format!("disk.{preallocate}"));
             let options =
                 FileOptions { size: Some(1 << 20), preallocate, ..FileOptions::new(&path) };
-            let backing = Backing::open(&options, false).unwrap();
+            let backing = Backing::open(&options, false, None).unwrap();
             assert_eq!(backing.limits.length, 1 << 20);
             let blocks = path.metadata().unwrap().blocks();
             assert_eq!(blocks >= 2048, preallocate, "{blocks} blocks of 512 bytes");
         }
+    }
+
+    /// Not even root may write to it.
+    #[test]
+    fn what_takes_no_writes_is_opened_for_reading_where_that_is_asked_for() {
+        let options = FileOptions::new("/proc/sys/kernel/ostype");
+        let error = Backing::open(&options, false, None).err().expect("a refusal");
+        assert!(takes_no_writes(error.kind()), "{error}");
+        let auto = FileOptions { auto_read_only: true, ..options };
+        assert!(Backing::open(&auto, false, None).expect("for reading").limits.read_only);
+        let writable = tempfile::NamedTempFile::new().expect("a file");
+        let auto = FileOptions { path: writable.path().into(), ..auto };
+        assert!(!Backing::open(&auto, false, None).expect("for writing").limits.read_only);
     }
 
     /// O_NONBLOCK keeps the open of a pipe from blocking, but io_uring fails with EAGAIN what

@@ -12,8 +12,7 @@ use super::{FileEngine, FileOptions, Locking};
 
 const OPTIONS: &[OptionSpec] = &[
     OptionSpec::text("filename", "its path").required().strong(),
-    OptionSpec::choice("aio", &["threads", "native", "io_uring"], "how its calls are made")
-        .mutable(),
+    OptionSpec::choice("aio", &["threads", "native", "io_uring"], "how its calls are made"),
     OptionSpec::choice("locking", &["on", "off", "auto"], "whether others are kept out")
         .default("auto"),
     OptionSpec::bool("sqthread-poll", "a thread of the kernel takes the calls").default("off"),
@@ -95,6 +94,7 @@ fn open(opening: &Opening<'_>, driver: &str, suits: fn(&FileType) -> bool) -> Re
     let driver = super::open(FileOptions {
         direct: common.direct,
         read_only: common.read_only,
+        auto_read_only: common.auto_read_only,
         engine,
         sqthread_poll: settings.bool("sqthread-poll") == Some(true),
         queue_depth: depth.unwrap_or(128),

@@ -174,13 +174,19 @@ fn byte_of(permission: Permissions, base: u64) -> u64 {
 }
 
 /// A descriptor of the same file with a description of its own.
-pub(super) fn open_again(path: &Path, of: &File) -> io::Result<File> {
+fn open_again(path: &Path, of: &File) -> io::Result<File> {
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
-    let (one, other) = (of.metadata()?, file.metadata()?);
+    check_is_same(&file, of)?;
+    Ok(file)
+}
+
+/// Refuses a file that was opened by the name of another.
+pub(super) fn check_is_same(file: &File, other: &File) -> io::Result<()> {
+    let (one, other) = (file.metadata()?, other.metadata()?);
     if (one.dev(), one.ino()) != (other.dev(), other.ino()) {
         return Err(io::Error::other("another file has its name now; open that instead"));
     }
-    Ok(file)
+    Ok(())
 }
 
 #[cfg(test)]

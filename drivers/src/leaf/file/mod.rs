@@ -39,9 +39,9 @@ use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicI32;
+use std::sync::atomic::{AtomicI32, Ordering};
 
-use oxblock_engine::graph::Access;
+use oxblock_engine::graph::{Access, NodeSettings, Opening};
 use oxblock_engine::{Core, Driver, Error, ErrorKind, Limits, LocalFuture, Queue};
 
 pub use info::{FILE, HOST_DEVICE};
@@ -70,6 +70,8 @@ pub struct FileOptions {
     pub direct: bool,
     /// Whether to refuse writes, and to open the file for reading only.
     pub read_only: bool,
+    /// Whether to do so where the file cannot be opened for writing.
+    pub auto_read_only: bool,
     /// The granularity of requests in bytes; 0 for the finest that the file takes.
     pub block_size: u32,
     /// How many requests one core has in the kernel at once, 1 to 4096.
@@ -112,6 +114,7 @@ impl FileOptions {
             preallocate: false,
             direct: false,
             read_only: false,
+            auto_read_only: false,
             block_size: 0,
             queue_depth: 128,
             at_once: true,
@@ -131,6 +134,12 @@ impl FileOptions {
 /// `NoSpace` for a device shorter than the size that is asked for; `Busy` for a file that is to be
 /// extended, and that another process keeps.
 pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
+    open_beside(options, None)
+}
+
+/// The same, of a file that is open already: it has to be the same file, and its locks and what
+/// became of its flushes are common to both.
+fn open_beside(options: FileOptions, other: Option<&Shared>) -> Result<Box<dyn Driver>, Error> {
     if !(1..=4096).contains(&options.queue_depth) {
         let text = "the queue depth must be from 1 to 4096";
         let text = format!("file {}: {text}", options.path.display());
@@ -149,7 +158,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
     if options.hipri {
         can_poll(&options, workers.is_some())?;
     }
-    let backing = Backing::open(&options, workers.is_some())?;
+    let backing = Backing::open(&options, workers.is_some(), other)?;
     if options.hipri {
         notice = try_polling(&options.path, &backing)?.or(notice);
     }
@@ -157,6 +166,7 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         true => None,
         false => probe::at_once(&backing.file),
     };
+    let failed_sync = other.map_or(0, |other| other.failed_sync.load(Ordering::Relaxed));
     let shared = Shared {
         file: backing.file,
         direct_block: backing.direct_block,
@@ -167,11 +177,11 @@ pub fn open(options: FileOptions) -> Result<Box<dyn Driver>, Error> {
         sqthread_poll,
         hipri: options.hipri,
         queue_depth: options.queue_depth,
-        failed_sync: AtomicI32::new(0),
+        failed_sync: AtomicI32::new(failed_sync),
         lock: backing.lock,
     };
-    let (path, limits) = (options.path, backing.limits);
-    Ok(Box::new(FileDriver { path, limits, notice, shared: Arc::new(shared) }))
+    let limits = backing.limits;
+    Ok(Box::new(FileDriver { options, limits, notice, shared: Arc::new(shared) }))
 }
 
 /// The threads of a queue where there is no io_uring: as many calls wait at once.
@@ -251,7 +261,7 @@ fn is_forbidden(error: &io::Error) -> bool {
 }
 
 struct FileDriver {
-    path: PathBuf,
+    options: FileOptions,
     limits: Limits,
     notice: Option<String>,
     shared: Arc<Shared>,
@@ -278,7 +288,7 @@ struct Shared {
     /// The errno of the first sync that failed, or 0.
     failed_sync: AtomicI32,
     /// What other processes see of what is done here. It goes last.
-    lock: Option<FileLock>,
+    lock: Option<Arc<FileLock>>,
 }
 
 impl Shared {
@@ -312,15 +322,24 @@ impl Driver for FileDriver {
         }
     }
 
+    fn reopen<'a>(
+        &'a self,
+        opening: &'a Opening<'a>,
+    ) -> LocalFuture<'a, Result<Option<Box<dyn Driver>>, Error>> {
+        let NodeSettings { read_only, auto_read_only, direct, .. } = *opening.common;
+        let options = FileOptions { read_only, auto_read_only, direct, ..self.options.clone() };
+        Box::pin(async move { open_beside(options, Some(&self.shared)).map(Some) })
+    }
+
     fn queue<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
         // Copies to and from the page cache have no use for registered memory.
         let memory = self.shared.direct_block.map(|_| core.arena().region());
         let queue = FileQueue::new(self.shared.clone(), memory)
             .map(|queue| Box::new(queue) as Box<dyn Queue>)
             .map_err(|e| match self.shared.workers {
-                None => ring_error(&self.path, e),
+                None => ring_error(&self.options.path, e),
                 Some(_) => {
-                    let path = self.path.display();
+                    let path = self.options.path.display();
                     Error::from_io(format!("file {path}: cannot start its threads"), e)
                 }
             });
