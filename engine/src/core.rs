@@ -54,6 +54,8 @@ pub(crate) struct CoreInner {
     pub random: Cell<u64>,
     /// How often the reactor slept.
     pub sleeps: Cell<u64>,
+    /// How often a task let others have a turn.
+    pub yields: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
     /// Queues of drivers that are to be their nodes'.
@@ -106,11 +108,13 @@ impl Core {
 
     /// Lets everything else on this core have a turn.
     pub fn yield_now(&self) -> impl Future<Output = ()> + use<> {
+        let core = self.clone();
         let mut yielded = false;
         std::future::poll_fn(move |context| {
             if std::mem::replace(&mut yielded, true) {
                 return std::task::Poll::Ready(());
             }
+            core.0.yields.set(core.0.yields.get() + 1);
             context.waker().wake_by_ref();
             std::task::Poll::Pending
         })
