@@ -19,7 +19,7 @@ use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
 use crate::{
-    CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
+    CoreWaker, Driver, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
 };
 
 /// How often memory that is to be given back is looked at.
@@ -31,8 +31,11 @@ const OPEN_RETRY: Duration = Duration::from_micros(20);
 #[derive(Clone)]
 pub struct Core(pub(crate) Rc<CoreInner>);
 
-/// A leaf, and its queue of a driver that is to take another's place.
-pub(crate) type NewQueue = (Arc<Node>, Box<dyn Queue>);
+/// A queue of a driver that is to take another's place.
+pub(crate) struct NewQueue {
+    pub driver: Arc<dyn Driver>,
+    pub queue: Box<dyn Queue>,
+}
 
 pub(crate) struct CoreInner {
     pub id: usize,

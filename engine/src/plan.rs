@@ -30,6 +30,7 @@ pub(crate) struct Rules {
     /// Whether FUA needs a look.
     minds_fua: bool,
     pub read_only: bool,
+    inactive: bool,
 }
 
 /// How the next fragment reaches its memory.
@@ -68,6 +69,7 @@ impl Rules {
             no_flush: limits.no_flush,
             minds_fua: !limits.fua && limits.volatile_cache || limits.no_flush,
             read_only: limits.read_only,
+            inactive: limits.inactive,
         }
     }
 
@@ -99,6 +101,10 @@ impl Rules {
             (ErrorKind::Invalid, "the range ends beyond the node")
         } else if !aligned {
             (ErrorKind::Invalid, "offset and length must be multiples of the node's block size")
+        } else if self.inactive && op.kind.is_write() {
+            let text = "the node is inactive, its image is handed over to another process; activate \
+                        it before you write to it";
+            (ErrorKind::Denied, text)
         } else if self.read_only && op.kind.is_write() {
             (ErrorKind::ReadOnly, "the node takes no writes")
         } else {

@@ -163,13 +163,19 @@ impl<B: NodeBody> Graph<B> {
     /// # Errors
     /// `Busy`: it has users; or it is gone.
     pub fn release(&mut self, id: NodeId) -> Result<(), Error> {
+        let (tables, ()) = self.try_release(id)?;
+        self.keep(tables)
+    }
+
+    /// The graph as it would be without a node that nobody uses.
+    pub(super) fn try_release(&self, id: NodeId) -> Result<(Tables<B>, ()), Error> {
         let name = &self.node(id)?.name;
         if let Some(edge) = self.parents(id).next() {
             let by = self.tables.describe(&edge.parent);
             let text = format!("Block device {name} is in use by {by} as '{}' child", edge.name);
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        self.change(|tables| {
+        self.try_change(|tables| {
             if let Some(node) = tables.nodes.get_mut(&id) {
                 node.owned = false;
             }

@@ -12,10 +12,12 @@
 //! channels lead follows the book, on all cores, in one drained section.
 
 mod access;
+mod activation;
 mod blockers;
 mod book;
 mod cache;
 mod check;
+mod closing;
 mod driver_info;
 mod live;
 mod open;

@@ -31,6 +31,8 @@ pub struct NodeEntry<B> {
     pub force_share: bool,
     /// Whether it is a filter that nobody asked for by name.
     pub implicit: bool,
+    /// Whether its image is handed over to another process.
+    pub inactive: bool,
     /// Whether it shows its `FILTERED` child as it is.
     pub is_filter: bool,
     /// Whether its length is one that users without the permission to resize could not write to
@@ -54,6 +56,12 @@ pub trait Root: Send + Sync {
     /// Something happened to the node or beneath it.
     fn child_event(&self, event: &ChildEvent);
 
+    /// Whether it does nothing while its node is inactive, and is content to go on once that is
+    /// active: it stops when it is told, or waits.
+    fn gives_way(&self) -> bool {
+        false
+    }
+
     /// Whether it keeps to its node when that is replaced by another.
     fn stays_at_node(&self) -> bool {
         false
@@ -69,7 +77,7 @@ pub enum ChildEvent {
     MediumChanged,
     /// The node is in use again, after it had been handed over.
     Activated,
-    /// The node is being handed over: no I/O and no permissions any more.
+    /// The node was handed over: no writes and no permissions any more.
     Inactivated,
     /// The node's name for people and images is another.
     FilenameChanged,
@@ -371,6 +379,7 @@ impl NodeEntry<Arc<Node>> {
             read_only: node.limits().read_only,
             force_share: false,
             implicit: false,
+            inactive: false,
             is_filter: false,
             has_ragged_end: false,
             child_rule,

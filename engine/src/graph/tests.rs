@@ -43,6 +43,7 @@ fn entry(name: &str) -> NodeEntry<()> {
         read_only: false,
         force_share: false,
         implicit: false,
+        inactive: false,
         is_filter: false,
         has_ragged_end: false,
         child_rule: default_access,

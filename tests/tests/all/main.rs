@@ -8,6 +8,7 @@ mod engines;
 mod faults;
 mod features;
 mod files;
+mod handover;
 mod interrupts;
 mod nodes;
 mod options;
