@@ -232,7 +232,10 @@ pub(super) fn changed_views(
         if before == now || !old.nodes.contains_key(&id) {
             continue;
         }
-        let Some(View { format, children: known }) = node.view() else { continue };
+        let Some(View { format, children: known }) = node.view() else {
+            let text = format!("driver '{}' has no children", entry.driver);
+            return Err(Error::new(ErrorKind::NotSupported, text).node(&entry.name));
+        };
         let body = |edge: &Edge| new.node(edge.child).map(|child| child.body.clone());
         let mut children = new.children(id).map(body).collect::<Result<Vec<_>, _>>()?;
         // Behind those of the book come the format's own.
