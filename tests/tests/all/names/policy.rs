@@ -207,3 +207,30 @@ fn formats_are_guessed_for_tools_alone() {
     std::fs::write(folder.path().join("images/base"), []).expect("a file");
     assert_eq!(guess(&base, true, tools()).expect("an empty file is raw").0, "raw");
 }
+
+/// The file was opened by a descriptor of the policy's, whose name is another file's by then.
+#[test]
+fn what_a_policy_found_is_the_same_file_after_a_reopen() {
+    let folder = folder();
+    let images = folder.path().join("images");
+    let path = images.join("top");
+    std::fs::write(&path, image("base", "raw")).expect("a file");
+    let policy = with(ImageNames::Beneath(images));
+    let opened = opened(WITH_LINKED, options(&path), policy, async |core, graph, id| {
+        let backing = graph.backing(id).expect("a backing file").child;
+        let node = graph.node(backing)?.body.clone();
+        assert!(node.limits().read_only);
+        let mut options = NodeOptions::new();
+        options.set("node-name", node.name().to_string());
+        options.set("read-only", false);
+        graph.reopen(core, vec![options]).await?;
+        assert!(!node.limits().read_only);
+        let channel = core.open(&node).await?;
+        let done = channel.run(Op::write(512, core.arena().alloc(512, 512)?)).await;
+        done.result?;
+        Ok(())
+    });
+    opened.expect("it is reopened");
+    let base = std::fs::read(folder.path().join("images/base")).expect("the file");
+    assert!(base[..512] == [3; 512] && base[512..1024] != [3; 512]);
+}
