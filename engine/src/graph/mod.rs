@@ -23,6 +23,8 @@ mod closing;
 mod driver_info;
 mod image;
 mod live;
+#[cfg(test)]
+mod live_tests;
 mod names;
 mod open;
 mod path;

@@ -90,6 +90,9 @@ impl Format for Layer {
     }
 
     fn with_children(&self, names: &[&'static str]) -> Result<Arc<dyn Format>, Error> {
+        if names.first() != Some(&"file") {
+            return Err(Error::new(ErrorKind::NotSupported, "not without its file"));
+        }
         let backing = names.iter().position(|name| *name == "backing");
         Ok(Arc::new(Layer { written: self.written.clone(), backing }))
     }
