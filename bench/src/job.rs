@@ -327,12 +327,7 @@ impl Worker {
     fn collect(&mut self, core: &Core) -> usize {
         let rested = self.rest.len();
         let (rest, fault) = (&mut self.rest, &mut self.fault);
-        let count = self.channel.poll(|completion| {
-            if let Err(error) = completion.result {
-                note_fault(fault, completion.op.kind, error);
-            }
-            rest.push(completion.op);
-        });
+        let count = self.channel.fetch(rest, |op, error| note_fault(fault, op.kind, error));
         if count == 0 && self.started && self.in_flight > 0 {
             // A reading of the clock costs more than the rest of an empty pass.
             self.empty_passes = self.empty_passes.wrapping_add(1);
@@ -436,16 +431,12 @@ impl Worker {
     fn refill(&mut self, core: &Core) {
         let before = self.in_flight;
         let mut ready = self.prepare();
-        while let Some(op) = self.held.pop() {
-            if !self.submit(core, op) {
-                break;
-            }
+        if !self.held.is_empty() {
+            self.submit_held(core);
         }
-        while ready > 0
-            && let Some(op) = self.rest.pop()
-        {
+        while ready > 0 {
             ready -= 1;
-            self.submit(core, op);
+            self.submit(core);
         }
         let fresh = self.in_flight - before;
         if fresh > 0 {
@@ -474,23 +465,40 @@ impl Worker {
         self.rest.len()
     }
 
-    /// Submits one operation, or holds it while the core's slots are all taken.
-    #[inline]
-    fn submit(&mut self, core: &Core, op: Op) -> bool {
-        self.stamp(core, &op);
-        let result = self.channel.submit(op);
-        self.submitted(result)
+    #[cold]
+    fn submit_held(&mut self, core: &Core) {
+        while let Some(op) = self.held.pop() {
+            self.rest.push(op);
+            if !self.submit(core) {
+                break;
+            }
+        }
+    }
+
+    /// Submits the last of the resting operations, or holds it while the core's slots are all
+    /// taken.
+    #[inline(always)]
+    fn submit(&mut self, core: &Core) -> bool {
+        let Some(op) = self.rest.last() else { return false };
+        self.stamp(core, op.tag);
+        let is_taken = self.channel.submit_last(&mut self.rest).is_some();
+        if is_taken {
+            self.in_flight += 1;
+        } else {
+            self.held.extend(self.rest.pop());
+        }
+        is_taken
     }
 
     /// Notes when an operation is submitted.
     #[inline]
-    fn stamp(&mut self, core: &Core, op: &Op) {
+    fn stamp(&mut self, core: &Core, tag: u64) {
         if self.stamp_left == 0 {
             self.stamp_left = SUBMISSIONS_PER_READING;
             self.stamp_ns = core.now();
         }
         self.stamp_left -= 1;
-        self.submitted_ns[op.tag as usize] = self.stamp_ns;
+        self.submitted_ns[tag as usize] = self.stamp_ns;
     }
 
     #[inline]

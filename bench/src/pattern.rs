@@ -171,7 +171,7 @@ impl Steps {
     }
 
     /// The next step.
-    #[inline]
+    #[inline(always)]
     pub fn next_step(&mut self) -> Step {
         let write = match &mut self.direction {
             Direction::Read => false,

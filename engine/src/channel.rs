@@ -10,7 +10,9 @@ use oxblock_mem::IoVector;
 
 use crate::slot::Owner;
 use crate::stats::LeafStats;
-use crate::{Completion, Core, Error, Full, InPlace, Limits, Node, Op, OpFlags, OpId, OpKind};
+use crate::{
+    Completion, Core, Error, Fault, Full, InPlace, Limits, Node, Op, OpFlags, OpId, OpKind,
+};
 
 /// A user's handle on a node on this core. Operations are submitted and polled for, or
 /// awaited; both kinds go through the core's one slot table.
@@ -75,11 +77,26 @@ impl Channel {
     #[inline(always)]
     pub fn submit(&self, mut op: Op) -> Result<OpId, Full> {
         self.prepare(&mut op);
-        self.core.0.io.borrow_mut().submit(self.user, Owner::Poll, op)
+        let mut io = self.core.0.io.borrow_mut();
+        match io.admit(self.user) {
+            Some(index) => Ok(io.submit(self.user, index, Owner::Poll, op)),
+            None => Err(Full(op)),
+        }
+    }
+
+    /// As [`submit`](Self::submit), for a user that keeps its operations in a list: submits the last
+    /// one, which goes from the list to its slot without a stay in between. `None`, with the list
+    /// as it was, if the core's slot table is full or the list empty.
+    #[inline(always)]
+    pub fn submit_last(&self, ops: &mut Vec<Op>) -> Option<OpId> {
+        self.prepare(ops.last_mut()?);
+        let mut io = self.core.0.io.borrow_mut();
+        let index = io.admit(self.user)?;
+        ops.pop().map(|op| io.submit(self.user, index, Owner::Poll, op))
     }
 
     /// As [`submit`](Self::submit), for a user that keeps one operation going: one that the leaf
-    /// ends at once, as where data is in memory, stays where it is, takes no slot, and has no
+    /// does at once, as where data is in memory, stays where it is, takes no slot, and has no
     /// completion to be polled for. It is no error if the leaf takes its time.
     #[inline(always)]
     pub fn submit_in_place(&self, op: &mut Op) -> InPlace {
@@ -109,6 +126,14 @@ impl Channel {
             take(completion);
         }
         count
+    }
+
+    /// As [`poll`](Self::poll), for a user that keeps its operations in a list: they come back to its
+    /// end, with their buffers, and `failed` hears of those that did not succeed. It may not
+    /// submit.
+    #[inline(always)]
+    pub fn fetch(&self, ops: &mut Vec<Op>, failed: impl FnMut(&Op, Fault)) -> usize {
+        self.core.0.io.borrow_mut().fetch(self.user, ops, failed)
     }
 
     /// Are there completions that [`Channel::poll`] would hand out now?
@@ -241,19 +266,16 @@ impl Future for Run<'_> {
         if let RunState::New(op) = &mut this.state
             && let Some(waiting) = op.take()
         {
-            match io.submit(this.channel.user, Owner::Future, waiting) {
-                Ok(id) => {
-                    this.state = RunState::Running(id);
-                    // A place that it leaves behind would have others wait for nobody.
-                    if this.ticket.is_some() {
-                        io.leave_admission(this.ticket.take());
-                    }
-                }
-                Err(Full(back)) => {
-                    *op = Some(back);
-                    io.wait_for_slot(this.channel.user, &mut this.ticket, context.waker());
-                    return Poll::Pending;
-                }
+            let user = this.channel.user;
+            let Some(index) = io.admit(user) else {
+                *op = Some(waiting);
+                io.wait_for_slot(user, &mut this.ticket, context.waker());
+                return Poll::Pending;
+            };
+            this.state = RunState::Running(io.submit(user, index, Owner::Future, waiting));
+            // A place that it leaves behind would have others wait for nobody.
+            if this.ticket.is_some() {
+                io.leave_admission(this.ticket.take());
             }
         }
         let RunState::Running(id) = this.state else {

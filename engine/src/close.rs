@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::io::Halt;
 use crate::slot::{State, Step};
-use crate::{Core, Error, ErrorKind, Fault, Node};
+use crate::{Core, Driver, Error, ErrorKind, Fault, Limits, LocalFuture, Node, Queue};
 
 /// How long requests in flight may take to end by themselves.
 pub(crate) const DRAIN: Duration = Duration::from_secs(30);
@@ -43,6 +43,52 @@ pub(crate) async fn close_leaf(
         core.yield_now().await;
     }
     Ok(())
+}
+
+impl Core {
+    /// Closes a node that nobody stands on any more: its queues on all cores, then its driver.
+    pub(crate) async fn close_everywhere(&self, node: &Arc<Node>) -> Result<(), Error> {
+        let mut outcome = Ok(());
+        if node.is_leaf() {
+            for id in 0..self.count() {
+                let node = node.clone();
+                let closed = self.call(id, move |core| async move { core.close(&node).await });
+                outcome = outcome.and(closed.await.and_then(|closed| closed));
+            }
+        }
+        let closed = match (node.driver(), node.format()) {
+            (Ok(driver), _) => {
+                let closed = driver.close(self).await;
+                // Whoever still has the node does not keep its file open.
+                node.set_driver(Arc::new(Closed(driver.name(), driver.limits())));
+                closed
+            }
+            (Err(_), Some(format)) => format.close(self).await,
+            (Err(_), None) => Ok(()),
+        };
+        outcome.and(closed.map_err(|error| error.node(node.name())))
+    }
+}
+
+/// What is left of a driver: its name, and the limits that it had.
+struct Closed(&'static str, Limits);
+
+impl Driver for Closed {
+    fn name(&self) -> &'static str {
+        self.0
+    }
+
+    fn limits(&self) -> Limits {
+        self.1.clone()
+    }
+
+    fn queue<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<Box<dyn Queue>, Error>> {
+        Box::pin(async { Err(Error::new(ErrorKind::Gone, "the node was closed")) })
+    }
+
+    fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
+        Box::pin(async { Ok(()) })
+    }
 }
 
 impl crate::io::Io {

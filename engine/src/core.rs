@@ -19,7 +19,7 @@ use crate::stats::CoreStats;
 use crate::task::{JoinHandle, Tasks};
 use crate::timer::{SleepUntil, Timers};
 use crate::{
-    CoreWaker, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
+    CoreWaker, Driver, Error, ErrorKind, Event, EventKind, Events, LocalFuture, Node, Queue, Remote,
 };
 
 /// How often memory that is to be given back is looked at.
@@ -31,8 +31,11 @@ const OPEN_RETRY: Duration = Duration::from_micros(20);
 #[derive(Clone)]
 pub struct Core(pub(crate) Rc<CoreInner>);
 
-/// A leaf, and its queue of a driver that is to take another's place.
-pub(crate) type NewQueue = (Arc<Node>, Box<dyn Queue>);
+/// A queue of a driver that is to take another's place.
+pub(crate) struct NewQueue {
+    pub driver: Arc<dyn Driver>,
+    pub queue: Box<dyn Queue>,
+}
 
 pub(crate) struct CoreInner {
     pub id: usize,
@@ -51,6 +54,8 @@ pub(crate) struct CoreInner {
     pub random: Cell<u64>,
     /// How often the reactor slept.
     pub sleeps: Cell<u64>,
+    /// How often a task let others have a turn.
+    pub yields: Cell<u64>,
     /// Nodes whose queue is being opened.
     pub opening: RefCell<Vec<Arc<Node>>>,
     /// Queues of drivers that are to be their nodes'.
@@ -103,11 +108,13 @@ impl Core {
 
     /// Lets everything else on this core have a turn.
     pub fn yield_now(&self) -> impl Future<Output = ()> + use<> {
+        let core = self.clone();
         let mut yielded = false;
         std::future::poll_fn(move |context| {
             if std::mem::replace(&mut yielded, true) {
                 return std::task::Poll::Ready(());
             }
+            core.0.yields.set(core.0.yields.get() + 1);
             context.waker().wake_by_ref();
             std::task::Poll::Pending
         })

@@ -31,6 +31,12 @@ pub trait Format: Send + Sync {
     /// The children that a flush of this node goes to, in this order.
     fn flushes(&self) -> &[usize];
 
+    /// The backing file that the image names, if it is one that can. The node that is opened for
+    /// it becomes the last of the children.
+    fn backing_file(&self) -> Option<BackingFile> {
+        None
+    }
+
     /// How many operations a core may have in this format's tasks at once; the others wait, first
     /// come first served. None for a format that never answers [`Extent::Slow`].
     fn slow_tasks(&self) -> usize {
@@ -73,6 +79,15 @@ pub trait Format: Send + Sync {
 
     /// Closes the driver in good order, before its children.
     fn close<'a>(&'a self, core: &'a Core) -> LocalFuture<'a, Result<(), Error>>;
+}
+
+/// What an image says of its backing file. Nobody vouches for it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BackingFile {
+    /// Its name, as it stands in the image.
+    pub name: String,
+    /// Its format, where the image says that too.
+    pub format: Option<String>,
 }
 
 /// Where a range lives. Lengths are multiples of the block size, and not 0; more than was asked

@@ -20,10 +20,10 @@ use oxblock_mem::{IoVector, Pool, View};
 use crate::clock::Time;
 use crate::drain::Drained;
 use crate::plan::{BOUNCE_LEN, Memory};
-use crate::route::{NONE, Route};
+use crate::route::Route;
 use crate::slot::{Owner, Slot, SlotTable, State, Step, token};
 use crate::{
-    Completion, ErrorKind, Fault, Full, InPlace, Op, OpFlags, OpId, OpKind, Pass, Request, Token,
+    Completion, ErrorKind, Fault, InPlace, Op, OpFlags, OpId, OpKind, Pass, Request, Token,
 };
 pub(crate) use leaves::{Halt, Leaf};
 use routed::Next;
@@ -100,38 +100,50 @@ impl Io {
 
     // --- the way down ---
 
-    /// Admits an operation. Its outcome, an immediate refusal too, is a completion.
+    /// A slot for an operation that is submitted next.
     #[inline(always)]
-    pub fn submit(&mut self, user: u16, owner: Owner, op: Op) -> Result<OpId, Full> {
+    pub fn admit(&mut self, user: u16) -> Option<u32> {
         let entry = &mut self.users[user as usize];
-        let Some(index) = self.slots.take(entry.keep_slots) else {
-            return Err(Full(op));
-        };
+        let index = self.slots.take(entry.keep_slots)?;
         entry.in_flight += 1;
-        let slot = &mut self.slots[index];
-        slot.begin(user, entry.leaf, owner, op);
-        let id = OpId { index, generation: slot.generation };
-
-        if let Some(Some(leaf)) = self.leaves.get_mut(entry.leaf as usize)
-            && leaf.takes(&slot.op)
-        {
-            let request = whole_request(token(index, id.generation), &slot.op);
-            if leaf.queue.submit(&request, &mut self.pass).is_ok() {
-                slot.hand_whole();
-                leaf.dirty = true;
-                return Ok(id);
-            }
-        }
-        if entry.leaf == NONE {
-            self.submit_routed(index);
-        } else {
-            slot.begin_whole_extent();
-            self.submit_slowly(index);
-        }
-        Ok(id)
+        Some(index)
     }
 
-    /// Admits an operation that stays with its user if the leaf ends it within its submission:
+    /// Starts an operation in the slot that it was [admitted](Self::admit) to. Its outcome, an
+    /// immediate refusal too, is a completion.
+    #[inline(always)]
+    pub fn submit(&mut self, user: u16, index: u32, owner: Owner, op: Op) -> OpId {
+        let Self { slots, users, routes, leaves, pass, .. } = self;
+        let entry = &mut users[user as usize];
+        let slot = &mut slots[index];
+        slot.begin(user, owner, op);
+        let id = OpId { index, generation: slot.generation };
+
+        let (to, offset) = entry.aim(routes, &slot.op);
+        if let Some(Some(leaf)) = leaves.get_mut(to as usize)
+            && leaf.takes(&slot.op, offset)
+        {
+            let token = token(index, id.generation);
+            if leaf.queue.submit(&whole_request(token, &slot.op, offset), pass).is_ok() {
+                if owner == Owner::Poll && pass.took_no_time(token) {
+                    slot.end_whole(to);
+                    leaf.stats.count(slot.op.kind, slot.op.len, false);
+                    if let Some(route) = routes.get_mut(entry.way_in as usize) {
+                        route.stats.count(slot.op.kind, slot.op.len, false);
+                    }
+                    entry.done.push_back(slots, index);
+                } else {
+                    slot.hand_whole(to, offset);
+                    leaf.dirty = true;
+                }
+                return id;
+            }
+        }
+        self.start(index);
+        id
+    }
+
+    /// Admits an operation that stays with its user if the leaf does it within its submission:
     /// it then takes no slot, only the name of a free one.
     #[inline(always)]
     pub fn submit_in_place(&mut self, user: u16, op: &mut Op) -> InPlace {
@@ -139,55 +151,41 @@ impl Io {
             self.drain();
         }
         let entry = &mut self.users[user as usize];
+        let (to, offset) = entry.aim(&self.routes, op);
         if let Some(index) = self.slots.next_free(entry.keep_slots)
-            && let Some(Some(leaf)) = self.leaves.get_mut(entry.leaf as usize)
-            && leaf.takes(op)
+            && let Some(Some(leaf)) = self.leaves.get_mut(to as usize)
+            && leaf.takes(op, offset)
         {
             let slot = &mut self.slots[index];
             let token = token(index, slot.generation);
-            if leaf.queue.submit(&whole_request(token, op), &mut self.pass).is_ok() {
-                if let [(done, result)] = &self.pass.done[..]
-                    && *done == token
-                {
-                    // Copied only where it tells of a fault.
-                    let result = if result.is_ok() { Ok(()) } else { *result };
+            if leaf.queue.submit(&whole_request(token, op, offset), &mut self.pass).is_ok() {
+                if self.pass.took_no_time(token) {
                     slot.forget_name();
-                    self.pass.done.clear();
-                    leaf.stats.count(op.kind, op.len, result.is_err());
-                    return InPlace::Done(result);
+                    leaf.stats.count(op.kind, op.len, false);
+                    if let Some(route) = self.routes.get_mut(entry.way_in as usize) {
+                        route.stats.count(op.kind, op.len, false);
+                    }
+                    return InPlace::Done;
                 }
                 entry.in_flight += 1;
-                slot.begin(user, entry.leaf, Owner::Poll, std::mem::replace(op, Op::flush()));
-                slot.hand_whole();
+                slot.begin(user, Owner::Poll, std::mem::replace(op, Op::flush()));
+                slot.hand_whole(to, offset);
                 leaf.dirty = true;
                 let id = OpId { index, generation: slot.generation };
                 self.slots.take_next_free();
                 return InPlace::Running(id);
             }
         }
-        match self.submit(user, Owner::Poll, std::mem::replace(op, Op::flush())) {
-            Ok(id) => InPlace::Running(id),
-            Err(Full(back)) => {
-                *op = back;
-                InPlace::Full
-            }
-        }
+        let Some(index) = self.admit(user) else { return InPlace::Full };
+        let op = std::mem::replace(op, Op::flush());
+        InPlace::Running(self.submit(user, index, Owner::Poll, op))
     }
 
-    /// Starts an operation that was kept back.
+    /// Checks an operation that did not go whole, and starts it behind those that wait already.
+    #[inline(never)]
     fn start(&mut self, index: u32) {
         let slot = &mut self.slots[index];
-        slot.leaf = self.users[slot.user as usize].leaf;
-        if slot.leaf == NONE {
-            self.submit_routed(index);
-        } else {
-            slot.begin_whole_extent();
-            self.submit_slowly(index);
-        }
-    }
-
-    /// Checks an operation, and starts it behind those that wait already.
-    fn submit_slowly(&mut self, index: u32) {
+        slot.begin_in_parts(self.users[slot.user as usize].leaf);
         if self.park(index) {
             return;
         }
@@ -537,6 +535,7 @@ impl Io {
     #[inline]
     pub(crate) fn finish(&mut self, index: u32) {
         let slot = &mut self.slots[index];
+        debug_assert!(!slot.waiting, "a slot stands in one line at a time");
         slot.state = State::Done;
         if let Some(Some(leaf)) = self.leaves.get_mut(slot.leaf as usize) {
             leaf.stats.count(slot.op.kind, slot.op.len, slot.failed);
@@ -549,7 +548,7 @@ impl Io {
             slot.rare.bounce = None;
         }
         if slot.owner == Owner::Poll {
-            user.done.push_back(index);
+            user.done.push_back(&mut self.slots, index);
         } else {
             self.finish_for_future(index);
         }
@@ -572,22 +571,27 @@ impl Io {
     #[inline(always)]
     pub fn take_result(&mut self, index: u32) -> Completion {
         let slot = &mut self.slots[index];
-        let op = slot.take_op();
-        let result = slot.result();
-        let user = slot.user as usize;
+        let completion = Completion { op: slot.take_op(), result: slot.result() };
+        self.release(index);
+        completion
+    }
+
+    /// The operation in a slot was taken out of it.
+    #[inline(always)]
+    fn release(&mut self, index: u32) {
+        let user = self.slots[index].user as usize;
         self.users[user].in_flight -= 1;
         self.slots.release(index);
         if !self.admission.is_empty() {
             self.admit_next();
         }
-        Completion { op, result }
     }
 }
 
-/// A whole operation as a leaf sees it.
+/// A whole operation as a leaf sees it that has it at `offset`.
 #[inline(always)]
-fn whole_request(token: Token, op: &Op) -> Request<'_> {
-    let (kind, flags, offset, len) = (op.kind, op.flags, op.offset, op.len);
+fn whole_request(token: Token, op: &Op, offset: u64) -> Request<'_> {
+    let (kind, flags, len) = (op.kind, op.flags, op.len);
     Request { token, kind, flags, offset, len, data: op.data.whole() }
 }
 

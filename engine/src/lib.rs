@@ -245,7 +245,7 @@ pub use driver::{Busy, Driver, LocalFuture, Pass, Queue, Request, Sleep, Token};
 pub use engine::Engine;
 pub use error::{Error, ErrorKind, Fault, Source};
 pub use events::{Event, EventKind, Events};
-pub use format::{Body, Extent, Format, Intent};
+pub use format::{BackingFile, Body, Extent, Format, Intent};
 pub use limits::{Limits, MemoryRule};
 pub use node::{Node, Restrictions, View};
 pub use op::{Completion, Full, InPlace, Op, OpFlags, OpId, OpKind};

@@ -40,6 +40,9 @@ pub struct Limits {
     pub compare: bool,
     /// Writes are refused.
     pub read_only: bool,
+    /// The image is handed over to another process: writes are refused until the node is active
+    /// again.
+    pub inactive: bool,
     /// Flushes, and force unit access, do nothing; of a node whose options say so, never of a
     /// driver.
     pub no_flush: bool,
@@ -66,6 +69,7 @@ impl Limits {
             fua: false,
             compare: false,
             read_only: false,
+            inactive: false,
             no_flush: false,
         }
     }

@@ -16,6 +16,7 @@ pub struct Node {
     parents: Mutex<Vec<Weak<Node>>>,
     withdrawn: OnceLock<Refusal>,
     held: AtomicBool,
+    inactive: AtomicBool,
 }
 
 /// What a node does not let through, whatever its driver can do.
@@ -86,7 +87,9 @@ impl Node {
         let limits = Mutex::new(Arc::new(restrictions.apply(work.limits())));
         let (name, withdrawn, held) = (name.into(), OnceLock::new(), AtomicBool::new(false));
         let (parents, restrictions) = (Mutex::default(), Mutex::new(restrictions));
-        let node = Arc::new(Self { name, work, restrictions, limits, parents, withdrawn, held });
+        let inactive = AtomicBool::new(false);
+        let node =
+            Arc::new(Self { name, work, restrictions, limits, parents, withdrawn, held, inactive });
         match &node.work {
             Work::Leaf(driver) => lock(driver).joined(&node),
             Work::Over(_) => node.join_children(),
@@ -244,7 +247,26 @@ impl Node {
 
     /// The node's limits where its driver has these.
     pub(crate) fn with_own_limits(&self, limits: Limits) -> Limits {
-        lock(&self.restrictions).apply(limits)
+        self.restrict(self.restrictions(), limits)
+    }
+
+    /// What remains of limits under such restrictions.
+    pub(crate) fn restrict(&self, restrictions: Restrictions, limits: Limits) -> Limits {
+        let limits = restrictions.apply(limits);
+        match self.inactive.load(Ordering::SeqCst) {
+            true => Limits { read_only: true, inactive: true, ..limits },
+            false => Limits { inactive: false, ..limits },
+        }
+    }
+
+    /// What the node does not let through.
+    pub(crate) fn restrictions(&self) -> Restrictions {
+        *lock(&self.restrictions)
+    }
+
+    /// Has the node refuse writes, or not, from when its limits are read next.
+    pub(crate) fn set_inactive(&self, inactive: bool) {
+        self.inactive.store(inactive, Ordering::SeqCst);
     }
 
     /// Reads the limits from the driver: those before, and those from now on.

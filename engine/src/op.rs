@@ -157,9 +157,10 @@ pub struct Full(pub Op);
 /// [`Channel::submit_in_place`](crate::Channel::submit_in_place).
 #[derive(Debug)]
 pub enum InPlace {
-    /// It is over, and still where it was.
-    Done(Result<(), Fault>),
-    /// It is on its way, to be polled for; an empty one is left in its place.
+    /// It was carried out, and is still where it was.
+    Done,
+    /// It is on its way, or has failed already, and is to be polled for; an empty one is left in
+    /// its place.
     Running(OpId),
     /// The core's slot table is full, and the operation still where it was, to be submitted again
     /// after a poll.

@@ -27,9 +27,13 @@ pub(crate) struct Rules {
     /// Whether FUA must be made up for by a flush.
     pub emulate_fua: bool,
     pub no_flush: bool,
-    /// Whether FUA needs a look.
-    minds_fua: bool,
     pub read_only: bool,
+    inactive: bool,
+    /// How long an operation may be that goes whole; never more than the node.
+    longest_plain: u64,
+    /// Bits of the kinds that may go whole, and the flags with which they may not.
+    plain_kinds: u8,
+    minded_flags: OpFlags,
 }
 
 /// How the next fragment reaches its memory.
@@ -44,13 +48,15 @@ impl Rules {
         let block_size = u64::from(limits.block_size.max(1));
         let whole_blocks = |bytes: u64| bytes / block_size * block_size;
         let unlimited = |bytes: u64| if bytes == 0 { u64::MAX } else { bytes };
-        let max_transfer = unlimited(whole_blocks(limits.max_transfer.into()));
+        let max_transfer =
+            unlimited(whole_blocks(limits.max_transfer.into())).min(whole_blocks(1 << 30));
+        let minds_fua = !limits.fua && limits.volatile_cache || limits.no_flush;
         Self {
             length: limits.length,
             block_size,
             block_mask: block_size.is_power_of_two().then(|| block_size - 1),
             unaligned_bits: if block_size.is_power_of_two() { block_size - 1 } else { u64::MAX },
-            max_transfer: max_transfer.min(whole_blocks(1 << 30)),
+            max_transfer,
             boundary: limits.boundary.into(),
             max_segments: if limits.max_segments == 0 {
                 usize::MAX
@@ -66,8 +72,12 @@ impl Rules {
             compare: limits.compare,
             emulate_fua: !limits.fua && limits.volatile_cache && !limits.no_flush,
             no_flush: limits.no_flush,
-            minds_fua: !limits.fua && limits.volatile_cache || limits.no_flush,
             read_only: limits.read_only,
+            inactive: limits.inactive,
+            longest_plain: max_transfer.min(limits.length),
+            plain_kinds: 1 << OpKind::Read as u8
+                | u8::from(!limits.read_only) << OpKind::Write as u8,
+            minded_flags: if minds_fua { OpFlags::all() } else { OpFlags::empty() },
         }
     }
 
@@ -99,6 +109,10 @@ impl Rules {
             (ErrorKind::Invalid, "the range ends beyond the node")
         } else if !aligned {
             (ErrorKind::Invalid, "offset and length must be multiples of the node's block size")
+        } else if self.inactive && op.kind.is_write() {
+            let text = "the node is inactive, its image is handed over to another process; activate \
+                        it before you write to it";
+            (ErrorKind::Denied, text)
         } else if self.read_only && op.kind.is_write() {
             (ErrorKind::ReadOnly, "the node takes no writes")
         } else {
@@ -107,36 +121,24 @@ impl Rules {
         Fault::text(kind, op.offset, text)
     }
 
-    /// Whether an operation is allowed, and can go to the leaf whole and as it is: the
-    /// common case.
+    /// Whether an operation that begins at `offset` here is allowed, and can go to the leaf whole
+    /// and as it is: the common case.
     #[inline(always)]
-    pub fn is_straight(&self, op: &Op) -> bool {
-        self.is_straight_at(op, op.offset)
-    }
-
-    /// As [`is_straight`](Self::is_straight), for an operation that begins at `offset` here.
-    #[inline(always)]
-    pub fn is_straight_at(&self, op: &Op, offset: u64) -> bool {
-        self.is_plain_at(op, offset) && (self.takes_any || self.is_straight_memory(op, offset))
+    pub fn is_straight(&self, op: &Op, offset: u64) -> bool {
+        self.is_plain(op, offset) && (self.takes_any || self.is_straight_memory(op, offset))
     }
 
     /// Whether an operation is allowed and may be straight, as far as that is not a question of
     /// its memory.
     #[inline(always)]
-    pub fn is_plain(&self, op: &Op) -> bool {
-        self.is_plain_at(op, op.offset)
-    }
-
-    #[inline(always)]
-    fn is_plain_at(&self, op: &Op, offset: u64) -> bool {
+    pub fn is_plain(&self, op: &Op, offset: u64) -> bool {
         let aligned = (offset | op.len) & self.unaligned_bits == 0;
-        let fits = op.len.wrapping_sub(1) < self.max_transfer && op.len <= self.length;
-        let plain = match op.kind {
-            OpKind::Read => true,
-            OpKind::Write => !self.read_only && (!self.minds_fua || op.flags.is_empty()),
-            _ => false,
-        };
-        aligned && fits && plain && offset <= self.length - op.len && op.data.len() as u64 == op.len
+        let fits = op.len.wrapping_sub(1) < self.longest_plain
+            && offset <= self.length.wrapping_sub(op.len)
+            && op.data.len() as u64 == op.len;
+        let plain =
+            self.plain_kinds >> op.kind as u8 & 1 != 0 && (op.flags & self.minded_flags).is_empty();
+        aligned && fits && plain
     }
 
     fn is_straight_memory(&self, op: &Op, offset: u64) -> bool {

@@ -148,6 +148,7 @@ impl Reactor {
             sources: Default::default(),
             next_drain: Cell::new(0),
             sleeps: Cell::new(0),
+            yields: Cell::new(0),
             random: Cell::new(plan.seed ^ (id as u64).wrapping_mul(0xa076_1d64_78bd_642f)),
         };
         Self {
@@ -182,6 +183,13 @@ impl Reactor {
             inner.io.borrow_mut().kick();
         }
         work
+    }
+
+    /// One turn. Returns how much there was to do beside tasks that only gave others theirs.
+    pub(crate) fn poll_for_news(&self) -> usize {
+        let yields = &self.core.0.yields;
+        let before = yields.get();
+        self.poll().saturating_sub((yields.get() - before) as usize)
     }
 
     /// Fires timers in turns that know the time anyway, and in every few others.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::plan::Rules;
 use crate::stats::LeafStats;
-use crate::{Extent, Format, Intent, Node, View};
+use crate::{Extent, Format, Intent, Node, Op, OpKind, View};
 
 /// What an index says that names nothing: a channel on a leaf has no route, one on a route no
 /// leaf of its own.
@@ -95,6 +95,35 @@ impl Route {
     /// Whether it leads by the tasks in this place.
     pub fn leads_by(&self, slow: u16) -> bool {
         self.hops.iter().any(|hop| matches!(hop, Hop::Format { slow: known, .. } if *known == slow))
+    }
+
+    /// Where an operation goes that is plain, and lies in one place: to which leaf, and the offset
+    /// there. Any other to none, [`NONE`].
+    pub fn straight(&self, op: &Op) -> (u16, u64) {
+        if !self.rules.is_plain(op, op.offset) {
+            return (NONE, 0);
+        }
+        let intent = if op.kind == OpKind::Read { Intent::Read } else { Intent::Write };
+        let (mut at, mut offset) = (0, op.offset);
+        loop {
+            let (format, first, children) = match self.hops.get(usize::from(at)) {
+                Some(Hop::Format { format, first, children, .. }) => (format, *first, children),
+                Some(Hop::Leaf(leaf)) => return (*leaf, offset),
+                None => return (NONE, 0),
+            };
+            let (child, len) = match format.map(offset, op.len, intent) {
+                Extent::Data { child, offset: there, len } => {
+                    offset = there;
+                    (child, len)
+                }
+                Extent::Below { child, len } => (child, len),
+                Extent::Zero { .. } | Extent::End | Extent::Slow => return (NONE, 0),
+            };
+            if len < op.len {
+                return (NONE, 0);
+            }
+            at = if child == 0 { first } else { children.get(child).copied().unwrap_or(NONE) };
+        }
     }
 
     /// Where the first of `len` bytes at `offset` are, and how many more with them.

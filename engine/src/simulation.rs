@@ -97,17 +97,18 @@ impl Simulation {
         shared.close_all(|closer| self.run(closer.core, move |core| (closer.close)(core)))
     }
 
-    /// One turn of one reactor.
+    /// One turn of one reactor. Returns how much there was to do; a task that does nothing but
+    /// yield has nothing to do.
     pub fn step(&mut self) -> usize {
         let next = self.next_random();
         self.clock.advance(1 + next % TURN_NS);
         let reactor = (next >> 32) as usize % self.reactors.len();
-        self.reactors[reactor].poll()
+        self.reactors[reactor].poll_for_news()
     }
 
     /// A turn of each, to be sure that none was left out by chance.
     fn all_idle(&self) -> bool {
-        self.reactors.iter().map(Reactor::poll).sum::<usize>() == 0
+        self.reactors.iter().map(Reactor::poll_for_news).sum::<usize>() == 0
     }
 
     /// Moves the time to the next deadline.

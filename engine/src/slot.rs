@@ -4,6 +4,7 @@ use std::task::Waker;
 
 use oxblock_mem::IoVector;
 
+use crate::route::NONE;
 use crate::{ErrorKind, Fault, Op, OpId, Token};
 
 /// The end of a list of slots.
@@ -67,7 +68,7 @@ pub(crate) struct Slot {
     pub generation: u32,
     /// Fragments at the leaf.
     pub outstanding: u32,
-    /// The next slot of the line that this one stands in.
+    /// The next slot of the line that this one stands in: its leaf's, or its user's once it is over.
     pub next: u32,
     /// Where it is at the moment; names no leaf until a route has led to one.
     pub leaf: u16,
@@ -157,39 +158,43 @@ impl Slot {
 
     /// An operation takes the slot, which is free; nothing of it is at the leaf yet.
     #[inline(always)]
-    pub fn begin(&mut self, user: u16, leaf: u16, owner: Owner, op: Op) {
+    pub fn begin(&mut self, user: u16, owner: Owner, op: Op) {
         self.state = State::Running;
         self.owner = owner;
         self.user = user;
-        self.leaf = leaf;
         self.cancelled = false;
         self.failed = false;
         // A free slot's buffers are empty: there is nothing to drop.
         std::mem::forget(std::mem::replace(&mut self.op, op));
     }
 
-    /// The leaf took the whole operation at once.
+    /// A leaf took the whole operation at once, which begins at `offset` there.
     #[inline(always)]
-    pub fn hand_whole(&mut self) {
+    pub fn hand_whole(&mut self, leaf: u16, offset: u64) {
         self.step = Step::Straight;
         self.outstanding = 1;
+        self.leaf = leaf;
         self.cursor = self.op.len;
+        self.shift = offset.wrapping_sub(self.op.offset);
+        self.mixed = false;
     }
 
-    /// The operation goes in parts to a leaf that has it in one place, as the node does.
+    /// A leaf did the whole operation at once, and well.
     #[inline(always)]
-    pub fn begin_whole_extent(&mut self) {
-        self.begin_in_parts();
-        // A flush is one step.
-        self.extent_end = self.op.len.max(1);
+    pub fn end_whole(&mut self, leaf: u16) {
+        self.step = Step::Straight;
+        self.leaf = leaf;
+        self.state = State::Done;
     }
 
-    /// The operation goes in parts, to where its route leads.
-    #[inline(always)]
-    pub fn begin_in_parts(&mut self) {
+    /// The operation goes in parts: to a leaf that has it in one place as the node does, or if it
+    /// is [`NONE`], to where its route leads.
+    pub fn begin_in_parts(&mut self, leaf: u16) {
         self.step = Step::Direct;
+        self.leaf = leaf;
         self.cursor = 0;
-        self.extent_end = 0;
+        // A flush is one step.
+        self.extent_end = if leaf == NONE { 0 } else { self.op.len.max(1) };
         self.shift = 0;
         self.mixed = false;
     }
@@ -219,6 +224,7 @@ impl Slot {
     /// Takes the operation out, with its buffers.
     #[inline(always)]
     pub fn take_op(&mut self) -> Op {
+        // As a whole: what is put together of fields waits for each of their stores.
         std::mem::replace(&mut self.op, Op::flush())
     }
 }
@@ -354,11 +360,16 @@ impl std::ops::IndexMut<u32> for SlotTable {
 pub(crate) struct Line {
     head: u32,
     tail: u32,
+    len: u32,
 }
 
 impl Line {
     pub const fn new() -> Self {
-        Self { head: NIL, tail: NIL }
+        Self { head: NIL, tail: NIL, len: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len as usize
     }
 
     pub fn is_empty(&self) -> bool {
@@ -378,12 +389,14 @@ impl Line {
             slots[self.tail].next = index;
         }
         self.tail = index;
+        self.len += 1;
     }
 
     #[inline]
     pub fn pop_front(&mut self, slots: &SlotTable) -> Option<u32> {
         let index = self.front()?;
         self.head = slots[index].next;
+        self.len -= 1;
         Some(index)
     }
 
@@ -396,6 +409,7 @@ impl Line {
         if at == NIL {
             return;
         }
+        self.len -= 1;
         let next = slots[at].next;
         if before == NIL {
             self.head = next;
@@ -453,8 +467,9 @@ mod tests {
         line.remove(&mut table, 2);
         line.remove(&mut table, 3);
         line.push_back(&mut table, 2);
+        assert_eq!(line.len(), 3);
         let order: Vec<_> = std::iter::from_fn(|| line.pop_front(&table)).collect();
-        assert_eq!(order, [0, 1, 2]);
+        assert_eq!((order, line.len()), (vec![0, 1, 2], 0));
         assert!(line.is_empty());
     }
 }

@@ -6,7 +6,9 @@
 //! and each core leads its users along them before their operations go on.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
+use crate::core::NewQueue;
 use crate::drain::{Drain, Scope, Stage};
 use crate::node::{closure, is_among};
 use crate::plan::Rules;
@@ -30,6 +32,8 @@ struct Planned {
     change: ViewChange,
     /// The nodes whose limits may be others, and what they will be.
     limits: Vec<(Arc<Node>, Arc<Limits>)>,
+    /// It will not be made: nobody takes what is prepared for it.
+    is_given_up: AtomicBool,
 }
 
 impl ViewChange {
@@ -72,7 +76,7 @@ impl ViewChange {
         };
         let own = self.restrictions.iter().find(|(changed, _)| Arc::ptr_eq(changed, node));
         Some(match own {
-            Some((_, restrictions)) => restrictions.apply(limits),
+            Some((_, restrictions)) => node.restrict(*restrictions, limits),
             None => node.with_own_limits(limits),
         })
     }
@@ -124,7 +128,30 @@ impl ViewChange {
             let Some(new) = self.limits(&node, &children) else { continue };
             limits.push((node, Arc::new(new)));
         }
-        Planned { change: self, limits }
+        Planned { change: self, limits, is_given_up: AtomicBool::new(false) }
+    }
+}
+
+/// Queues of new drivers on all cores; without a change that takes them they are dropped.
+struct Prepared<'a> {
+    core: &'a Core,
+    planned: &'a Arc<Planned>,
+    is_taken: bool,
+}
+
+impl Prepared<'_> {
+    fn are_taken(mut self) {
+        self.is_taken = true;
+    }
+}
+
+impl Drop for Prepared<'_> {
+    fn drop(&mut self) {
+        if !self.is_taken && !self.planned.change.drivers.is_empty() {
+            self.planned.is_given_up.store(true, Ordering::SeqCst);
+            let (core, planned) = (self.core.clone(), self.planned.clone());
+            self.core.spawn_detached(core.drop_new_queues(planned));
+        }
     }
 }
 
@@ -150,13 +177,14 @@ impl Core {
     ) -> Result<(), Error> {
         let drain = Drain::new(self, change.scope()).await?;
         let planned = Arc::new(change.plan());
+        let prepared = Prepared { core: self, planned: &planned, is_taken: false };
         drain.announce(true).await?;
         let mut leaves = Vec::new();
         let mut outcome = Ok(());
         for id in 0..self.count() {
             let planned = planned.clone();
-            let prepared = self.call(id, move |core| async move { core.prepare(&planned).await });
-            let known = prepared.await.and_then(|result| result);
+            let preparing = self.call(id, move |core| async move { core.prepare(&planned).await });
+            let known = preparing.await.and_then(|result| result);
             outcome = outcome.and(known.map(|known| leaves.push(known)));
             if outcome.is_err() {
                 break;
@@ -166,7 +194,7 @@ impl Core {
             outcome = drain.settle().await.and_then(|()| commit());
         }
         if let Err(error) = outcome {
-            self.drop_new_queues(&planned).await;
+            drop(prepared);
             self.close_unused(leaves).await;
             drain.end().await;
             return Err(error);
@@ -174,6 +202,7 @@ impl Core {
         for (node, view) in &planned.change.views {
             node.set_view(view.clone());
         }
+        prepared.are_taken();
         let drivers = &planned.change.drivers;
         let replaced: Vec<_> =
             drivers.iter().filter_map(|(node, new)| node.set_driver(new.clone())).collect();
@@ -260,18 +289,23 @@ impl Core {
             let rules = Rules::new(&planned.limits(leaf));
             self.0.io.borrow_mut().provide(&rules, &self.0.arena)?;
             let queue = driver.queue(self).await.map_err(|e| e.node(leaf.name()))?;
-            self.0.new_queues.borrow_mut().push((leaf.clone(), queue));
+            if !planned.is_given_up.load(Ordering::SeqCst) {
+                let driver = driver.clone();
+                self.0.new_queues.borrow_mut().push(NewQueue { driver, queue });
+            }
         }
         Ok(())
     }
 
-    async fn drop_new_queues(&self, planned: &Arc<Planned>) {
+    async fn drop_new_queues(self, planned: Arc<Planned>) {
         for id in 0..self.count() {
             let planned = planned.clone();
-            let is_planned = move |node: &Arc<Node>| planned.change.driver(node).is_some();
             let dropped = self.tell(id, move |core| {
-                let of_change = |(node, _): &mut (Arc<Node>, _)| is_planned(node);
-                let queues = core.0.new_queues.borrow_mut().extract_if(.., of_change).collect();
+                let drivers = &planned.change.drivers;
+                let is_its = |new: &mut NewQueue| {
+                    drivers.iter().any(|(_, driver)| Arc::ptr_eq(driver, &new.driver))
+                };
+                let queues = core.0.new_queues.borrow_mut().extract_if(.., is_its).collect();
                 drop::<Vec<_>>(queues);
             });
             let _ = dropped.await;
@@ -284,10 +318,10 @@ impl Core {
             if self.0.io.borrow().leaf_of(leaf).is_none() {
                 continue;
             }
-            let is_its = |(node, _): &mut (Arc<Node>, _)| Arc::ptr_eq(node, leaf);
+            let is_its = |new: &mut NewQueue| Arc::ptr_eq(&new.driver, driver);
             let ready = self.0.new_queues.borrow_mut().extract_if(.., is_its).next();
             let queue = match ready {
-                Some((_, queue)) => Ok(queue),
+                Some(NewQueue { queue, .. }) => Ok(queue),
                 // It was opened while the others were prepared.
                 None => driver.queue(&self).await,
             };
@@ -318,16 +352,28 @@ impl Core {
         self.follow_drains();
     }
 
-    /// Flushes a leaf from this core, which opens it for no longer than that.
-    pub(crate) async fn flush_once(&self, leaf: &Arc<Node>) -> Result<(), Error> {
-        let was_open = self.0.io.borrow().leaf_of(leaf).is_some();
-        let channel = self.open(leaf).await?;
+    /// Flushes a node from this core, which opens its leaves for no longer than that.
+    pub(crate) async fn flush_once(&self, node: &Arc<Node>) -> Result<(), Error> {
+        let is_shut =
+            |leaf: &Arc<Node>| leaf.is_leaf() && self.0.io.borrow().leaf_of(leaf).is_none();
+        let shut = node.subtree().into_iter().filter(is_shut).collect();
+        let channel = self.open(node).await?;
         let flushed = channel.flush().await;
         drop(channel);
-        if !was_open {
-            self.close_unreached(vec![leaf.clone()]).await;
-        }
+        self.close_unreached(shut).await;
         flushed
+    }
+
+    /// Has nodes refuse writes, or take them again: when it returns, none is on its way.
+    pub(crate) async fn set_inactive(
+        &self,
+        nodes: &[Arc<Node>],
+        inactive: bool,
+    ) -> Result<(), Error> {
+        nodes.iter().for_each(|node| node.set_inactive(inactive));
+        let restrictions = nodes.iter().map(|node| (node.clone(), node.restrictions())).collect();
+        let change = ViewChange { restrictions, ..ViewChange::default() };
+        self.change_views(change, || Ok(())).await
     }
 
     /// Closes queues of leaves that nobody of a core reaches any more: the leaves of each core.

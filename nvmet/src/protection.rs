@@ -141,7 +141,7 @@ impl Tags {
     }
 }
 
-/// A Read, Write or Verify on its way, piece by piece.
+/// A Read, Write, Compare or Verify on its way, piece by piece.
 pub(crate) struct Transfer {
     metadata: Arc<Metadata>,
     opcode: u8,
@@ -157,8 +157,10 @@ pub(crate) struct Transfer {
     data: IoVector,
     /// The metadata that the host has in a buffer of its own.
     apart: IoVector,
-    /// A block, and the metadata of the blocks that are being written.
+    /// A block, what the host has in its place to compare with, and the metadata of the blocks that
+    /// are being written.
     block: Vec<u8>,
+    theirs: Vec<u8>,
     values: Vec<u64>,
 }
 
@@ -179,6 +181,10 @@ impl Transfer {
         let range = namespace.range(slba, blocks)?;
         let (layout, tags) = (metadata.layout, Tags::of(command));
         tags.permit(layout, slba)?;
+        let compares = command.opcode() == nvm::COMPARE;
+        if compares && layout.kind != 0 && tags.prinfo & PRACT != 0 {
+            return Err(Status::INVALID_PROTECTION_INFORMATION);
+        }
         let mut transfer = Transfer {
             metadata: Arc::clone(metadata),
             opcode: command.opcode(),
@@ -192,6 +198,7 @@ impl Transfer {
             data: IoVector::new(),
             apart: IoVector::new(),
             block: vec![0; 1 << namespace.shift],
+            theirs: vec![0; if compares { 1 << namespace.shift } else { 0 }],
             values: Vec::new(),
         };
         if command.opcode() == nvm::VERIFY {
@@ -295,15 +302,17 @@ impl Transfer {
         Ok(())
     }
 
-    /// Checks a block that was read, and gives it to the host.
+    /// Checks a block that was read, and gives it to the host, or compares it with the host's.
     fn hand_over(&mut self, index: u64) -> Result<(), Bad> {
         let layout = self.metadata.layout;
         let lba = self.slba + index;
         let value = self.metadata.get(lba);
         let checked = self.tags.check(layout, value, &self.block, index);
         checked.map_err(|status| (lba, status))?;
-        if self.opcode == nvm::VERIFY {
-            return Ok(());
+        match self.opcode {
+            nvm::VERIFY => return Ok(()),
+            nvm::COMPARE => return self.compare(index, lba, value),
+            _ => {}
         }
         self.data.write_at((index * self.stride()) as usize, &self.block);
         let (bytes, at) = (value.to_be_bytes(), self.inline_at(index));
@@ -313,5 +322,15 @@ impl Transfer {
             (true, false) => self.apart.write_at((index * METADATA) as usize, &bytes),
         }
         Ok(())
+    }
+
+    /// Protection information is checked, and not compared: other metadata is.
+    fn compare(&mut self, index: u64, lba: u64, value: u64) -> Result<(), Bad> {
+        self.data.read_at((index * self.stride()) as usize, &mut self.theirs);
+        let same_metadata = self.metadata.layout.kind != 0 || self.host_value(index) == value;
+        match self.theirs == self.block && same_metadata {
+            true => Ok(()),
+            false => Err((lba, Status::COMPARE_FAILURE)),
+        }
     }
 }

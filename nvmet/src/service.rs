@@ -344,9 +344,7 @@ impl<H: Hooks> Service<H> {
         let metadata = geometry.metadata.clone();
         if metadata.is_some() {
             match command.opcode() {
-                nvm::READ | nvm::WRITE => return self.start_protected(tag, command),
-                // Comparing with metadata in between is not offered.
-                nvm::COMPARE => return Err(Status::INVALID_FIELD),
+                nvm::READ | nvm::WRITE | nvm::COMPARE => return self.start_protected(tag, command),
                 _ => {}
             }
         }

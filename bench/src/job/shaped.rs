@@ -421,7 +421,7 @@ impl Worker {
     /// Submits an operation to its file, or holds it while the core's slots are all taken.
     #[inline]
     fn submit_to(&mut self, core: &Core, op: Op, shaped: &Shaped) -> bool {
-        self.stamp(core, &op);
+        self.stamp(core, op.tag);
         let file = usize::from(shaped.files[op.tag as usize]);
         let channel = match file.checked_sub(1) {
             Some(other) => &self.others[other],

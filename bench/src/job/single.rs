@@ -6,7 +6,7 @@
 
 use oxblock_engine::{Core, InPlace, OpKind};
 
-use super::{Worker, note_fault};
+use super::Worker;
 
 /// How long a pass goes on with I/Os that are done at once, and with how many at most: a turn of
 /// the reactor for each would cost more than they do.
@@ -44,13 +44,7 @@ impl Worker {
             op.offset = start + step.block * block_size;
             op.kind = if step.write { OpKind::Write } else { OpKind::Read };
             match self.channel.submit_in_place(op) {
-                InPlace::Done(Ok(())) => {}
-                InPlace::Done(Err(fault)) => {
-                    note_fault(&mut self.fault, op.kind, fault);
-                    self.counts.last_ns = core.now();
-                    (self.closing, self.failed) = (true, true);
-                    break;
-                }
+                InPlace::Done => {}
                 InPlace::Running(_) => {
                     self.leave(stamp_ns);
                     break;

@@ -180,12 +180,20 @@ fn an_interrupted_run_is_checked_from_its_state_without_any_doubt() {
     let _alone = alone();
     let mut child = bench.start();
     bench.let_run(&mut child, Duration::from_millis(50));
-    // Meanwhile nobody else may have the state.
-    let args = bench.args(&["--verify_only", "--verify_state_load"]);
-    let second = Command::new(env!("CARGO_BIN_EXE_oxblock")).arg("bench").args(&args).output();
-    let second = second.expect("the binary runs");
-    assert_eq!(second.status.code(), Some(1));
-    assert!(text(&second.stderr).contains("another process uses it"), "{}", text(&second.stderr));
+    // Meanwhile nobody else may have the disk, nor, beside another disk, the state.
+    let mut args = bench.args(&["--verify_only", "--verify_state_load"]);
+    let second = |args: &[String]| {
+        let second = Command::new(env!("CARGO_BIN_EXE_oxblock")).arg("bench").args(args).output();
+        let second = second.expect("the binary runs");
+        assert_eq!(second.status.code(), Some(1));
+        text(&second.stderr).to_owned()
+    };
+    let said = second(&args);
+    assert!(said.contains("Is another process using the image"), "{said}");
+    std::fs::copy(bench.path("disk"), bench.path("other")).expect("a copy");
+    args[0] = format!("--target={}", bench.path("other").display());
+    let said = second(&args);
+    assert!(said.contains("another process uses it"), "{said}");
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status();
     assert!(killed.expect("kill runs").success());
     let mut out = String::new();

@@ -19,6 +19,8 @@ pub const RAW: DriverInfo = DriverInfo {
     supports_backing: false,
     protocols: &[],
     parse_filename: None,
+    filename: None,
+    probe: Some(|_, _| 1),
     claims: None,
     options: &[
         OptionSpec::size("offset", "where in the file the node begins, bytes").strong().mutable(),
@@ -57,10 +59,20 @@ fn open(opening: &Opening<'_>) -> Result<Body, Error> {
 fn raw(opening: &Opening<'_>) -> Result<Arc<Raw>, Error> {
     let file = opening.child("file").ok_or_else(|| invalid("the file is missing".into()))?;
     let (offset, size) = (opening.settings.number("offset"), opening.settings.number("size"));
-    Raw::new(file, offset.unwrap_or(0), size).map(Arc::new)
+    let mut raw = Raw::new(file, offset.unwrap_or(0), size)?;
+    if opening.probed && !opening.common.read_only {
+        raw.guarded = PROBED_SECTOR;
+    }
+    Ok(Arc::new(raw))
 }
 
+/// What another format's header would begin in.
+const PROBED_SECTOR: u64 = 512;
+
 struct Raw {
+    /// Up to here nothing is written: where the format was guessed, whoever writes could make the
+    /// next guess another.
+    guarded: u64,
     /// Where in the file the node begins.
     offset: u64,
     /// How long it may be: to the file's end if there is no other.
@@ -91,7 +103,7 @@ impl Raw {
                  ({block})"
             )));
         }
-        Ok(Self { offset, size: size.unwrap_or(u64::MAX - offset) })
+        Ok(Self { guarded: 0, offset, size: size.unwrap_or(u64::MAX - offset) })
     }
 }
 
@@ -114,8 +126,8 @@ impl Format for Raw {
     }
 
     #[inline]
-    fn map(&self, offset: u64, _: u64, _: Intent) -> Extent {
-        if offset >= self.size {
+    fn map(&self, offset: u64, _: u64, intent: Intent) -> Extent {
+        if offset >= self.size || (offset < self.guarded && intent != Intent::Read) {
             return Extent::End;
         }
         Extent::Data { child: 0, offset: self.offset + offset, len: self.size - offset }
@@ -164,6 +176,16 @@ mod tests {
         let rest = Raw::new(&file(), 8192, None).unwrap();
         let limits = rest.limits(&[file().limits()]);
         assert_eq!((limits.length, limits.block_size), (SIZE - 8192, 4096));
+    }
+
+    #[test]
+    fn a_guess_is_kept_true() {
+        let raw = Raw { guarded: PROBED_SECTOR, ..Raw::new(&file(), 0, None).unwrap() };
+        for intent in [Intent::Write, Intent::Zero, Intent::Discard] {
+            assert_eq!(raw.map(0, 4096, intent), Extent::End);
+            assert!(matches!(raw.map(512, 4096, intent), Extent::Data { offset: 512, .. }));
+        }
+        assert!(matches!(raw.map(0, 4096, Intent::Read), Extent::Data { .. }));
     }
 
     #[test]

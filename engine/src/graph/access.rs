@@ -119,6 +119,7 @@ mod tests {
             read_only: false,
             force_share: false,
             implicit: false,
+            inactive: false,
             is_filter: true,
             has_ragged_end: false,
             child_rule: default_access,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::blockers::{Blocker, OpType};
 use super::tables::{Edge, EdgeId, NodeEntry, NodeId, Parent, Root, Tables};
-use super::{Access, ChildEvent, ChildRole, NodeBody};
+use super::{Access, ChildEvent, ChildRole, NodeBody, Origin};
 use crate::{Error, ErrorKind};
 
 /// The nodes, their children, and who may do what to them. `B` does a node's work.
@@ -16,6 +16,7 @@ pub struct Graph<B> {
     tables: Tables<B>,
     blockers: BTreeMap<NodeId, Vec<Blocker>>,
     made_up: u64,
+    warnings: Vec<String>,
 }
 
 /// A child that a node is to have.
@@ -40,7 +41,12 @@ pub struct Told {
 
 impl<B> Default for Graph<B> {
     fn default() -> Self {
-        Self { tables: Tables::default(), blockers: BTreeMap::new(), made_up: 0 }
+        Self {
+            tables: Tables::default(),
+            blockers: BTreeMap::new(),
+            made_up: 0,
+            warnings: Vec::new(),
+        }
     }
 }
 
@@ -76,6 +82,11 @@ impl<B: NodeBody> Graph<B> {
     /// All nodes, each after its parents.
     pub fn nodes(&self) -> Vec<NodeId> {
         self.tables.parents_first()
+    }
+
+    /// How a node was opened.
+    pub(super) fn origin(&self, id: NodeId) -> Option<&Origin> {
+        self.tables.origins.get(&id).map(|origin| &**origin)
     }
 
     /// The edges to a node's children, in the order in which they were joined.
@@ -131,6 +142,17 @@ impl<B: NodeBody> Graph<B> {
         children.find(|edge| edge.role.contains(ChildRole::FILTERED)).map(|edge| edge.child)
     }
 
+    // --- warning ---
+
+    /// What whoever opens nodes should know, since this was last asked.
+    pub fn take_warnings(&mut self) -> Vec<String> {
+        std::mem::take(&mut self.warnings)
+    }
+
+    pub(super) fn warn(&mut self, text: String) {
+        self.warnings.push(text);
+    }
+
     // --- changing ---
 
     /// A name for a node that was given none.
@@ -163,13 +185,19 @@ impl<B: NodeBody> Graph<B> {
     /// # Errors
     /// `Busy`: it has users; or it is gone.
     pub fn release(&mut self, id: NodeId) -> Result<(), Error> {
+        let (tables, ()) = self.try_release(id)?;
+        self.keep(tables)
+    }
+
+    /// The graph as it would be without a node that nobody uses.
+    pub(super) fn try_release(&self, id: NodeId) -> Result<(Tables<B>, ()), Error> {
         let name = &self.node(id)?.name;
         if let Some(edge) = self.parents(id).next() {
             let by = self.tables.describe(&edge.parent);
             let text = format!("Block device {name} is in use by {by} as '{}' child", edge.name);
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        self.change(|tables| {
+        self.try_change(|tables| {
             if let Some(node) = tables.nodes.get_mut(&id) {
                 node.owned = false;
             }

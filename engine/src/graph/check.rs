@@ -25,15 +25,25 @@ impl<B> Tables<B> {
 
     /// What all users of a node together ask for and leave.
     pub fn cumulative(&self, id: NodeId) -> Access {
-        self.parents(id).fold(Access::NONE, |together, edge| together.and(edge.access))
+        self.parents(id).fold(Access::NONE, |together, edge| together.and(self.in_force(edge)))
+    }
+
+    /// What an edge counts for: nothing while its child is inactive.
+    fn in_force(&self, edge: &Edge) -> Access {
+        let is_inactive = self.nodes.get(&edge.child).is_some_and(|child| child.inactive);
+        if is_inactive { Access::NONE } else { edge.access }
     }
 
     fn ask_children(&mut self, id: NodeId, parent: Access) -> Result<(), Error> {
         let node = self.node(id)?;
-        let (rule, writable, children) = (node.child_rule, !node.read_only, node.children.clone());
+        let (rule, writable, inactive) = (node.child_rule, !node.read_only, node.inactive);
+        let children = node.children.clone();
         for edge_id in children {
             let edge = self.edge(edge_id)?;
-            let mut access = rule(ChildAsk { role: edge.role, parent, writable });
+            let mut access = match inactive {
+                true => Access::NONE,
+                false => rule(ChildAsk { role: edge.role, parent, writable }),
+            };
             if self.node(edge.child)?.force_share {
                 access.shared = Permissions::all();
             }
@@ -46,6 +56,9 @@ impl<B> Tables<B> {
 
     fn check_users(&self, id: NodeId) -> Result<(), Error> {
         let users: Vec<&Edge> = self.parents(id).collect();
+        if self.node(id)?.inactive {
+            return self.check_users_of_inactive(id, &users);
+        }
         for (at, one) in users.iter().enumerate() {
             for other in &users[at + 1..] {
                 self.check_pair(id, one, other)?;
@@ -55,9 +68,25 @@ impl<B> Tables<B> {
         Ok(())
     }
 
+    fn check_users_of_inactive(&self, id: NodeId, users: &[&Edge]) -> Result<(), Error> {
+        for user in users {
+            if let Parent::Root(root) = &user.parent
+                && user.access.asked.intersects(Permissions::ANY_WRITE)
+                && !root.gives_way()
+            {
+                let (name, who) = (&self.node(id)?.name, root.describe());
+                let text = format!(
+                    "Node '{name}' is inactive: {who} cannot write to it before it is activated"
+                );
+                return Err(Error::new(ErrorKind::Denied, text));
+            }
+        }
+        Ok(())
+    }
+
     /// Whether `asks` asks for no more than `shares` leaves.
     fn check_pair(&self, node: NodeId, asks: &Edge, shares: &Edge) -> Result<(), Error> {
-        let conflict = asks.access.asked - shares.access.shared;
+        let conflict = self.in_force(asks).asked - self.in_force(shares).shared;
         if conflict.is_empty() {
             return Ok(());
         }

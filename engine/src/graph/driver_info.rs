@@ -33,6 +33,11 @@ pub struct DriverInfo {
     pub protocols: &'static [&'static str],
     /// Turns such a name, whole, into options. Without it the name becomes `filename`.
     pub parse_filename: Option<FilenameParser>,
+    /// The name without options that opens the same as these, if there is one; `filename` where the
+    /// driver does not say. What a format lies in names it too.
+    pub filename: Option<FilenamePrinter>,
+    /// How sure it is that an image is its own, from its first bytes.
+    pub probe: Option<Probe>,
     /// Whether a name without protocol is its own rather than that of [`Drivers::PLAIN`].
     pub claims: Option<fn(&str) -> bool>,
     /// What it takes to open a node.
@@ -49,6 +54,16 @@ pub struct DriverInfo {
 
 /// Turns a name with a protocol into options.
 pub type FilenameParser = fn(&str, &mut NodeOptions) -> Result<(), Error>;
+
+/// Turns the options that belong to a node's name into a name without options.
+pub type FilenamePrinter = fn(&NodeOptions) -> Option<String>;
+
+/// Looks at the first bytes of an image, at most [`PROBE_LEN`], and at its name if it has one. 0 is
+/// no, 100 is sure; 1 is what takes anything.
+pub type Probe = fn(&[u8], Option<&str>) -> u8;
+
+/// How much of an image is looked at.
+pub const PROBE_LEN: usize = 2048;
 
 /// Makes the body of a node.
 pub type Constructor = for<'a> fn(&'a Opening<'a>) -> LocalFuture<'a, Result<Body, Error>>;
@@ -77,6 +92,8 @@ pub struct Opening<'a> {
     /// Its children, in the order in which the driver declares them; those that are not there
     /// are left out.
     pub children: &'a [(&'static str, Arc<Node>)],
+    /// Nobody said that the image is of this format: it was guessed from what it holds.
+    pub probed: bool,
 }
 
 impl Opening<'_> {
@@ -111,6 +128,16 @@ impl Drivers {
         self.all.iter().find(|driver| driver.name == name).copied().ok_or_else(|| {
             invalid(format!("Unknown driver '{name}'{}", did_you_mean(name, self.names())))
         })
+    }
+
+    /// The driver whose image this is, by its first bytes: the surest, and of equals the first.
+    pub fn probe(&self, first: &[u8], filename: Option<&str>) -> Option<&'static DriverInfo> {
+        let first = &first[..first.len().min(PROBE_LEN)];
+        let score =
+            |info: &'static DriverInfo| info.probe.map_or(0, |probe| probe(first, filename));
+        let scored = self.all.iter().map(|info| (score(info), *info));
+        let best = scored.filter(|(score, _)| *score > 0).rev().max_by_key(|(score, _)| *score);
+        best.map(|(_, info)| info)
     }
 
     /// What to open for a name on a command line: `json:{...}` as it says; any other name is that

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::book::NewChild;
 use super::driver_info::Drivers;
+use super::policy::OpenPolicy;
 use super::tables::{Edge, EdgeId, NodeId, Parent, Tables};
 use super::{ChildRole, Graph};
 use crate::options::NodeOptions;
@@ -120,7 +121,8 @@ impl Live<'_> {
         over: NodeId,
     ) -> Result<NodeId, Error> {
         let name = self.graph.node(over)?.name.clone();
-        let planned = self.graph.plan_owned(self.core, drivers, options).await?;
+        let planned =
+            self.graph.plan_owned(self.core, drivers, options, &OpenPolicy::default()).await?;
         let filter = planned.node().clone();
         let node = self.graph.node(over)?.body.clone();
         if !filter.children().iter().any(|child| Arc::ptr_eq(child, &node)) {
@@ -230,7 +232,10 @@ pub(super) fn changed_views(
         if before == now || !old.nodes.contains_key(&id) {
             continue;
         }
-        let Some(View { format, children: known }) = node.view() else { continue };
+        let Some(View { format, children: known }) = node.view() else {
+            let text = format!("driver '{}' has no children", entry.driver);
+            return Err(Error::new(ErrorKind::NotSupported, text).node(&entry.name));
+        };
         let body = |edge: &Edge| new.node(edge.child).map(|child| child.body.clone());
         let mut children = new.children(id).map(body).collect::<Result<Vec<_>, _>>()?;
         // Behind those of the book come the format's own.

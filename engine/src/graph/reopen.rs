@@ -17,7 +17,7 @@ use super::tables::{EdgeId, NodeId};
 use super::{ChildSpec, Edge, Graph, Parent, Permissions};
 use crate::options::{ChildOptions, NodeOptions, Settings, invalid};
 use crate::view::ViewChange;
-use crate::{Core, Driver, Error, ErrorKind, Format, Limits, Node, View};
+use crate::{Core, Driver, Error, ErrorKind, Format, Limits, Node, Restrictions, View};
 
 /// A node as it is to be.
 struct Queued {
@@ -85,7 +85,28 @@ impl Graph<Arc<Node>> {
         }
         self.flush(core, &queue).await?;
         let prepared = self.prepare(core, &queue).await?;
-        self.commit(core, queue, prepared).await
+        self.commit(core, queue, prepared, &[]).await
+    }
+
+    /// Makes nodes anew with the options that they have, since their images may be others. `set` has
+    /// parents before children.
+    pub(super) async fn reopen_anew(&mut self, core: &Core, set: &[NodeId]) -> Result<(), Error> {
+        let mut queue = Queue { asked: BTreeMap::new(), queued: Vec::new(), anew: true };
+        let mut others = Vec::new();
+        for &id in set {
+            if queue.queued.iter().any(|queued| queued.id == id) {
+                continue;
+            }
+            let Ok(recipe) = self.recipe(id) else {
+                others.push(self.node(id)?.body.clone());
+                continue;
+            };
+            let parent = recipe.heir_of.and_then(|parent| self.recipe(parent).ok());
+            let parent = parent.map(|recipe| recipe.common.clone());
+            self.queue(&mut queue, id, None, parent.as_ref())?;
+        }
+        let prepared = self.prepare(core, &queue).await?;
+        self.commit(core, queue, prepared, &others).await
     }
 
     fn recipe(&self, id: NodeId) -> Result<&Arc<Recipe>, Error> {
@@ -226,6 +247,7 @@ impl Graph<Arc<Node>> {
                 settings: &recipe.settings,
                 common: &recipe.common,
                 children: &nodes,
+                probed: self.was_probed(queued.id),
             };
             let limits_of = |child: &NodeId| {
                 let limits = prepared.limits.get(child).cloned();
@@ -301,9 +323,16 @@ impl Graph<Arc<Node>> {
         Ok(())
     }
 
-    /// Has what was prepared take over.
-    async fn commit(&mut self, core: &Core, queue: Queue, prepared: Prepared) -> Result<(), Error> {
-        let mut restrictions = Vec::new();
+    /// Has what was prepared take over; the limits of `others` are read anew with it.
+    async fn commit(
+        &mut self,
+        core: &Core,
+        queue: Queue,
+        prepared: Prepared,
+        others: &[Arc<Node>],
+    ) -> Result<(), Error> {
+        let mut restrictions: Vec<(Arc<Node>, Restrictions)> =
+            others.iter().map(|node| (node.clone(), node.restrictions())).collect();
         for queued in &queue.queued {
             let node = self.node(queued.id)?.body.clone();
             restrictions.push((node, queued.recipe.common.restrictions()));
@@ -326,6 +355,9 @@ impl Graph<Arc<Node>> {
                 }
                 if let (Some(node), Some(limits)) = (tables.nodes.get_mut(&id), limits.get(&id)) {
                     node.read_only = limits.read_only;
+                }
+                if let Some(origin) = tables.origins.get_mut(&id) {
+                    *origin = Arc::new(origin.reopened(&recipe.given));
                 }
                 tables.recipes.insert(id, Arc::new(recipe));
             }

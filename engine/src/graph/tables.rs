@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::book::{NewChild, new_edge};
 use super::recipe::Recipe;
-use super::{Access, ChildRole, ChildRule};
+use super::{Access, ChildRole, ChildRule, Origin};
 use crate::{Error, ErrorKind, Node};
 
 /// Names a node. It is never used again for another.
@@ -31,6 +31,8 @@ pub struct NodeEntry<B> {
     pub force_share: bool,
     /// Whether it is a filter that nobody asked for by name.
     pub implicit: bool,
+    /// Whether its image is handed over to another process.
+    pub inactive: bool,
     /// Whether it shows its `FILTERED` child as it is.
     pub is_filter: bool,
     /// Whether its length is one that users without the permission to resize could not write to
@@ -54,6 +56,12 @@ pub trait Root: Send + Sync {
     /// Something happened to the node or beneath it.
     fn child_event(&self, event: &ChildEvent);
 
+    /// Whether it does nothing while its node is inactive, and is content to go on once that is
+    /// active: it stops when it is told, or waits.
+    fn gives_way(&self) -> bool {
+        false
+    }
+
     /// Whether it keeps to its node when that is replaced by another.
     fn stays_at_node(&self) -> bool {
         false
@@ -69,7 +77,7 @@ pub enum ChildEvent {
     MediumChanged,
     /// The node is in use again, after it had been handed over.
     Activated,
-    /// The node is being handed over: no I/O and no permissions any more.
+    /// The node was handed over: no writes and no permissions any more.
     Inactivated,
     /// The node's name for people and images is another.
     FilenameChanged,
@@ -113,6 +121,8 @@ impl Edge {
 pub(super) struct Tables<B> {
     pub nodes: BTreeMap<NodeId, NodeEntry<B>>,
     pub edges: BTreeMap<EdgeId, Edge>,
+    /// How nodes were opened; those that came otherwise have none.
+    pub origins: BTreeMap<NodeId, Arc<Origin>>,
     /// How nodes were opened that were opened from options.
     pub recipes: BTreeMap<NodeId, Arc<Recipe>>,
     next_id: u64,
@@ -120,8 +130,13 @@ pub(super) struct Tables<B> {
 
 impl<B> Default for Tables<B> {
     fn default() -> Self {
-        let (nodes, edges, recipes) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
-        Self { nodes, edges, recipes, next_id: 0 }
+        Self {
+            nodes: BTreeMap::new(),
+            edges: BTreeMap::new(),
+            origins: BTreeMap::new(),
+            recipes: BTreeMap::new(),
+            next_id: 0,
+        }
     }
 }
 
@@ -256,6 +271,7 @@ impl<B> Tables<B> {
             if self.nodes.get(&id).is_none_or(is_used) {
                 continue;
             }
+            self.origins.remove(&id);
             self.recipes.remove(&id);
             let children = self.nodes.remove(&id).map(|node| node.children).unwrap_or_default();
             for edge in children {
@@ -371,6 +387,7 @@ impl NodeEntry<Arc<Node>> {
             read_only: node.limits().read_only,
             force_share: false,
             implicit: false,
+            inactive: false,
             is_filter: false,
             has_ragged_end: false,
             child_rule,

@@ -43,6 +43,7 @@ fn entry(name: &str) -> NodeEntry<()> {
         read_only: false,
         force_share: false,
         implicit: false,
+        inactive: false,
         is_filter: false,
         has_ragged_end: false,
         child_rule: default_access,
@@ -237,8 +238,8 @@ fn parents_are_told_once_and_as_far_as_it_concerns_them() {
 
 /// What is wrong with a graph, found without the code under test: each rule by itself, over
 /// paths instead of in order.
-fn oracle(tables: &Tables<()>) -> Result<BTreeMap<EdgeId, Access>, String> {
-    fn of_edge(tables: &Tables<()>, id: EdgeId, depth: usize) -> Result<Access, String> {
+pub fn oracle<B>(tables: &Tables<B>) -> Result<BTreeMap<EdgeId, Access>, String> {
+    fn of_edge<B>(tables: &Tables<B>, id: EdgeId, depth: usize) -> Result<Access, String> {
         let edge = &tables.edges[&id];
         let Parent::Node(parent) = edge.parent else { return Ok(edge.access) };
         if depth > tables.nodes.len() {

@@ -37,10 +37,11 @@ pub(crate) enum Halt {
 }
 
 impl Leaf {
-    /// Whether an operation can go to the queue now, whole and as it is.
+    /// Whether an operation that begins at `offset` here can go to the queue now, whole and as it
+    /// is.
     #[inline(always)]
-    pub(super) fn takes(&self, op: &Op) -> bool {
-        self.rules.is_straight(op) && self.line.is_empty() && self.halt.is_none()
+    pub(super) fn takes(&self, op: &Op, offset: u64) -> bool {
+        self.rules.is_straight(op, offset) && self.line.is_empty() && self.halt.is_none()
     }
 
     /// Why operations are refused, if they are.

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use super::{Io, Leaf};
 use crate::plan::Rules;
 use crate::route::{NONE, Place, Route};
-use crate::slot::{Slot, State, Step, token};
-use crate::{ErrorKind, Fault, Intent, Node, Op, OpFlags, OpKind, Request};
+use crate::slot::{State, Step};
+use crate::{ErrorKind, Fault, Intent, Node, OpFlags, OpKind};
 
 /// What there is to do next for an operation on a route.
 #[derive(PartialEq, Eq)]
@@ -76,34 +76,6 @@ impl Io {
     pub(super) fn used_routes(&self) -> impl Iterator<Item = &Route> {
         let users = self.users.iter().filter(|user| user.is_used());
         users.filter_map(|user| self.routes.get(user.route as usize))
-    }
-
-    /// Starts an operation that was put into a slot.
-    #[inline(never)]
-    pub(super) fn submit_routed(&mut self, index: u32) {
-        let Self { slots, users, routes, leaves, pass, .. } = self;
-        let slot = &mut slots[index];
-        if let Some(route) = routes.get(users[slot.user as usize].way_in as usize)
-            && route.rules.is_plain(&slot.op)
-            && let op = &slot.op
-            && let Place::Leaf { leaf: to, offset, len } =
-                route.resolve(op.offset, op.len, op.kind.into())
-            && len >= op.len
-            && let Some(Some(leaf)) = leaves.get_mut(to as usize)
-            && leaf.takes_at(op, offset)
-        {
-            let request = whole_request_at(slot, index, offset);
-            if leaf.queue.submit(&request, pass).is_ok() {
-                slot.leaf = to;
-                slot.shift = offset.wrapping_sub(slot.op.offset);
-                slot.mixed = false;
-                slot.hand_whole();
-                leaf.dirty = true;
-                return;
-            }
-        }
-        slot.begin_in_parts();
-        self.submit_slowly(index);
     }
 
     /// Finds out what is next. Zeroes are read on the way.
@@ -276,22 +248,6 @@ impl Io {
             && stopped
             && slot.step == Step::Direct
     }
-}
-
-impl Leaf {
-    /// As [`Leaf::takes`], for an operation that begins at `offset` here.
-    #[inline(always)]
-    fn takes_at(&self, op: &Op, offset: u64) -> bool {
-        self.rules.is_straight_at(op, offset) && self.line.is_empty() && self.halt.is_none()
-    }
-}
-
-#[inline(always)]
-fn whole_request_at(slot: &Slot, index: u32, offset: u64) -> Request<'_> {
-    let op = &slot.op;
-    let (kind, flags, len) = (op.kind, op.flags, op.len);
-    let token = token(index, slot.generation);
-    Request { token, kind, flags, offset, len, data: op.data.whole() }
 }
 
 /// Where the first byte is that is not 0.

@@ -1,13 +1,12 @@
 //! The users of one core's leaves: channels, and the futures of their operations.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::task::Waker;
 
 use super::{BOUNCE_RESERVE, Io, NESTED_RESERVE, SLOT_RESERVE};
-use crate::route::NONE;
+use crate::route::{NONE, Route};
 use crate::slot::{Line, Owner, State, Step, token};
-use crate::{Completion, ErrorKind, Fault, Node, OpId};
+use crate::{Completion, ErrorKind, Fault, Node, Op, OpId};
 
 /// A channel's completions.
 pub(super) struct User {
@@ -23,7 +22,8 @@ pub(super) struct User {
     pub(super) parked: Option<Line>,
     /// Whether it keeps to its node when that is replaced by another.
     pub(super) stays: bool,
-    pub(super) done: VecDeque<u32>,
+    /// Its operations that are over, to be fetched.
+    pub(super) done: Line,
     pub(super) open: bool,
     pub(super) in_flight: u32,
     pub(super) standing: Standing,
@@ -85,6 +85,15 @@ impl User {
         self.way_in = self.route;
     }
 
+    /// Where an operation goes that can go whole: to which leaf, or [`NONE`], and the offset there.
+    #[inline(always)]
+    pub(super) fn aim(&self, routes: &[Route], op: &Op) -> (u16, u64) {
+        if self.leaf != NONE {
+            return (self.leaf, op.offset);
+        }
+        routes.get(self.way_in as usize).map_or((NONE, 0), |route| route.straight(op))
+    }
+
     /// New operations find no way in.
     pub(super) fn close_way(&mut self) {
         (self.leaf, self.way_in) = (NONE, NONE);
@@ -107,7 +116,7 @@ impl Io {
             parked: None,
             // A task's channels are what its node stands on.
             stays: matches!(standing, Standing::Task(_)),
-            done: VecDeque::with_capacity(self.slots.len()),
+            done: Line::new(),
             open: true,
             in_flight: 0,
             standing,
@@ -174,14 +183,13 @@ impl Io {
         self.pass.done.reserve(self.slots.len() * super::MAX_FRAGMENTS as usize);
         for user in &mut self.users {
             user.keep_slots = user.standing.keeps_slots(self.slots.reserve());
-            user.done.reserve(self.slots.len());
         }
     }
 
     /// The slot of a polling user's next completion.
     #[inline(always)]
     pub fn next_done(&mut self, user: u16) -> Option<u32> {
-        self.users[user as usize].done.pop_front()
+        self.users[user as usize].done.pop_front(&self.slots)
     }
 
     /// Completions that wait to be fetched by a user, those included of leaves that
@@ -192,6 +200,28 @@ impl Io {
             self.drain();
         }
         self.users[user as usize].done.len()
+    }
+
+    /// Puts a user's operations that are over at the end of `ops`; `failed` hears of faults. How
+    /// many there were.
+    #[inline(always)]
+    pub fn fetch(
+        &mut self,
+        user: u16,
+        ops: &mut Vec<Op>,
+        mut failed: impl FnMut(&Op, Fault),
+    ) -> usize {
+        let count = self.completions_waiting(user);
+        for _ in 0..count {
+            let Some(index) = self.next_done(user) else { break };
+            let slot = &mut self.slots[index];
+            if let Err(fault) = slot.result() {
+                failed(&slot.op, fault);
+            }
+            ops.push(slot.take_op());
+            self.release(index);
+        }
+        count
     }
 
     /// A user's operations between submit and the fetching of their completions.

@@ -6,7 +6,7 @@ use super::leaf::AwkwardOptions;
 use super::{buf, node, options, pattern};
 use crate::{
     Busy, Channel, Core, Driver, Error, ErrorKind, Fault, InPlace, Limits, LocalFuture, Node, Op,
-    Pass, Queue, Reactor, Request, Sleep, Token,
+    OpKind, Pass, Queue, Reactor, Request, Sleep, Token,
 };
 
 const BAD: u64 = 4096;
@@ -91,16 +91,17 @@ fn what_ends_at_once_stays_where_it_is() {
     let channel = open(&reactor, Node::new("prompt", Box::new(Prompt { stutters: false })));
     let mut op = Op::read(512, buf(reactor.core(), &[7; 512])).tag(3);
     for _ in 0..10 {
-        assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done(Ok(()))));
+        assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done));
         assert_eq!((op.offset, op.tag, op.data.len()), (512, 3, 512));
     }
     op.offset = BAD;
     let fault = Fault::new(ErrorKind::Media, BAD);
-    assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done(Err(f)) if f == fault));
+    assert!(matches!(channel.submit_in_place(&mut op), InPlace::Running(_)));
+    assert_eq!(channel.poll(|completion| assert_eq!(completion.result, Err(fault))), 1);
     // Nothing is left behind, and all of it was counted.
     assert_eq!((channel.in_flight(), channel.poll(|_| panic!("no completion is due"))), (0, 0));
     assert_eq!(reactor.core().stats().slots_used, 0);
-    let reads = channel.stats().kind(op.kind);
+    let reads = channel.stats().kind(OpKind::Read);
     assert_eq!((reads.ops, reads.bytes, reads.failed), (11, 5120, 1));
 }
 
@@ -138,11 +139,58 @@ fn a_late_word_about_what_ended_in_place_is_spurious() {
     let reactor = Reactor::new(options(1)).expect("a reactor");
     let channel = open(&reactor, Node::new("prompt", Box::new(Prompt { stutters: true })));
     let mut op = Op::read(0, buf(reactor.core(), &[0; 512]));
-    assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done(Ok(()))));
+    assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done));
     assert!(matches!(channel.submit_in_place(&mut op), InPlace::Running(_)));
     reactor.poll();
     assert_eq!(reactor.core().stats().spurious_completions, 1);
     assert!(!channel.has_completions());
     reactor.poll();
     assert_eq!(channel.poll(|completion| assert!(completion.result.is_ok())), 1);
+}
+
+/// Operations go from a list, and come back to it; one that the slots have no room for stays.
+#[test]
+fn a_list_of_operations_goes_and_comes_back() {
+    let reactor = Reactor::new(options(2)).expect("a reactor");
+    let leaf = Node::new("prompt", Box::new(Prompt { stutters: false }));
+    for node in [leaf.clone(), super::routes::window("window", 512, &leaf)] {
+        let channel = open(&reactor, node);
+        let read = |at, tag| Op::read(at, buf(reactor.core(), &[7; 512])).tag(tag);
+        // Where the window is, the bad place of the leaf is 512 bytes earlier.
+        let bad = BAD - if channel.node().is_leaf() { 0 } else { 512 };
+        let mut ops = vec![read(0, 1), read(bad, 2), read(1024, 3)];
+        assert!(channel.submit_last(&mut ops).is_some() && channel.submit_last(&mut ops).is_some());
+        assert!(channel.submit_last(&mut ops).is_none());
+        assert_eq!((ops.len(), channel.in_flight()), (1, 2));
+        let mut faults = Vec::new();
+        assert_eq!(channel.fetch(&mut ops, |op, fault| faults.push((op.tag, fault))), 2);
+        assert_eq!(faults, [(2, Fault::new(ErrorKind::Media, bad))]);
+        let mut tags: Vec<u64> = ops.iter().map(|op| op.tag).collect();
+        tags.sort_unstable();
+        assert_eq!(tags, [1, 2, 3]);
+        assert!(ops.iter().all(|op| op.data.len() == 512));
+        assert_eq!((channel.in_flight(), reactor.core().stats().slots_used), (0, 0));
+        let reads = channel.stats().kind(OpKind::Read);
+        assert_eq!((reads.ops, reads.bytes, reads.failed), (2, 512, 1));
+        assert!(channel.submit_last(&mut Vec::new()).is_none());
+    }
+}
+
+/// A node over another is no longer a way than the other.
+#[test]
+fn what_ends_at_once_beneath_a_format_stays_where_it_is() {
+    let reactor = Reactor::new(options(1)).expect("a reactor");
+    let leaf = Node::new("prompt", Box::new(Prompt { stutters: false }));
+    let channel = open(&reactor, super::routes::window("window", 512, &leaf));
+    let mut op = Op::read(512, buf(reactor.core(), &[7; 512])).tag(3);
+    for _ in 0..10 {
+        assert!(matches!(channel.submit_in_place(&mut op), InPlace::Done));
+    }
+    assert_eq!((op.offset, op.tag, op.data.len(), channel.in_flight()), (512, 3, 512, 0));
+    op.offset = BAD - 512;
+    assert!(matches!(channel.submit_in_place(&mut op), InPlace::Running(_)));
+    let fault = Fault::new(ErrorKind::Media, BAD - 512);
+    assert_eq!(channel.poll(|completion| assert_eq!(completion.result, Err(fault))), 1);
+    let reads = channel.stats().kind(OpKind::Read);
+    assert_eq!((reads.ops, reads.bytes, reads.failed), (11, 5120, 1));
 }

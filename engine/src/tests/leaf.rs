@@ -83,6 +83,12 @@ impl Awkward {
         self.shared.is_out_of_queues.clone()
     }
 
+    /// What looks at the device's bytes.
+    pub fn peek(&self) -> impl Fn(u64) -> u8 + Send + Sync + use<> {
+        let shared = self.shared.clone();
+        move |at| shared.bytes.lock().unwrap()[at as usize]
+    }
+
     /// Another driver of the same device.
     pub fn twin(&self) -> Self {
         Self { options: self.options.clone(), shared: self.shared.clone() }

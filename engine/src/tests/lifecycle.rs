@@ -168,3 +168,22 @@ fn a_simulation_reports_a_deadlock() {
     let error = simulation.run(0, |_| std::future::pending::<()>()).unwrap_err();
     assert!(error.to_string().contains("deadlock"), "{error}");
 }
+
+/// A task that looks again and again, with a yield in between, kept simulated time from going on
+/// but by the turn: waiting for a second took millions of them.
+#[test]
+fn simulated_time_leaps_past_a_task_that_only_yields() {
+    let mut simulation = Simulation::new(3, 1, options(4)).unwrap();
+    let looks = simulation.run(1, |core| async move {
+        let sleeper = core.clone();
+        let slept = core.spawn(async move { sleeper.sleep(Duration::from_secs(1)).await });
+        let mut looks = 0;
+        while !slept.is_finished() {
+            looks += 1;
+            core.yield_now().await;
+        }
+        looks
+    });
+    assert!(looks.as_ref().is_ok_and(|looks| *looks < 100), "{looks:?}");
+    assert!(simulation.clock().now() >= 1_000_000_000);
+}

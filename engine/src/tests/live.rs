@@ -90,6 +90,9 @@ impl Format for Layer {
     }
 
     fn with_children(&self, names: &[&'static str]) -> Result<Arc<dyn Format>, Error> {
+        if names.first() != Some(&"file") {
+            return Err(Error::new(ErrorKind::NotSupported, "not without its file"));
+        }
         let backing = names.iter().position(|name| *name == "backing");
         Ok(Arc::new(Layer { written: self.written.clone(), backing }))
     }
@@ -287,6 +290,10 @@ fn a_change_that_cannot_be_made_on_one_core_is_made_on_none() {
         let error = graph.live(&core).detach(file).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::NotSupported);
         graph.live(&core).detach(edge).await.expect("detached");
+        // A device has none, whatever it is asked.
+        let spare = NewChild { name: "spare", role: ChildRole::DATA, node: coarse };
+        let error = graph.live(&core).attach(other, spare).await.unwrap_err();
+        assert!(error.to_string().contains("driver 'awkward' has no children"), "{error}");
         assert_eq!((node.children().len(), read(&channel, 1).await), (1, 7));
         assert_eq!(core.0.io.borrow().leaf_of(&body(&graph, coarse)), None, "it was closed");
     });

@@ -3,12 +3,12 @@
 mod changes;
 mod drains;
 mod in_place;
-mod leaf;
+pub mod leaf;
 mod lifecycle;
-mod live;
+pub mod live;
 mod requests;
 mod restrictions;
-mod routes;
+pub mod routes;
 mod schedules;
 mod slow;
 mod waiting;
@@ -20,7 +20,7 @@ use oxblock_mem::{ArenaOptions, Buf, PagePolicy};
 
 use crate::{Core, Node, Options, Reactor};
 
-fn options(slots: usize) -> Options {
+pub fn options(slots: usize) -> Options {
     let arena =
         ArenaOptions { size: 8 << 20, pages: PagePolicy::Unlocked, ..ArenaOptions::default() };
     Options { slots, arena, ..Options::default() }
@@ -34,7 +34,7 @@ fn node(options: AwkwardOptions) -> Arc<Node> {
     Node::new("disk", Box::new(Awkward::new(options)))
 }
 
-fn buf(core: &Core, bytes: &[u8]) -> Buf {
+pub fn buf(core: &Core, bytes: &[u8]) -> Buf {
     let mut buf = core.arena().alloc(bytes.len(), 8).expect("memory");
     buf.write_at(0, bytes);
     buf

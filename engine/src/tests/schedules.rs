@@ -21,9 +21,10 @@ use super::leaf::{Awkward, AwkwardOptions};
 use super::live::{BLOCK, Layer, Plain, add_leaf, add_over, body};
 use super::routes::Random;
 use crate::graph::{ChildRole, Graph, NewChild, NodeId};
+use crate::view::ViewChange;
 use crate::{
-    Channel, Core, DrainedSource, Error, ErrorKind, Limits, Node, Op, Options, PollMode, Scope,
-    Simulation,
+    Channel, Core, DrainedSource, Driver, Error, ErrorKind, Limits, Node, Op, Options, PollMode,
+    Restrictions, Scope, Simulation,
 };
 
 /// Blocks of the disk; as many as the simulation's cores can have workers for.
@@ -48,6 +49,8 @@ struct World {
     at_device: Vec<Arc<AtomicUsize>>,
     is_out_of_queues: Arc<AtomicBool>,
     grow: Box<dyn Fn(Limits) + Send + Sync>,
+    /// The disk's device by another driver.
+    again: Box<dyn Fn() -> Awkward + Send + Sync>,
     /// Workers that go on.
     at_work: AtomicUsize,
     withdrawn: AtomicBool,
@@ -77,7 +80,8 @@ fn leaf_options(random: &mut Random) -> AwkwardOptions {
 fn world(random: &mut Random) -> World {
     let mut graph = Graph::new();
     let driver = Awkward::new(leaf_options(random));
-    let (twin, spare) = (driver.twin(), Awkward::new(leaf_options(random)));
+    let (twin, again) = (driver.twin(), driver.twin());
+    let spare = Awkward::new(leaf_options(random));
     let (victim, change) = (Awkward::new(leaf_options(random)), spare.change());
     let at_device = vec![driver.at_device(), spare.at_device(), victim.at_device()];
     let is_out_of_queues = driver.out_of_queues();
@@ -94,6 +98,7 @@ fn world(random: &mut Random) -> World {
         at_device,
         is_out_of_queues,
         grow: Box::new(change),
+        again: Box::new(move || again.twin()),
         at_work: AtomicUsize::new(0),
         withdrawn: AtomicBool::new(false),
     }
@@ -301,7 +306,7 @@ async fn one_change(
 ) -> Result<(), Error> {
     let Places { file, twin, spare, top } = world.places;
     let name = format!("n{}x{number}", core.id());
-    match random.below(8) {
+    match random.below(11) {
         0 => {
             // The same device by another driver's queues.
             let leads_there =
@@ -384,11 +389,38 @@ async fn one_change(
             }
             Ok(())
         }
+        7 | 8 => core.change_views(reopen(world, graph, random), || Ok(())).await,
+        9 => {
+            let mut changing = Box::pin(core.change_views(reopen(world, graph, random), || Ok(())));
+            for _ in 0..random.below(60) {
+                let poll = poll_fn(|cx| Poll::Ready(changing.as_mut().poll(cx))).await;
+                if let Poll::Ready(result) = poll {
+                    return result;
+                }
+                core.yield_now().await;
+            }
+            Ok(())
+        }
         _ => {
             let limits = Limits::new((BLOCKS + random.below(4)) * BLOCK, BLOCK as u32);
             (world.grow)(limits);
             core.refresh(&body(graph, spare)).await
         }
+    }
+}
+
+/// Another driver in the place of the one of the disk's device, and other options of its node.
+fn reopen(world: &World, graph: &Graph<Arc<Node>>, random: &mut Random) -> ViewChange {
+    let Places { file, twin, .. } = world.places;
+    let node = body(graph, if random.below(2) == 0 { file } else { twin });
+    let mut coin = || random.below(2) == 0;
+    let restrictions =
+        Restrictions { no_discard: coin(), no_flush: coin(), ..Restrictions::default() };
+    let driver: Arc<dyn Driver> = Arc::new((world.again)());
+    ViewChange {
+        drivers: vec![(node.clone(), driver)],
+        restrictions: vec![(node, restrictions)],
+        ..ViewChange::default()
     }
 }
 

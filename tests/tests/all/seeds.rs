@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use oxblock_drivers::memory::{self, MemoryOptions};
@@ -169,10 +170,6 @@ impl Worker {
         self.core.yield_now().await;
         let mut ended = Vec::new();
         self.channel.poll(|completion| ended.push(completion));
-        if ended.is_empty() {
-            // Time goes on in leaps while nobody has anything to do.
-            self.core.sleep(Duration::from_micros(200)).await;
-        }
         ended.into_iter().for_each(|completion| self.end(completion));
     }
 
@@ -305,27 +302,44 @@ fn told(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
+/// Requests that ended, and those that failed.
+fn run(seed: u64) -> (u64, u64) {
+    let faults = Faults::new();
+    let replay = Replay { seed, faults: faults.clone() };
+    let options = Options { arena: ArenaOptions::new(12 << 20), slots: 64, ..Options::default() };
+    let cores = 2 + (seed / 16 % 3) as usize;
+    let mut sim = Simulation::new(cores, seed, options).expect("an engine");
+    let counts = sim.run(0, move |core| life(core, seed, faults));
+    let counts = counts.unwrap_or_else(|error| panic!("{error}"));
+    sim.shutdown().unwrap_or_else(|error| panic!("the end: {error}"));
+    drop(replay);
+    counts
+}
+
 /// Rows 1 to 4, 14 to 16, 19 to 28 and 33, in whatever order they come.
 #[test]
 fn seeds_of_faults_lose_nothing() {
     let again = told("OXBLOCK_SEED");
     let first = again.unwrap_or(0);
-    let count = told("OXBLOCK_SEEDS").unwrap_or(if again.is_some() { 1 } else { 80 });
-    let (mut ended, mut failed) = (0, 0);
-    for seed in first..first + count {
-        let faults = Faults::new();
-        let replay = Replay { seed, faults: faults.clone() };
-        let options =
-            Options { arena: ArenaOptions::new(12 << 20), slots: 64, ..Options::default() };
-        let cores = 2 + (seed / 16 % 3) as usize;
-        let mut sim = Simulation::new(cores, seed, options).expect("an engine");
-        let run = sim.run(0, move |core| life(core, seed, faults));
-        let (of, bad) = run.unwrap_or_else(|error| panic!("{error}"));
-        (ended, failed) = (ended + of, failed + bad);
-        // What the controller is not there for any more.
-        let _ = sim.shutdown();
-        drop(replay);
-    }
+    let count = told("OXBLOCK_SEEDS").unwrap_or(if again.is_some() { 1 } else { 1000 });
+    let next = AtomicU64::new(first);
+    let work = || {
+        let (mut ended, mut failed) = (0, 0);
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return (ended, failed);
+            }
+            let (of, bad) = run(seed);
+            (ended, failed) = (ended + of, failed + bad);
+        }
+    };
+    let (ended, failed) = std::thread::scope(|scope| {
+        let other = scope.spawn(work);
+        let ours = work();
+        let theirs = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        (ours.0 + theirs.0, ours.1 + theirs.1)
+    });
     println!("{ended} requests ended, {failed} of them failed");
     if again.is_none() {
         // Else the seeds bring about next to nothing, or leave next to nothing to see.

@@ -32,6 +32,8 @@ pub const COW: DriverInfo = DriverInfo {
     supports_backing: true,
     protocols: &[],
     parse_filename: None,
+    filename: None,
+    probe: None,
     claims: None,
     options: &[
         OptionSpec::size("size", "how long it is, bytes; as the backing node if left out").strong(),

@@ -1,9 +1,11 @@
 //! What stands under a file node: a regular file or a block device, opened and looked at.
 
+use std::borrow::Cow;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oxblock_engine::graph::{Access, Permissions};
@@ -57,7 +59,9 @@ impl Backing {
         let path = options.path.display();
         let fail = |what: &str, e| fail(options, what, e);
         let exclusive = !options.read_only && is_device(&options.path);
-        let file = open_file(options, exclusive).map_err(|e| fail(open_hint(options, &e), e))?;
+        let name = openable(options, other);
+        let file =
+            open_file(options, &name, exclusive).map_err(|e| fail(open_hint(options, &e), e))?;
         let kind = file.metadata().map_err(|e| fail("look at it", e))?.file_type();
         let device = match kind {
             kind if kind.is_file() => None,
@@ -111,9 +115,20 @@ fn is_device(path: &Path) -> bool {
     path.metadata().is_ok_and(|metadata| metadata.file_type().is_block_device())
 }
 
+/// What the file is opened by. The name of a descriptor is good only while that is open: a file
+/// that was first opened so is opened again by the descriptor that there is of it.
+fn openable<'a>(options: &'a FileOptions, other: Option<&Shared>) -> Cow<'a, Path> {
+    match other {
+        Some(other) if options.path.starts_with("/proc/self/fd") => {
+            PathBuf::from(format!("/proc/self/fd/{}", other.file.as_raw_fd())).into()
+        }
+        _ => Cow::Borrowed(&options.path),
+    }
+}
+
 /// O_NONBLOCK, so that a pipe of that name does not keep us waiting; O_EXCL, so that nobody
 /// writes to a device that is mounted.
-fn open_file(options: &FileOptions, exclusive: bool) -> io::Result<File> {
+fn open_file(options: &FileOptions, path: &Path, exclusive: bool) -> io::Result<File> {
     let direct = if options.direct { libc::O_DIRECT } else { 0 };
     let exclusive_flag = if exclusive { libc::O_EXCL } else { 0 };
     OpenOptions::new()
@@ -122,7 +137,7 @@ fn open_file(options: &FileOptions, exclusive: bool) -> io::Result<File> {
         .create(options.size.is_some() && !options.read_only && !exclusive)
         .custom_flags(direct | exclusive_flag | libc::O_NONBLOCK)
         .mode(0o644)
-        .open(&options.path)
+        .open(path)
 }
 
 fn open_hint(options: &FileOptions, error: &io::Error) -> &'static str {
@@ -305,7 +320,7 @@ mod tests {
             let flags = text.lines().find_map(|line| line.strip_prefix("flags:")).unwrap();
             i32::from_str_radix(flags.trim(), 8).unwrap()
         };
-        let file = open_file(&FileOptions::new(&path), false).unwrap();
+        let file = open_file(&FileOptions::new(&path), &path, false).unwrap();
         assert_ne!(flags(&file) & libc::O_NONBLOCK, 0);
         probe::end_nonblocking(&file).unwrap();
         assert_eq!(flags(&file) & libc::O_NONBLOCK, 0);

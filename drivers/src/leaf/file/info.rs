@@ -28,6 +28,8 @@ pub const FILE: DriverInfo = DriverInfo {
     supports_backing: false,
     protocols: &["file"],
     parse_filename: Some(|name, options| strip(name, "file:", options)),
+    filename: None,
+    probe: None,
     claims: None,
     options: OPTIONS,
     create_options: &[

@@ -18,6 +18,8 @@ pub const MEMORY: DriverInfo = DriverInfo {
     supports_backing: false,
     protocols: &[],
     parse_filename: None,
+    filename: None,
+    probe: None,
     claims: None,
     options: &[
         OptionSpec::size("size", "how long it is, bytes").required().strong(),

@@ -3,7 +3,6 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
-use std::time::Duration;
 
 use oxblock_engine::{
     Busy, Core, CoreWaker, Error, ErrorKind, Fault, Pass, Queue, Request, Sleep, Token,
@@ -15,12 +14,12 @@ use super::ending::DELETE_NS;
 use super::hardware::Hardware;
 use super::health::Health;
 use super::lending::{Answer, Ask, GuestEnd, Service};
+use super::looks::Looks;
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 
-/// How often, and how long, a queue pair to share is looked for while others are being created.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
+/// How long a queue pair to share is looked for while others are being created.
 const LOOK_NS: u64 = 5_000_000_000;
 
 /// A core's part of another core's queue pair. What is in flight is in trackers of its own.
@@ -243,6 +242,7 @@ pub(super) async fn open(
 ) -> Result<Box<dyn Queue>, Error> {
     let depth = (usize::from(controller.queue_entries()) - 1).min(TRACKERS_MAX);
     let begun = core.now();
+    let mut looks = Looks::new();
     let guest = loop {
         if let Some(guest) = Guest::join(&controller, core.waker(), depth) {
             break guest;
@@ -257,7 +257,7 @@ pub(super) async fn open(
                         be shared; open its namespaces on fewer cores";
             return Err(Error::new(ErrorKind::Busy, text));
         }
-        core.sleep(LOOK_INTERVAL).await;
+        looks.pause(core).await;
     };
     let hardware = controller.hardware();
     let mut memory = DeviceMemory::new(core.arena(), Commands::list_bytes(depth), hardware)?;

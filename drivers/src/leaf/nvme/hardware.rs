@@ -10,9 +10,8 @@ use oxblock_pci::{Bar, Function, PciError, Reg32, Reg64};
 
 use super::Quirks;
 use super::health::{Health, Heart, Pulse};
+use super::looks::Looks;
 
-/// How often a wait looks at CSTS.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 /// The unit of CAP.TO and CRTO, and the least that a controller gets: 0 is not "for ever", and
 /// not "at once" either.
 const READY_UNIT: Duration = Duration::from_millis(500);
@@ -296,6 +295,7 @@ impl Hardware {
     ) -> Result<(), Error> {
         let timeout_ns = u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX);
         let deadline_ns = core.now().saturating_add(timeout_ns);
+        let mut looks = Looks::new();
         loop {
             // The time first: a thread that was held up looks once more before it gives up.
             let late = core.now() >= deadline_ns;
@@ -311,7 +311,7 @@ impl Hardware {
                 );
                 return Err(Error::new(ErrorKind::TimedOut, text));
             }
-            core.sleep(LOOK_INTERVAL).await;
+            looks.pause(core).await;
         }
     }
 

@@ -20,6 +20,8 @@ pub const NVME: DriverInfo = DriverInfo {
     supports_backing: false,
     protocols: &["nvme"],
     parse_filename: Some(parse_filename),
+    filename: Some(print_filename),
+    probe: None,
     claims: None,
     options: &[
         OptionSpec::text(
@@ -65,6 +67,13 @@ fn parse_filename(name: &str, options: &mut NodeOptions) -> Result<(), Error> {
         }
     }
     Ok(())
+}
+
+fn print_filename(options: &NodeOptions) -> Option<String> {
+    let nsid = options.get("namespace").map_or("1".into(), |nsid| nsid.to_string());
+    // A device in another process is called by the path of its socket, which no name takes.
+    let device = options.text("device").filter(|device| !device.contains('/'))?;
+    Some(format!("{PREFIX}{device}/{nsid}"))
 }
 
 async fn open(opening: &Opening<'_>) -> Result<Body, Error> {

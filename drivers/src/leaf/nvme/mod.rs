@@ -56,6 +56,7 @@ mod interrupts;
 mod keep_alive;
 mod leaf;
 mod lending;
+mod looks;
 mod memory;
 mod namespace;
 mod namespaces;

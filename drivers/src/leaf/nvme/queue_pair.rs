@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
 
 use oxblock_engine::{Busy, Core, Error, Pass, Request, Sleep, Token};
 use oxblock_mem::Cells;
@@ -21,6 +20,7 @@ use super::health::{Health, Pulse};
 use super::interrupts::{self, Waiting};
 use super::leaf::Leaf;
 use super::lending::{Ask, Guests, Lender};
+use super::looks::Looks;
 use super::memory::DeviceMemory;
 use super::namespace::Shape;
 use super::retry::Patience;
@@ -28,8 +28,6 @@ use super::station::Station;
 use super::tracker::{OWN, TRACKERS_MAX, Trackers};
 use super::{Quirks, status};
 
-/// How often a queue pair that was being opened when a reset began looks whether it is over.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 /// How long a queue pair is tried to be opened when resets come between, in ns.
 const OPEN_NS: u64 = 60_000_000_000;
 
@@ -136,8 +134,9 @@ pub(super) async fn open(
 /// After a creation that failed: waits for a reset that is under way, with which the controller
 /// forgets what it may have created. Whether there was one.
 async fn forget(core: &Core, pair: &mut QueuePair) -> bool {
+    let mut looks = Looks::new();
     while pair.hardware.health() == Health::Resetting {
-        core.sleep(LOOK_INTERVAL).await;
+        looks.pause(core).await;
     }
     let pulse = pair.hardware.pulse();
     let forgotten = pulse.health().is_quiet() || pulse.life() != pair.seen.life();

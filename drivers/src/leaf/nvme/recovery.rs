@@ -16,7 +16,6 @@ use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
 
 use oxblock_engine::{Core, Error, ErrorKind, EventKind};
 
@@ -24,11 +23,10 @@ use super::blocking;
 use super::controller::Controller;
 use super::events;
 use super::health::Health;
+use super::looks::Looks;
 use super::queue_pair::{Created, create_queues};
 use super::setup::{Setup, set_up};
 
-/// How often a wait looks again.
-const LOOK_INTERVAL: Duration = Duration::from_micros(50);
 /// How long a core may take to park its queue pairs.
 const PARK_NS: u64 = 30_000_000_000;
 
@@ -127,6 +125,7 @@ async fn bring_down(core: &Core, controller: &Controller, harder: bool) -> Resul
 async fn park(core: &Core, controller: &Controller) -> Result<(), Error> {
     let life = controller.hardware().pulse().life();
     let begun = core.now();
+    let mut looks = Looks::new();
     loop {
         for station in controller.stations().all() {
             station.park_again(life);
@@ -140,7 +139,7 @@ async fn park(core: &Core, controller: &Controller) -> Result<(), Error> {
             let text = "a core did not let go of its I/O queue";
             return Err(Error::new(ErrorKind::TimedOut, text));
         }
-        core.sleep(LOOK_INTERVAL).await;
+        looks.pause(core).await;
     }
 }
 
@@ -257,8 +256,9 @@ impl Controller {
         let life = self.hardware().pulse().life();
         self.recovery().ask();
         self.hardware().fail();
+        let mut looks = Looks::new();
         while self.hardware().pulse().life() == life && !self.hardware().health().is_over() {
-            core.sleep(LOOK_INTERVAL).await;
+            looks.pause(core).await;
         }
         self.settled(core).await.map_err(named)
     }
@@ -268,6 +268,7 @@ impl Controller {
     /// # Errors
     /// The controller is over: why.
     pub(super) async fn settled(&self, core: &Core) -> Result<(), Error> {
+        let mut looks = Looks::new();
         loop {
             let health = self.hardware().health();
             if health == Health::Live {
@@ -277,7 +278,7 @@ impl Controller {
                 let why = self.recovery().why().filter(|_| health == Health::Failed);
                 return Err(why.unwrap_or_else(|| Error::from(health.fault(0))));
             }
-            core.sleep(LOOK_INTERVAL).await;
+            looks.pause(core).await;
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Commands in flight on one queue pair, by command identifier.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use oxblock_engine::Token;
 use oxblock_nvme::Command;
@@ -17,19 +17,50 @@ pub(super) const OWN: u16 = 0;
 /// What a tracker without a usual command in flight has for an identifier.
 const IDLE: u16 = u16::MAX;
 
-/// One command in flight.
-#[derive(Clone, Copy)]
+/// One command in flight: all that most have, in one cache line.
+#[repr(align(64))]
 struct Tracker {
     token: Token,
     offset: u64,
+    /// The usual words of the command as it was sent. Kept word by word, as it was built: a copy in
+    /// wider pieces has to wait until the words have left the store buffer.
+    sent: [AtomicU64; 4],
+    /// And its dword 12.
+    sent_dword: AtomicU32,
+    /// When it was sent first.
+    stamp: Stamp,
     /// The identifier of the command in flight, or [`IDLE`].
     cid: u16,
     /// The identifier of the next one: each use has another generation.
     next_cid: u16,
     /// [`OWN`], or the guest that it was taken for.
     seat: u16,
-    /// When it was sent first.
-    stamp: Stamp,
+}
+
+const _: () = assert!(size_of::<Tracker>() == 64);
+
+impl Tracker {
+    #[inline]
+    fn keep(&mut self, command: &Command) {
+        for (word, at) in self.sent.iter().zip(USUAL_WORDS) {
+            word.store(command.0[at], Ordering::Relaxed);
+        }
+        self.sent_dword.store(command.0[HALF_WORD] as u32, Ordering::Relaxed);
+    }
+
+    fn command(&self, rare: &Rare) -> Command {
+        let mut command = Command([0; 8]);
+        for (word, at) in self.sent.iter().zip(USUAL_WORDS) {
+            command.0[at] = word.load(Ordering::Relaxed);
+        }
+        let [words @ .., dword_13] = rare;
+        for (word, at) in words.iter().zip(RARE_WORDS) {
+            command.0[at] = *word;
+        }
+        let dword_12 = u64::from(self.sent_dword.load(Ordering::Relaxed));
+        command.0[HALF_WORD] = dword_13 << 32 | dword_12;
+        command
+    }
 }
 
 /// When a command was sent: its tick in bits 31:16, and below it a number that counts commands, to
@@ -57,35 +88,21 @@ impl Stamp {
     }
 }
 
-/// A command as it was sent, in a cache line of its own. Kept word by word, as it was built: a copy
-/// in wider pieces has to wait until the words have left the store buffer.
-#[derive(Default)]
-#[repr(align(64))]
-struct Sent([AtomicU64; 8]);
-
-/// The words that are zero in most commands: dwords 2 to 5, and 14 and 15.
+/// Where in a command the usual words are: dwords 0 and 1, and 6 to 11. Of dwords 12 and 13 the first
+/// is usual.
+const USUAL_WORDS: [usize; 4] = [0, 3, 4, 5];
+/// Where the words are that are zero in most commands: dwords 2 to 5, and 14 and 15.
 const RARE_WORDS: [usize; 3] = [1, 2, 7];
+/// The word of dwords 12 and 13.
+const HALF_WORD: usize = 6;
 
-impl Sent {
-    #[inline]
-    fn keep(&mut self, command: &Command) {
-        for (at, (word, value)) in self.0.iter().zip(command.0).enumerate() {
-            if !RARE_WORDS.contains(&at) {
-                word.store(value, Ordering::Relaxed);
-            }
-        }
-    }
+/// The rare words of a command, and dword 13.
+type Rare = [u64; 4];
 
-    #[cold]
-    fn keep_rare(&mut self, command: &Command) {
-        for (word, value) in self.0.iter().zip(command.0) {
-            word.store(value, Ordering::Relaxed);
-        }
-    }
-
-    fn command(&self) -> Command {
-        Command(self.0.each_ref().map(|word| word.load(Ordering::Relaxed)))
-    }
+#[inline]
+fn rare_words(command: &Command) -> Rare {
+    let [first, second, third] = RARE_WORDS.map(|at| command.0[at]);
+    [first, second, third, command.0[HALF_WORD] >> 32]
 }
 
 /// What became of a command that does not go the usual way.
@@ -118,8 +135,8 @@ pub(super) struct Trackers {
     table: Box<[Tracker]>,
     /// Of the command that was sent last.
     stamp: Stamp,
-    sent: Box<[Sent]>,
-    /// A command was kept whose rare words are not all zero.
+    /// The rare words of the commands: all zero, until one was sent whose are not.
+    rare: Box<[Rare]>,
     has_rare: bool,
     /// Those whose command does not go the usual way.
     aside: Box<[Option<Aside>]>,
@@ -133,17 +150,19 @@ impl Trackers {
         let idle = |index| Tracker {
             token: Token(0),
             offset: 0,
+            sent: Default::default(),
+            sent_dword: AtomicU32::new(0),
+            stamp: Stamp::default(),
             cid: IDLE,
             next_cid: index,
             seat: OWN,
-            stamp: Stamp::default(),
         };
         Self {
             free: (0..count).rev().collect(),
             table: (0..count).map(idle).collect(),
             stamp: Stamp::default(),
+            rare: vec![Rare::default(); count.into()].into(),
             has_rare: false,
-            sent: (0..count).map(|_| Sent::default()).collect(),
             aside: vec![None; count.into()].into(),
             aside_count: 0,
         }
@@ -168,14 +187,20 @@ impl Trackers {
         tracker.stamp = self.stamp;
         let cid = tracker.next_cid;
         tracker.cid = cid;
-        let sent = self.sent.get_mut(index)?;
-        sent.keep(command);
-        let rare = RARE_WORDS.iter().any(|at| command.0[*at] != 0);
-        if rare || self.has_rare {
-            self.has_rare = true;
-            sent.keep_rare(command);
+        tracker.keep(command);
+        let rare = rare_words(command);
+        if self.has_rare || rare.iter().fold(0, |all, word| all | word) != 0 {
+            self.keep_rare(index, rare);
         }
         Some(cid)
+    }
+
+    #[cold]
+    fn keep_rare(&mut self, index: usize, rare: Rare) {
+        self.has_rare = true;
+        if let Some(place) = self.rare.get_mut(index) {
+            *place = rare;
+        }
     }
 
     /// Ends the command with this identifier, and returns whose it was. None for an identifier
@@ -245,7 +270,8 @@ impl Trackers {
     pub fn again(&mut self, index: usize) -> Option<Command> {
         let tracker = self.table.get_mut(index)?;
         tracker.next_cid = tracker.next_cid.wrapping_add(GENERATION);
-        self.sent.get(index).map(|sent| sent.command().with_cid(tracker.next_cid))
+        let cid = tracker.next_cid;
+        self.command(index).map(|command| command.with_cid(cid))
     }
 
     /// The command to begin anew with, under a new identifier: from here on it goes the usual way.
@@ -265,7 +291,7 @@ impl Trackers {
 
     /// The command as it was sent, but for its identifier.
     pub fn command(&self, index: usize) -> Option<Command> {
-        self.sent.get(index).map(Sent::command)
+        Some(self.table.get(index)?.command(self.rare.get(index)?))
     }
 
     /// When the command was sent first.
@@ -406,6 +432,21 @@ mod tests {
         assert_eq!((trackers.end(index), trackers.any_aside()), (None, false));
         let third = take(&mut trackers, 2, OWN).unwrap();
         assert!(third != first && third != second);
+    }
+
+    #[test]
+    fn commands_are_kept_as_they_were_sent() {
+        let mut trackers = Trackers::new(2);
+        let usual = Command([0x1_0000_0002, 0, 0, 3 << 40, 4 << 40, 5 << 40, 6, 0]);
+        let rare = Command([1, 2, 3, 4, 5, 6, 7 << 40 | 7, 8].map(|word: u64| word | 1 << 50));
+        for commands in [[usual, usual], [usual, rare], [rare, usual], [usual, usual]] {
+            let cids = commands.map(|command| trackers.take(Token(0), 0, OWN, &command).unwrap());
+            for (cid, command) in cids.into_iter().zip(commands) {
+                let index = trackers.locate(cid).unwrap();
+                assert_eq!(trackers.command(index), Some(command));
+                trackers.complete(cid);
+            }
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! From a PCI function to a controller that works.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicUsize};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -62,6 +63,7 @@ pub(super) async fn attach(
         features: &features,
         event: vectors.admin_event(),
         ward: &ward,
+        watched: Cell::new(false),
     };
     let Begun { admin, poller, setup } = beginning.lead(core).await?;
     let one_for_all = hardware.quirks().contains(Quirks::SINGLE_VECTOR);
@@ -154,6 +156,8 @@ struct Beginning<'a> {
     features: &'a Features,
     event: Option<Arc<EventFd>>,
     ward: &'a Ward,
+    /// A thread looks after it.
+    watched: Cell<bool>,
 }
 
 /// A controller that is enabled and set up, and looked after.
@@ -168,9 +172,6 @@ impl Beginning<'_> {
     /// function: whoever had it before may have been killed in the middle of anything.
     async fn lead(&self, core: &Core) -> Result<Begun, Error> {
         let hardware = self.hardware;
-        if self.function.delays() == Delays::Registers {
-            blocking::watch(hardware)?;
-        }
         let first = match self.once(core).await {
             Err(error) if matches!(error.kind(), ErrorKind::Io | ErrorKind::TimedOut) => error,
             outcome => return outcome,
@@ -196,6 +197,10 @@ impl Beginning<'_> {
         let (hardware, options, features) = (self.hardware, self.options, self.features);
         let admin = enable(core, hardware, options.admin_timeout).await?;
         let is_watched = self.function.delays() == Delays::Registers;
+        // Not before it is enabled: what its last owner left it in is no failure.
+        if is_watched && !self.watched.replace(true) {
+            blocking::watch(hardware)?;
+        }
         let (event, ward) = (self.event.clone(), self.ward.clone());
         let poller = HomePoller::new(hardware.clone(), admin.clone(), ward, event, is_watched);
         let poller = core.add_poller(Box::new(poller));

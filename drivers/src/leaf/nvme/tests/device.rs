@@ -104,6 +104,8 @@ pub struct State {
     pub registers: BTreeMap<u64, u32>,
     /// Register accesses, reads and writes.
     pub mmio: u64,
+    /// Completions posted, right and wrong ones.
+    pub posted: u64,
     /// Identify commands, by CNS.
     pub identified: Vec<u8>,
     /// The last Create I/O Completion Queue.
@@ -295,6 +297,7 @@ impl State {
             seen: Vec::new(),
             registers: BTreeMap::new(),
             mmio: 0,
+            posted: 0,
             identified: Vec::new(),
             created_cq: None,
             created_sq: None,
@@ -449,6 +452,7 @@ impl State {
 
     /// Posts a completion with this SQHD, or several if the script mangles it.
     pub fn post(&mut self, sqid: u16, cid: u16, status: Status, result: u64) {
+        self.posted += 1;
         let Some(sq) = self.sqs.get(&sqid) else { return };
         let cqid = sq.cqid;
         let entry = Completion::new(result, sq.ring.head(), sqid, cid, status);

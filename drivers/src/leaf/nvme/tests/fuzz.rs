@@ -1,5 +1,7 @@
-//! Arbitrary completions and registers into the driver, for a while; `OXBLOCK_FUZZ_SECONDS` makes
-//! it longer, `OXBLOCK_SEED` replays a run.
+//! Arbitrary completions, registers and identify pages into the driver, for a while.
+//! `OXBLOCK_FUZZ_SECONDS` makes it longer, or goes on until there were so many completions
+//! (`OXBLOCK_FUZZ_COMPLETIONS`), or registers and pages (`OXBLOCK_FUZZ_READS`). `OXBLOCK_SEED`
+//! replays a run: with the same counts asked for, as runs are longer then.
 //!
 //! What must hold, whatever the device does: nothing panics, every operation ends exactly once,
 //! and none succeeds that the device never completed with success under the identifier that it
@@ -20,8 +22,12 @@ use super::super::tracker::trust_blindly;
 use super::Rig;
 use super::device::{Follow, State};
 
-/// Operations in one run.
+/// Operations in one run, and in one of many.
 const OPS: u64 = 60;
+const MANY_OPS: u64 = 3000;
+
+/// Blocks that they read.
+const BLOCKS: u64 = 240;
 
 /// Commands after which a tracker uses an identifier again, less what may be in flight.
 const IDENTIFIERS: usize = 60;
@@ -50,8 +56,8 @@ impl Random {
 /// What a run found wrong, if anything.
 type Verdict = Result<(), String>;
 
-/// One run: a device that mostly works and often lies.
-fn run(seed: u64) -> Verdict {
+/// One run: a device that mostly works and often lies. How many completions it posted.
+fn run(seed: u64, ops: u64) -> Result<u64, String> {
     let mut random = Random(seed);
     let mut rig = Rig::new(|state| {
         state.cap = state.cap.with_mqes([1, 3, 7, 63][random.below(4) as usize]);
@@ -67,12 +73,13 @@ fn run(seed: u64) -> Verdict {
     let mut waiting: HashMap<u64, Rc<Cell<Option<Ended>>>> = HashMap::new();
     let mut verdict = Ok(());
     let (mut next, mut executed) = (0, Vec::new());
-    for _ in 0..OPS * 10 {
-        if next < OPS && random.one_in(2) {
+    for _ in 0..ops * 10 {
+        let lba = next % BLOCKS;
+        if next < ops && !waiting.contains_key(&lba) && random.one_in(2) {
             let mut buf = rig.buf(512);
             buf.fill(0, 512, 0);
-            let cell = rig.start(&channel, Op::read(next * 512, buf));
-            waiting.insert(next, cell);
+            let cell = rig.start(&channel, Op::read(lba * 512, buf));
+            waiting.insert(lba, cell);
             next += 1;
         }
         for _ in 0..random.below(4) {
@@ -99,7 +106,8 @@ fn run(seed: u64) -> Verdict {
     if spurious > 0 {
         return Err(format!("{spurious} completions of operations that had ended"));
     }
-    verdict
+    let posted = rig.device.state().posted;
+    verdict.map(|()| posted)
 }
 
 fn mark(lba: u64) -> u8 {
@@ -132,7 +140,8 @@ fn lie(state: &mut State, random: &mut Random, executed: &mut Vec<(u16, u16, usi
         _ if cq_full => {}
         // Again what was completed before, with success.
         5..=7 => {
-            let Some(&(sqid, cid, at)) = executed.get(random.below(64) as usize) else { return };
+            let one = random.below(64.min(executed.len() as u64).max(1)) as usize;
+            let Some(&(sqid, cid, at)) = executed.iter().rev().nth(one) else { return };
             // Commands that are sent again use identifiers up, and those come back.
             if state.io().len() - at > IDENTIFIERS {
                 return;
@@ -152,6 +161,7 @@ fn lie(state: &mut State, random: &mut Random, executed: &mut Vec<(u16, u16, usi
             let entry = Completion::new(0, sqhd, sqid, 0x03ff, Status::SUCCESS);
             if let Some(cq) = state.cqs.get_mut(&1) {
                 cq.post(entry);
+                state.posted += 1;
             }
         }
         // A failure under the right identifier.
@@ -186,32 +196,49 @@ fn end(rig: &mut Rig, controller: &std::sync::Arc<super::Controller>, channel: &
     rig.turns(100);
 }
 
-/// How long to go on, and from which seed.
-fn budget(quick_ms: u64) -> (Instant, u64) {
-    let told = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let time =
-        told("OXBLOCK_FUZZ_SECONDS").map_or(Duration::from_millis(quick_ms), Duration::from_secs);
-    (Instant::now() + time, told("OXBLOCK_SEED").unwrap_or(1))
+fn told(name: &str) -> Option<u64> {
+    std::env::var(name).ok()?.parse().ok()
+}
+
+/// From which seed, and how long to go on.
+struct Budget {
+    first: u64,
+    until: Instant,
+    count: Option<u64>,
+}
+
+impl Budget {
+    /// So many of what `count` names, if it is set; else for a while.
+    fn new(count: &str) -> Budget {
+        let quick = Duration::from_millis(1500);
+        let time = told("OXBLOCK_FUZZ_SECONDS").map_or(quick, Duration::from_secs);
+        let first = told("OXBLOCK_SEED").unwrap_or(1);
+        Budget { first, until: Instant::now() + time, count: told(count) }
+    }
+
+    fn is_spent(&self, seed: u64, done: u64) -> bool {
+        let enough = self.count.map_or(Instant::now() >= self.until, |count| done >= count);
+        seed > self.first && enough
+    }
 }
 
 #[test]
 fn fuzz_completions() {
-    let (until, first) = budget(1500);
-    let mut seed = first;
-    while seed == first || Instant::now() < until {
-        if let Err(text) = run(seed) {
-            panic!("OXBLOCK_SEED={seed}: {text}");
-        }
+    let budget = Budget::new("OXBLOCK_FUZZ_COMPLETIONS");
+    let ops = if budget.count.is_some() { MANY_OPS } else { OPS };
+    let (mut seed, mut posted) = (budget.first, 0);
+    while !budget.is_spent(seed, posted) {
+        posted += run(seed, ops).unwrap_or_else(|text| panic!("OXBLOCK_SEED={seed}: {text}"));
         seed += 1;
     }
-    println!("{} runs", seed - first);
+    println!("{posted} completions in {} runs", seed - budget.first);
 }
 
 /// The canary: a driver that believes an identifier's index alone must be caught.
 #[test]
 fn fuzz_catches_a_driver_that_believes_too_much() {
     trust_blindly(true);
-    let caught = (1..40).any(|seed| run(seed).is_err());
+    let caught = (1..40).any(|seed| run(seed, OPS).is_err());
     trust_blindly(false);
     assert!(caught, "the checks above see nothing");
 }
@@ -220,26 +247,36 @@ fn fuzz_catches_a_driver_that_believes_too_much() {
 /// works, in bounded simulated time, never a panic.
 #[test]
 fn fuzz_attach() {
-    let (until, first) = budget(1500);
-    let mut seed = first;
-    let (mut attached, mut refused) = (0, 0);
-    while seed == first || Instant::now() < until {
-        match attach(seed) {
-            true => attached += 1,
-            false => refused += 1,
-        }
+    let budget = Budget::new("OXBLOCK_FUZZ_READS");
+    let (mut seed, mut reads, mut attached) = (budget.first, 0, 0);
+    while !budget.is_spent(seed, reads) {
+        let (well, of) = attach(seed);
+        (attached, reads) = (attached + u64::from(well), reads + of);
         seed += 1;
     }
-    println!("{attached} attached, {refused} refused");
-    assert!(seed - first < 20 || attached > 0 && refused > 0, "{attached} {refused}");
+    let runs = seed - budget.first;
+    println!("{reads} registers and pages in {runs} runs, {attached} of which attached");
+    assert!(runs < 20 || attached > 0 && attached < runs, "{attached} of {runs} attached");
 }
 
-fn attach(seed: u64) -> bool {
+/// Whether the controller could be attached, and how many registers and pages were read.
+fn attach(seed: u64) -> (bool, u64) {
     let mut random = Random(seed);
     let bar_len = [0x1000, 0x1008, 0x1010, 0x2000, 0x10_0000][random.below(5) as usize];
     let mut rig = Rig::with(1, bar_len, |state| arbitrary(state, &mut random));
     rig.options.admin_timeout = Duration::from_micros(200);
-    let Ok(controller) = rig.try_attach() else { return false };
+    let controller = rig.try_attach();
+    let attached = controller.is_ok();
+    if let Ok(controller) = controller {
+        use_namespaces(&mut rig, &controller);
+        let _ = rig.run(|core| async move { controller.shutdown(&core).await });
+    }
+    let state = rig.device.state();
+    (attached, state.mmio + state.identified.len() as u64)
+}
+
+/// I/O to the first namespace, and a look at the others.
+fn use_namespaces(rig: &mut Rig, controller: &std::sync::Arc<super::Controller>) {
     for nsid in controller.namespaces() {
         let Ok(driver) = controller.namespace(nsid) else { continue };
         let limits = driver.limits();
@@ -262,8 +299,6 @@ fn attach(seed: u64) -> bool {
             let _ = rig.op(&channel, op);
         }
     }
-    let _ = rig.run(|core| async move { controller.shutdown(&core).await });
-    true
 }
 
 /// Registers and pages of which most are well and some are anything.

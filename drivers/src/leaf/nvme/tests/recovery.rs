@@ -275,7 +275,7 @@ fn a_busy_namespace_is_asked_again_later() {
 /// Row 21: until RDY=0 the device may still write into the buffers, so nothing ends before.
 #[test]
 fn nothing_in_flight_ends_before_the_device_is_quiet() {
-    let mut rig = Rig::new(|state| state.unready = Follow::AfterReads(2000));
+    let mut rig = Rig::new(|state| state.unready = Follow::AfterReads(50));
     let (_, channel) = rig.open();
     rig.device.state().hold = true;
     rig.device.state().ready = Follow::Never;
