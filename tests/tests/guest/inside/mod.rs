@@ -9,7 +9,6 @@ mod faults;
 mod guide;
 mod hipri;
 mod host;
-mod hotplug;
 mod kernel;
 mod machine;
 mod noiommu;
@@ -39,7 +38,6 @@ pub fn tests() -> Vec<Test> {
     bench::add(&mut tests);
     data::add(&mut tests);
     conformance::add(&mut tests);
-    hotplug::add(&mut tests);
     rows::add(&mut tests);
     tests
 }
