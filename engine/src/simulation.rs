@@ -26,6 +26,8 @@ pub struct Simulation {
     reactors: Vec<Reactor>,
     clock: SimulatedClock,
     random: u64,
+    /// How often tasks had yielded when time jumped last.
+    yields: u64,
 }
 
 impl Simulation {
@@ -43,7 +45,7 @@ impl Simulation {
             .enumerate()
             .map(|(id, rings)| Reactor::with_plan(&plan, id, rings))
             .collect();
-        Ok(Self { reactors, clock, random: seed | 1 })
+        Ok(Self { reactors, clock, random: seed | 1, yields: 0 })
     }
 
     /// The time.
@@ -125,12 +127,15 @@ impl Simulation {
             });
         }
         let now_ns = self.clock.now();
+        // Who yields looks again, and may see something in a later turn.
+        let yields = self.reactors.iter().map(|reactor| reactor.core().0.yields.get()).sum();
+        let yielding = std::mem::replace(&mut self.yields, yields) != yields;
         match next {
             Some(at_ns) if spinning => {
                 self.clock.advance(at_ns.saturating_sub(now_ns).min(SPIN_NS));
             }
             Some(at_ns) => self.clock.advance(at_ns.saturating_sub(now_ns)),
-            None if spinning => self.clock.advance(TURN_NS),
+            None if spinning || yielding => self.clock.advance(TURN_NS),
             None => {
                 let text = format!("deadlock at {now_ns} ns: nothing to do and no timer set");
                 return Err(Error::new(ErrorKind::TimedOut, text));

@@ -17,7 +17,7 @@ use super::{Access, ChildEvent, ChildRole, EdgeId, Graph, NewChild, NodeId, Perm
 use crate::tests::leaf::{Awkward, AwkwardOptions};
 use crate::tests::live::{BLOCK, Layer, Plain, add_leaf, add_over, body};
 use crate::tests::routes::Random;
-use crate::tests::{buf, options};
+use crate::tests::{buf, options, patience};
 use crate::{Core, Error, ErrorKind, Node, Simulation};
 
 /// Blocks of each node, the half of which is each guest's.
@@ -25,8 +25,6 @@ const BLOCKS: u64 = 8;
 const GUESTS: u64 = 2;
 const CHANGES: usize = 30;
 const MAX_NODES: usize = 12;
-/// Who is not done after so many pauses waits for ever.
-const PATIENCE: usize = 100_000;
 const PAUSE: Duration = Duration::from_micros(1);
 
 /// Who uses a node from outside.
@@ -346,12 +344,7 @@ fn run(seed: u64) -> (usize, usize) {
                 remote.expect("a core").spawn(work)
             })
             .collect();
-        // Time leaps to the next deadline where tasks only yield, so that is never far.
-        let mut too_long = pin!(async {
-            for _ in 0..PATIENCE {
-                core.sleep(PAUSE).await;
-            }
-        });
+        let mut too_long = pin!(patience(&core));
         let mut all = pin!(async move {
             let counts = builder.build().await;
             for task in tasks {

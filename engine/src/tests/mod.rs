@@ -14,11 +14,20 @@ mod slow;
 mod waiting;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use leaf::{Awkward, AwkwardOptions};
 use oxblock_mem::{ArenaOptions, Buf, PagePolicy};
 
 use crate::{Core, Node, Options, Reactor};
+
+/// Ends after more pauses than any test needs: who still waits then waits for ever. Simulated time
+/// leaps to the next deadline where tasks only yield, so that is never far.
+pub async fn patience(core: &Core) {
+    for _ in 0..100_000 {
+        core.sleep(Duration::from_micros(1)).await;
+    }
+}
 
 pub fn options(slots: usize) -> Options {
     let arena =

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use oxblock_mem::{ArenaOptions, PagePolicy};
 
-use super::buf;
 use super::leaf::{Awkward, AwkwardOptions};
 use super::live::{BLOCK, Layer, Plain, add_leaf, add_over, body};
 use super::routes::Random;
+use super::{buf, patience};
 use crate::graph::{ChildRole, Graph, NewChild, NodeId};
 use crate::view::ViewChange;
 use crate::{
@@ -34,10 +34,6 @@ const SHARE: u64 = 16;
 /// Rounds of each worker, and of who changes the graph.
 const ROUNDS: usize = 24;
 const CHANGES: usize = 8;
-/// The time, in simulated ns, after which something waits that should not. The longest run of
-/// 100,000 seeds takes a tenth of it.
-const TOO_LONG: Duration = Duration::from_millis(200);
-
 /// What all who take part in a run know of it.
 struct World {
     graph: Mutex<Option<Graph<Arc<Node>>>>,
@@ -554,7 +550,7 @@ fn run(seed: u64) {
                 let id = random.below(cores as u64) as usize;
                 start(id, kind, 0, random.fork());
             }
-            let mut too_long = pin!(core.sleep(TOO_LONG));
+            let mut too_long = pin!(patience(&core));
             for task in tasks {
                 let mut task = pin!(task);
                 let outcome = poll_fn(|cx| {
