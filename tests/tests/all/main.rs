@@ -20,4 +20,5 @@ mod resets;
 mod rows;
 mod seeds;
 mod sharing;
+mod support;
 mod vfio_user;

@@ -1,45 +1,32 @@
 //! Storms of controller resets under verified I/O on several cores: every request completes once,
-//! no acknowledged write is lost, and nothing is written into memory that was given back.
-//! `OXBLOCK_RESETS` says how many resets there are.
+//! no acknowledged write is lost, and nothing is written into memory that was given back: it lies
+//! between guard pages, and cannot be touched from then on. `OXBLOCK_RESETS` says how many resets
+//! there are.
 
-use std::collections::VecDeque;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
 use oxblock_engine::{Channel, Completion, Core, Engine, Node, Op, Options, Simulation};
-use oxblock_mem::{ArenaOptions, Buf};
+use oxblock_mem::{ArenaOptions, Guarded, Loan};
 use oxblock_nvme::opcode::nvm;
-use oxblock_nvmet::fault::{self, CompletionFault, Faults, Match};
-use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
+use oxblock_nvmet::fault::{CompletionFault, Faults, Match};
 use oxblock_tests::random::Random;
+
+use super::support::{GUARD, contents, target, told};
 
 /// Blocks that each core has to itself.
 const BLOCKS: u64 = 512;
 /// Requests that each core has in flight.
 const DEPTH: usize = 128;
-/// Buffers that were given back and are watched.
-const WATCHED: usize = 256;
-/// What they hold.
-const GUARD: u8 = 0xee;
+/// Buffers of each core. Those that are not lent cannot be touched.
+const SLOTS: usize = 2 * DEPTH;
 
 fn options() -> Options {
     Options { arena: ArenaOptions::new(64 << 20), ..Options::default() }
-}
-
-/// A controller on the last core of the engine.
-async fn target(core: &Core, queues: u16, faults: &Arc<Faults>) -> Arc<Target> {
-    let size = BLOCKS * 512 * core.count() as u64;
-    let disk = memory::open(MemoryOptions { size, block_size: 512 }).expect("a disk");
-    let namespaces = vec![NamespaceOptions::new(Node::new("below", disk), 512)];
-    let options =
-        ControllerOptions { namespaces, max_io_queues: queues, ..ControllerOptions::default() };
-    let faults = faults.clone();
-    let start = move |core: Core| async move { fault::start(&core, options, &faults).await };
-    let server = core.count() - 1;
-    core.call(server, start).await.and_then(|result| result).expect("a controller")
 }
 
 /// One core's requests on blocks of its own.
@@ -49,22 +36,32 @@ struct Worker {
     random: Random,
     /// The version of each block that was written and acknowledged last.
     versions: Vec<u64>,
-    /// What is in flight on each block: the version that is being written, or read.
-    in_flight: Vec<Option<(bool, u64)>>,
-    watched: VecDeque<Buf>,
+    /// What is in flight on each block.
+    in_flight: Vec<Option<InFlight>>,
+    buffers: Guarded,
     ended: u64,
+    /// The bug of the canary: a buffer is given back while the device may write it.
+    gives_back_early: bool,
+}
+
+struct InFlight {
+    write: bool,
+    /// The version that is being written, or read.
+    version: u64,
+    loan: Loan,
 }
 
 impl Worker {
-    fn new(core: &Core, channel: Channel, seed: u64) -> Worker {
+    fn new(core: &Core, channel: Channel, plan: Plan) -> Worker {
         Worker {
             core: core.clone(),
             channel,
-            random: Random::new(seed ^ core.id() as u64),
+            random: Random::new(plan.seed ^ core.id() as u64),
             versions: vec![0; BLOCKS as usize],
-            in_flight: vec![None; BLOCKS as usize],
-            watched: VecDeque::new(),
+            in_flight: (0..BLOCKS).map(|_| None).collect(),
+            buffers: Guarded::new(core.memory(), SLOTS, 4096).expect("memory"),
             ended: 0,
+            gives_back_early: plan.gives_back_early,
         }
     }
 
@@ -86,8 +83,8 @@ impl Worker {
         while self.channel.in_flight() > 0 {
             self.turn().await;
         }
-        self.watched.iter().for_each(check_guard);
         assert!(self.in_flight.iter().all(Option::is_none), "a request never ended");
+        assert_eq!(self.buffers.free(), SLOTS, "every buffer came back");
         assert_eq!(self.core.stats().spurious_completions, 0);
         self.ended
     }
@@ -104,7 +101,7 @@ impl Worker {
 
     fn submit(&mut self, block: u64, write: bool) {
         let version = self.versions[block as usize] + u64::from(write);
-        let mut buf = self.core.arena().alloc(512, 4096).expect("memory");
+        let (loan, mut buf) = self.buffers.lend(512).expect("a buffer");
         match write {
             true => buf.write_at(0, &contents(block, version)),
             false => buf.fill(0, 512, GUARD),
@@ -112,7 +109,10 @@ impl Worker {
         let offset = (self.core.id() as u64 * BLOCKS + block) * 512;
         let op = if write { Op::write(offset, buf) } else { Op::read(offset, buf) };
         self.channel.submit(op.tag(block)).expect("a slot");
-        self.in_flight[block as usize] = Some((write, version));
+        if self.gives_back_early && !write {
+            return self.buffers.give_back(loan).expect("a guard");
+        }
+        self.in_flight[block as usize] = Some(InFlight { write, version, loan });
     }
 
     async fn turn(&mut self) {
@@ -126,45 +126,26 @@ impl Worker {
     fn end(&mut self, completion: Completion) {
         self.ended += 1;
         let block = completion.op.tag;
-        let (write, version) = self.in_flight[block as usize].take().expect("ended twice");
+        let InFlight { write, version, loan } =
+            self.in_flight[block as usize].take().expect("ended twice");
         assert_eq!(completion.result, Ok(()), "block {block}");
         if write {
             self.versions[block as usize] = version;
-        } else if version > 0 {
+        } else {
             let mut found = [0; 512];
             completion.op.data.read_at(0, &mut found);
             assert!(found == contents(block, version), "block {block} lost version {version}");
         }
-        self.watch(completion);
+        drop(completion);
+        self.buffers.give_back(loan).expect("a guard");
     }
-
-    /// Keeps a buffer that is no longer the device's for a while, and sees that it stays as it is.
-    fn watch(&mut self, completion: Completion) {
-        let Some(mut buf) = completion.op.data.into_single() else { return };
-        buf.fill(0, 512, GUARD);
-        self.watched.push_back(buf);
-        if self.watched.len() > WATCHED {
-            self.watched.pop_front().iter().for_each(check_guard);
-        }
-    }
-}
-
-fn check_guard(buf: &Buf) {
-    let mut found = [0; 512];
-    buf.read_at(0, &mut found);
-    assert!(found == [GUARD; 512], "written after it was given back");
-}
-
-fn contents(block: u64, version: u64) -> [u8; 512] {
-    let word = (block << 40 | version).to_le_bytes();
-    std::array::from_fn(|at| word[at % 8] ^ (at / 8) as u8)
 }
 
 /// Opens the namespace on every core but the controller's, and starts a worker on each.
 async fn start_workers(
     core: &Core,
     host: &Arc<Host>,
-    seed: u64,
+    plan: Plan,
     stop: &Arc<AtomicBool>,
 ) -> Vec<oxblock_engine::JoinHandle<Result<u64, oxblock_engine::Error>>> {
     let node = Node::new("nvme0n1", host.namespace(1).expect("the namespace"));
@@ -173,7 +154,7 @@ async fn start_workers(
         let (node, stop, from) = (node.clone(), stop.clone(), core.clone());
         let work = async move |core: Core| {
             let channel = core.open(&node).await.expect("a queue");
-            Worker::new(&core, channel, seed).work(stop).await
+            Worker::new(&core, channel, plan).work(stop).await
         };
         working.push(core.spawn(async move { from.call(at, work).await }));
     }
@@ -190,16 +171,17 @@ struct Plan {
     pause_us: u64,
     /// Short where time is simulated: a busy machine keeps real cores waiting.
     io_timeout: Duration,
+    gives_back_early: bool,
 }
 
 /// Resets a controller again and again while all cores but its own do I/O.
 async fn storm(core: Core, plan: Plan, faults: Arc<Faults>) {
-    let Plan { seed, queues, resets, pause_us, io_timeout } = plan;
-    let target = target(&core, queues, &faults).await;
+    let Plan { seed, queues, resets, pause_us, io_timeout, .. } = plan;
+    let target = target(&core, queues, BLOCKS, &faults).await;
     let options = NvmeOptions { io_timeout, abort_timeout: io_timeout, ..NvmeOptions::default() };
     let host = Host::attach(&core, target.function(), options).await.expect("the driver");
     let stop = Arc::new(AtomicBool::new(false));
-    let working = start_workers(&core, &host, seed, &stop).await;
+    let working = start_workers(&core, &host, plan, &stop).await;
     let cores = core.count() - 1;
     while usize::from(host.stats().queues + host.stats().sharing) < cores {
         core.yield_now().await;
@@ -220,40 +202,61 @@ async fn storm(core: Core, plan: Plan, faults: Arc<Faults>) {
     println!("seed {seed}: {ended} requests over {} resets, {stats:?}", stats.resets);
 }
 
-fn told(name: &str, otherwise: u64) -> u64 {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(otherwise)
-}
-
 /// Rows 19 to 22, on real cores: two with queue pairs of their own, and one that shares.
 #[test]
 fn a_storm_of_resets_loses_nothing() {
-    let resets = told("OXBLOCK_RESETS", 50);
-    let plan =
-        Plan { seed: 1, queues: 2, resets, pause_us: 2000, io_timeout: Duration::from_secs(30) };
+    let plan = Plan {
+        seed: 1,
+        queues: 2,
+        resets: told("OXBLOCK_RESETS").unwrap_or(50),
+        pause_us: 2000,
+        io_timeout: Duration::from_secs(30),
+        gives_back_early: false,
+    };
     let engine = Engine::with_cores(4, options()).expect("an engine");
     let run = engine.run(0, move |core| storm(core, plan, Faults::new()));
     run.expect("the storm");
     engine.shutdown().expect("an orderly shutdown");
 }
 
+fn simulated(seed: u64, resets: u64, gives_back_early: bool) {
+    let mut sim = Simulation::new(3, seed, options()).expect("an engine");
+    let faults = Faults::new();
+    for nth in 1..=20 {
+        for opcode in [nvm::READ, nvm::WRITE] {
+            let which = Match { opcode: Some(opcode), ..Match::default() };
+            faults.complete(which.nth(nth * 100), CompletionFault::Lost);
+        }
+    }
+    let queues = 1 + (seed % 2) as u16;
+    let io_timeout = Duration::from_millis(300);
+    let plan = Plan { seed, queues, resets, pause_us: 40, io_timeout, gives_back_early };
+    let run = sim.run(0, move |core| storm(core, plan, faults));
+    run.unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
+    sim.shutdown().unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
+}
+
 /// The same in simulated time, with completions that never come besides.
 #[test]
 fn simulated_storms_lose_nothing() {
-    let first = told("OXBLOCK_SEED", 1);
-    for seed in first..first + told("OXBLOCK_STORMS", 4) {
-        let mut sim = Simulation::new(3, seed, options()).expect("an engine");
-        let faults = Faults::new();
-        for nth in 1..=20 {
-            for opcode in [nvm::READ, nvm::WRITE] {
-                let which = Match { opcode: Some(opcode), ..Match::default() };
-                faults.complete(which.nth(nth * 100), CompletionFault::Lost);
-            }
-        }
-        let queues = 1 + (seed % 2) as u16;
-        let plan =
-            Plan { seed, queues, resets: 60, pause_us: 40, io_timeout: Duration::from_millis(300) };
-        let run = sim.run(0, move |core| storm(core, plan, faults));
-        run.unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
-        sim.shutdown().unwrap_or_else(|error| panic!("OXBLOCK_SEED={seed}: {error}"));
+    let first = told("OXBLOCK_SEED").unwrap_or(1);
+    let resets = told("OXBLOCK_RESETS").unwrap_or(60);
+    for seed in first..first + told("OXBLOCK_STORMS").unwrap_or(4) {
+        simulated(seed, resets, false);
     }
+}
+
+/// The canary: a buffer that is given back too early must end the process that writes it.
+#[test]
+fn guards_catch_a_buffer_that_is_given_back_early() {
+    let tests = std::env::current_exe().expect("this program");
+    let canary = ["--ignored", "--exact", "resets::canary_that_gives_a_buffer_back_early"];
+    let ended = Command::new(tests).args(canary).output().expect("it runs");
+    assert_eq!(ended.status.signal(), Some(11), "{ended:?}");
+}
+
+#[test]
+#[ignore = "ends by SIGSEGV, which guards_catch_a_buffer_that_is_given_back_early sees"]
+fn canary_that_gives_a_buffer_back_early() {
+    simulated(1, 1, true);
 }
