@@ -1,9 +1,9 @@
 //! Changes of what nodes stand on, of what drives them, and of the nodes that channels use, while
 //! I/O goes on.
 //!
-//! Every core prepares: it opens queues of the leaves that are new to it, and of new drivers. If one cannot, nothing
-//! has changed anywhere. Then the nodes are drained, the nodes' views are replaced at one moment,
-//! and each core leads its users along them before their operations go on.
+//! Every core prepares: it opens queues of the leaves that are new to it, and of new drivers. If
+//! one cannot, nothing has changed anywhere. Then the nodes are drained, the nodes' views are
+//! replaced at one moment, and each core leads its users along them before their operations go on.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

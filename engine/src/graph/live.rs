@@ -19,8 +19,9 @@ use crate::{Core, Error, ErrorKind, Node, View};
 ///
 /// Each is one transaction. An error has changed nothing: a rule of the graph that does not hold,
 /// a format that does not work over such children, a core that cannot open a queue of a leaf, a
-/// user that would find another block size, or another process that stands against the new users. Operations on the nodes wait in their slots meanwhile;
-/// all others go on. Dropped before its end, a change is made as a whole or not at all.
+/// user that would find another block size, or another process that stands against the new users.
+/// Operations on the nodes wait in their slots meanwhile; all others go on. Dropped before its end,
+/// a change is made as a whole or not at all.
 pub struct Live<'a> {
     graph: &'a mut Graph<Arc<Node>>,
     core: &'a Core,

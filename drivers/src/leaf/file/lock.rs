@@ -3,8 +3,8 @@
 //! Each permission has two bytes of the file. Who uses the file in that way holds a lock on the
 //! first, who does not bear others that do holds one on the second; all are shared locks
 //! (F_RDLCK), which never stand against each other. To ask whether somebody holds one is to ask
-//! whether an exclusive lock could be had (F_OFD_GETLK). Everybody first locks and then looks: of two that
-//! do so at once, one at least sees the other.
+//! whether an exclusive lock could be had (F_OFD_GETLK). Everybody first locks and then looks: of
+//! two that do so at once, one at least sees the other.
 //!
 //! The locks are of an open file description of their own (OFD), so that they last from the first
 //! descriptor of the file to the last, whichever of them is replaced in between.
