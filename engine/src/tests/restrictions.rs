@@ -3,39 +3,12 @@
 use std::sync::Arc;
 
 use super::leaf::{Awkward, AwkwardOptions, Seen};
+use super::live::Plain;
 use super::{buf, reactor};
-use crate::{
-    Body, Core, Error, Extent, Format, Intent, Limits, LocalFuture, Node, Op, OpFlags, OpKind,
-    Restrictions,
-};
+use crate::{Body, Node, Op, OpFlags, OpKind, Restrictions};
 
 const LEN: u64 = 64 << 10;
 const NONE: OpFlags = OpFlags::empty();
-
-/// Its child as it is.
-struct Whole;
-
-impl Format for Whole {
-    fn name(&self) -> &'static str {
-        "whole"
-    }
-
-    fn limits(&self, children: &[Arc<Limits>]) -> Limits {
-        children[0].as_ref().clone()
-    }
-
-    fn map(&self, offset: u64, len: u64, _: Intent) -> Extent {
-        Extent::Data { child: 0, offset, len }
-    }
-
-    fn flushes(&self) -> &[usize] {
-        &[0]
-    }
-
-    fn close<'a>(&'a self, _: &'a Core) -> LocalFuture<'a, Result<(), Error>> {
-        Box::pin(async { Ok(()) })
-    }
-}
 
 /// What reaches a leaf, restricted so, beneath a node that is restricted so, of each of these
 /// operations. Without a node above, the leaf is asked itself.
@@ -50,7 +23,7 @@ fn reaches(
     let seen = driver.watch();
     let mut node = Node::restricted("leaf", Body::Leaf(Box::new(driver)), leaf);
     if let Some(above) = above {
-        node = Node::restricted("top", Body::Over(Arc::new(Whole), vec![node]), above);
+        node = Node::restricted("top", Body::Over(Arc::new(Plain), vec![node]), above);
     }
     let reactor = reactor(8);
     let core = reactor.core().clone();

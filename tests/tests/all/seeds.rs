@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use oxblock_drivers::memory::{self, MemoryOptions};
 use oxblock_drivers::nvme::{Controller as Host, NvmeOptions};
 use oxblock_engine::{Channel, Completion, Core, ErrorKind, Node, Op, OpKind, Options, Simulation};
 use oxblock_mem::{ArenaOptions, Buf};
-use oxblock_nvmet::fault::{self, Chances, FaultEvent, FaultPlan, Faults};
-use oxblock_nvmet::{Controller as Target, ControllerOptions, NamespaceOptions};
+use oxblock_nvmet::fault::{Chances, FaultEvent, FaultPlan, Faults};
 use oxblock_tests::random::Random;
+
+use super::support::{GUARD, contents, target, told};
 
 /// Blocks that each core has to itself.
 const BLOCKS: u64 = 64;
@@ -25,8 +25,6 @@ const REQUESTS: u64 = 200;
 const DEPTH: usize = 16;
 /// Buffers that were given back and are watched.
 const WATCHED: usize = 64;
-/// What they hold.
-const GUARD: u8 = 0xee;
 /// In simulated time, in ns: whoever is not done by then hangs.
 const PATIENCE_NS: u64 = 1_000_000_000_000;
 
@@ -225,29 +223,10 @@ fn check_guard(buf: &Buf) {
     assert!(found == [GUARD; 512], "written after it was given back");
 }
 
-/// What a block holds; of version 0, what a disk holds that was never written.
-fn contents(block: u64, version: u64) -> [u8; 512] {
-    let word = (block << 40 | version).to_le_bytes();
-    std::array::from_fn(|at| if version == 0 { 0 } else { word[at % 8] ^ (at / 8) as u8 })
-}
-
-/// A controller on the last core of the engine.
-async fn target(core: &Core, queues: u16, faults: &Arc<Faults>) -> Arc<Target> {
-    let size = BLOCKS * 512 * core.count() as u64;
-    let disk = memory::open(MemoryOptions { size, block_size: 512 }).expect("a disk");
-    let namespaces = vec![NamespaceOptions::new(Node::new("below", disk), 512)];
-    let options =
-        ControllerOptions { namespaces, max_io_queues: queues, ..ControllerOptions::default() };
-    let faults = faults.clone();
-    let start = async move |core: Core| fault::start(&core, options, &faults).await;
-    let server = core.count() - 1;
-    core.call(server, start).await.and_then(|result| result).expect("a controller")
-}
-
 /// All cores but the controller's do I/O, and one asks for resets now and then.
 async fn life(core: Core, seed: u64, faults: Arc<Faults>) -> (u64, u64) {
     let mood = Mood::of(seed);
-    let target = target(&core, 1 + (seed % 3) as u16, &faults).await;
+    let target = target(&core, 1 + (seed % 3) as u16, BLOCKS, &faults).await;
     let timeout = Duration::from_millis(400);
     let options =
         NvmeOptions { io_timeout: timeout, abort_timeout: timeout, ..NvmeOptions::default() };
@@ -296,10 +275,6 @@ impl Drop for Replay {
             eprintln!("OXBLOCK_SEED={seed} runs this again. What came:\n{log}");
         }
     }
-}
-
-fn told(name: &str) -> Option<u64> {
-    std::env::var(name).ok()?.parse().ok()
 }
 
 /// Requests that ended, and those that failed.
